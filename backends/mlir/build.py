@@ -1,0 +1,70 @@
+"""MLIR text to LLVM IR text, through MLIR's own passes."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import struct
+from typing import Any
+
+from tilewright.ir.errors import BackendMissingError
+
+PIPELINE = (
+    "builtin.module(canonicalize,cse,loop-invariant-code-motion,convert-scf-to-cf,"
+    "convert-vector-to-llvm{enable-x86=true},convert-math-to-llvm,"
+    "arith-expand,convert-arith-to-llvm,convert-cf-to-llvm,convert-func-to-llvm,"
+    "convert-ub-to-llvm,reconcile-unrealized-casts)"
+)
+
+
+def bindings(part: str) -> Any:
+    """A module of MLIR's Python bindings: upstream's ``mlir`` or the copy in ``torch_mlir``."""
+    for package in ("mlir", "torch_mlir"):
+        try:
+            return importlib.import_module(f"{package}.{part}")
+        except ImportError:
+            continue
+    raise BackendMissingError(
+        "the mlir back end needs MLIR's Python bindings: pip install 'tilewright[mlir]' "
+        "(the wheel torch-mlir has them), or choose backend='numba'"
+    )
+
+
+_SPECIAL = re.compile(
+    r"\b(half|bfloat|float|double) (?:([+-]?)(inf|nan|qnan)\b|f0x([0-9A-Fa-f]+))"
+)
+_PREFIX = {"half": "0xH", "bfloat": "0xR", "float": "0x", "double": "0x"}
+_INFINITY = {"half": 0x7C00, "bfloat": 0x7F80, "float": 0x7F800000, "double": 0x7FF << 52}
+_QUIET = {"half": 0x200, "bfloat": 0x40, "float": 0x400000, "double": 1 << 51}
+_BITS = {"half": 16, "bfloat": 16, "float": 32, "double": 64}
+
+
+def _older_spelling(text: str) -> str:
+    """Float constants as llvmlite's LLVM reads them: the wheel's newer LLVM prints words and f0x."""
+
+    def spell(found: re.Match[str]) -> str:
+        type_, sign, word, digits = found.groups()
+        bits = int(digits, 16) if digits else _INFINITY[type_]
+        if word in ("nan", "qnan"):
+            bits |= _QUIET[type_]
+        if sign == "-":
+            bits |= 1 << (_BITS[type_] - 1)
+        if type_ == "float":  # written with the bits of the same value in double precision
+            number = struct.unpack("<f", struct.pack("<I", bits))[0]
+            bits = struct.unpack("<Q", struct.pack("<d", number))[0]
+        width = 4 if type_ in ("half", "bfloat") else 16
+        return f"{type_} {_PREFIX[type_]}{bits:0{width}X}"
+
+    return _SPECIAL.sub(spell, text)
+
+
+def to_llvm_ir(mlir: str) -> str:
+    """LLVM IR text of an MLIR module."""
+    ir, passes = bindings("ir"), bindings("passmanager")
+    llvm = bindings("dialects.llvm")
+    with ir.Context() as context:
+        context.enable_multithreading(False)
+        module = ir.Module.parse(mlir)
+        passes.PassManager.parse(PIPELINE).run(module.operation)
+        text: str = llvm.translate_module_to_llvmir(module.operation)
+    return _older_spelling(text)

@@ -1,0 +1,400 @@
+"""A tile program as MLIR text: control flow, arguments, and each operation through its emitter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tilewright.backends.mlir.lanes import LaneEmitter
+from tilewright.backends.mlir.memory import Access, MemoryEmitter, MemoryRef
+from tilewright.backends.mlir.pointwise import Scalars, emit_pointwise
+from tilewright.backends.mlir.registers import (
+    Registers,
+    element_type,
+    held_type,
+    is_uniform,
+    memory_type,
+    physical,
+    register_map,
+    spread,
+)
+from tilewright.backends.mlir.text import MlirText
+from tilewright.ir import ops_math as m
+from tilewright.ir import ops_tile as t
+from tilewright.ir.core import Graph, Op, Region, Value
+from tilewright.ir.dtypes import I64, DType
+from tilewright.ir.errors import UnsupportedError
+from tilewright.ir.sizes import Size
+from tilewright.ir.target import Target
+from tilewright.ir.types import BufferType, IndexType, RegisterType, ScratchType
+
+# The argument block of a kernel (see runtime/kernel.py): five words, grid extents, sizes, buffers.
+COUNTER, SLOT, SCRATCH, SCRATCH_BYTES, ITEMS, HEADER = 0, 1, 2, 3, 4, 5
+SCRATCH_ALIGNMENT = 64
+
+
+def scratch_bytes(graph: Graph) -> int:
+    """Bytes of scratch that one worker needs."""
+    total = 0
+    for op in graph.body.walk():
+        if isinstance(op, t.Alloc):
+            assert isinstance(op.type, ScratchType)
+            total += _aligned(op.type.bytes)
+    return total
+
+
+def _aligned(size: int) -> int:
+    return -(-size // SCRATCH_ALIGNMENT) * SCRATCH_ALIGNMENT
+
+
+def emit_module(graph: Graph, target: Target, symbol: str) -> str:
+    """MLIR text of a module with one function ``symbol`` that works through the kernel's items."""
+    return _Program(graph, target).run(symbol)
+
+
+class _Program:
+    """Writes one function."""
+
+    def __init__(self, graph: Graph, target: Target) -> None:
+        self.graph, self.target = graph, target
+        self.text = MlirText()
+        self.memory = MemoryEmitter(self.text)
+        self.lanes = LaneEmitter(self.text, target)
+        self.values: dict[Value, Any] = {}
+        self.sizes: dict[str, str] = {}
+        self.blocks: list[str] = []
+        self.scratch_at = 0
+        self.scratch_base = ""
+
+    def run(self, symbol: str) -> str:
+        text = self.text
+        total = self._arguments()
+        counter = self._word(COUNTER, "!llvm.ptr")
+        one = text.i64(1)
+        first = text.op(f"llvm.atomicrmw add {counter}, {one} monotonic : !llvm.ptr, i64")
+        text.line(f"%end = scf.while (%item = {first}) : (i64) -> i64 {{")
+        with text.region():
+            more = text.op(f"arith.cmpi slt, %item, {total} : i64")
+            text.line(f"scf.condition({more}) %item : i64")
+        text.line("} do {")
+        text.line("^bb0(%here: i64):")
+        with text.region():
+            self._items("%here")
+            self._region(self.graph.body)
+            following = text.op(f"llvm.atomicrmw add {counter}, {one} monotonic : !llvm.ptr, i64")
+            text.line(f"scf.yield {following} : i64")
+        text.line("}")
+        body = "\n".join(text.lines)
+        return f"module {{\n  func.func @{symbol}(%args: !llvm.ptr) {{\n{body}\n    return\n  }}\n}}\n"
+
+    # ---- arguments
+
+    def _word(self, at: int, type_: str = "i64") -> str:
+        place = self.text.address("%args", self.text.i64(at), "i64")
+        return self.text.op(f"llvm.load {place} : !llvm.ptr -> {type_}")
+
+    def _arguments(self) -> str:
+        text, at = self.text, HEADER
+        total = self._word(ITEMS)
+        slots, base = self._word(SLOT, "!llvm.ptr"), self._word(SCRATCH, "!llvm.ptr")
+        slot = text.op(f"llvm.atomicrmw add {slots}, {text.i64(1)} monotonic : !llvm.ptr, i64")
+        skip = text.op(f"arith.muli {slot}, {self._word(SCRATCH_BYTES)} : i64")
+        self.scratch_base = text.address(base, skip, "i8")
+        self.extents = []
+        for _ in self.graph.attrs["grid"]:
+            self.extents.append(self._word(at))
+            at += 1
+        for name in self.graph.sizes:
+            self.sizes[name] = self._word(at)
+            at += 1
+        for param in self.graph.params:
+            at = self._buffer(param, at)
+        return total
+
+    def _buffer(self, param: Value, at: int) -> int:
+        type_ = param.type
+        assert isinstance(type_, BufferType)
+        pointer = self._word(at, "!llvm.ptr")
+        strides = []
+        for dim in range(len(type_.shape)):
+            unit = dim == type_.unit
+            strides.append(self.text.i64(1) if unit else self._word(at + 1 + dim))
+        self.values[param] = MemoryRef(pointer, strides, type_.dtype)
+        return at + 1 + len(type_.shape)
+
+    def _items(self, item: str) -> None:
+        """Positions on the grid, the last dimension fastest."""
+        self.blocks = []
+        for extent in reversed(self.extents):
+            self.blocks.append(self.text.op(f"arith.remsi {item}, {extent} : i64"))
+            item = self.text.op(f"arith.divsi {item}, {extent} : i64")
+        self.blocks.reverse()
+
+    # ---- operations
+
+    def _region(self, region: Region) -> list[str]:
+        for op in region.ops:
+            self._op(op)
+        return [name for value in region.yields for name in self._flat(value)]
+
+    def _op(self, op: Op) -> None:
+        handler: Callable[[Any], Any] | None = getattr(self, "_" + op.name.replace(".", "_"), None)
+        if handler is not None:
+            result = handler(op)
+        elif "pointwise" in op.traits:
+            result = self._pointwise(op)
+        else:
+            raise UnsupportedError(f"{op.name} in the mlir back end", op.loc)
+        if len(op.results) == 1 and not isinstance(op, t.For):
+            self.values[op.result] = result
+
+    def _flat(self, value: Value) -> list[str]:
+        held = self.values[value]
+        return held.names if isinstance(held, Registers) else [held]
+
+    def _types(self, value: Value) -> list[str]:
+        if isinstance(value.type, IndexType):
+            return ["i64"]
+        assert isinstance(value.type, RegisterType)
+        return [held_type(value.type)] * physical(value.type)
+
+    def _bind(self, value: Value, names: list[str]) -> None:
+        if isinstance(value.type, IndexType):
+            self.values[value] = names[0]
+        else:
+            assert isinstance(value.type, RegisterType)
+            self.values[value] = Registers(value.type, names)
+
+    def _pointwise(self, op: Op) -> Any:
+        type_ = op.result.type
+        if isinstance(type_, IndexType):
+            names = [self.values[v] for v in op.operands]
+            return self._index(op, names)
+        assert isinstance(type_, RegisterType)
+        lanes = 1 if is_uniform(type_.layout) else type_.layout.lanes
+        inputs = [self._aligned_to(v, type_, lanes) for v in op.operands]
+        dtype = getattr(op.operands[0].type, "dtype", I64)
+        scalars = Scalars(self.text, self.target, type_.dtype, lanes)
+        if isinstance(op, m.Compare):
+            scalars.dtype = dtype
+        names = [
+            emit_pointwise(scalars, op, [x[i] for x in inputs], dtype)
+            for i in range(physical(type_))
+        ]
+        return Registers(type_, names)
+
+    def _index(self, op: Op, names: list[str]) -> str:
+        """Integer arithmetic on run-time positions; division by zero gives zero."""
+        if isinstance(op, m.Add):
+            return self.text.add(*names)
+        if isinstance(op, m.Mul):
+            return self.text.mul(*names)
+        if isinstance(op, m.Div | m.Mod):
+            known = self.text.known(names[1])
+            kind = "divsi" if isinstance(op, m.Div) else "remsi"
+            divisor = names[1]
+            if known is None:
+                divisor = self.text.op(f"arith.maxsi {divisor}, {self.text.i64(1)} : i64")
+            return self.text.op(f"arith.{kind} {names[0]}, {divisor} : i64")
+        scalars = Scalars(self.text, self.target, I64, 1)
+        return emit_pointwise(scalars, op, names, I64)
+
+    def _aligned_to(self, value: Value, result: RegisterType, lanes: int) -> list[str]:
+        """The operand's registers, one per register of the result, broadcast where it is narrower."""
+        held = self.values[value]
+        assert isinstance(held, Registers)
+        constant = self._constant(value, lanes)
+        if constant is not None:
+            return [constant] * physical(result)
+        if held.type.layout.registers == 1 and held.type.layout.lanes == 1:
+            mapped = [0] * physical(result)
+        else:
+            mapped = register_map(held.type, result)
+        names = held.names
+        if held.uniform and lanes > 1:
+            names = [spread(self.text, n, held.held, lanes) for n in names]
+        return [names[i] for i in mapped]
+
+    def _constant(self, value: Value, lanes: int) -> str | None:
+        number = self.numbers.get(value)
+        if number is None or lanes == 1:
+            return None
+        dtype = getattr(value.type, "dtype", I64)
+        return Scalars(self.text, self.target, dtype, lanes).number(number, element_type(dtype))
+
+    @property
+    def numbers(self) -> dict[Value, float]:
+        return self.__dict__.setdefault("_numbers", {})
+
+    def _math_const(self, op: m.Const) -> Any:
+        if isinstance(op.type, IndexType):
+            return self.text.i64(int(op.value))
+        assert isinstance(op.type, RegisterType)
+        self.numbers[op.result] = op.value
+        lanes = 1 if is_uniform(op.type.layout) else op.type.layout.lanes
+        scalars = Scalars(self.text, self.target, op.type.dtype, lanes)
+        name = scalars.number(op.value, element_type(op.type.dtype))
+        return Registers(op.type, [name] * physical(op.type))
+
+    def _math_cast(self, op: m.Cast) -> Any:
+        if isinstance(op.x.type, IndexType):
+            raise UnsupportedError("a cast of an index", op.loc)
+        return self._pointwise(op)
+
+    def _tile_block(self, op: t.BlockId) -> str:
+        return self.blocks[op.dim]
+
+    def _tile_size(self, op: t.SizeOf) -> str:
+        return self._size(op.size)
+
+    def _size(self, size: Size) -> str:
+        text, total = self.text, self.text.i64(0)
+        for monomial, coefficient in size.terms:
+            term = text.i64(coefficient)
+            for name in monomial:
+                term = text.mul(term, self.sizes[name])
+            total = text.add(total, term)
+        return total
+
+    def _tile_stride(self, op: t.StrideOf) -> str:
+        held = self.values[op.buffer]
+        assert isinstance(held, MemoryRef)
+        return held.strides[op.dim]
+
+    def _tile_alloc(self, op: t.Alloc) -> MemoryRef:
+        assert isinstance(op.type, ScratchType)
+        shape, text = op.type.shape, self.text
+        pointer = text.address(self.scratch_base, text.i64(self.scratch_at), "i8")
+        self.scratch_at += _aligned(op.type.bytes)
+        strides, inner = [], 1
+        for size in reversed(shape):
+            strides.append(text.i64(inner))
+            inner *= size
+        return MemoryRef(pointer, strides[::-1], op.type.dtype)
+
+    def _access(self, memory: Value, rest: tuple[Value, ...], op: t.Access) -> Access:
+        held = self.values[memory]
+        rank = len(held.strides)
+        names = [self.values[v] for v in rest]
+        limits = {
+            dim: (kind, names[rank + at]) for at, (dim, kind) in enumerate(op.bounds)
+        }
+        return Access(held, names[:rank], op.dims, limits)
+
+    def _tile_load(self, op: t.Load) -> Registers:
+        assert isinstance(op.result.type, RegisterType)
+        return self.memory.load(self._access(op.source, op.rest, op), op.result.type)
+
+    def _tile_store(self, op: t.Store) -> None:
+        self.memory.store(self._access(op.target, op.rest, op), self.values[op.value])
+
+    def _tile_gather(self, op: t.Gather) -> Registers:
+        offsets, source = self.values[op.offsets], self.values[op.source]
+        type_ = op.result.type
+        assert isinstance(type_, RegisterType)
+        text, element = self.text, memory_type(type_.dtype)
+        base = text.address(source.pointer, self.values[op.offset], element)
+        names = []
+        for name in offsets.names:
+            if offsets.uniform:
+                x = text.op(f"llvm.load {text.address(base, name, element)} : !llvm.ptr -> {element}")
+            else:
+                x = self._gather_vector(base, name, offsets.lanes, element, type_.dtype)
+            names.append(self._from_memory(x, type_))
+        return Registers(type_, names)
+
+    def _gather_vector(self, base: str, offsets: str, lanes: int, element: str, dtype: DType) -> str:
+        text, held = self.text, f"vector<{lanes}x{element}>"
+        pointers = text.op(
+            f"llvm.getelementptr {base}[{offsets}] : (!llvm.ptr, vector<{lanes}xi64>) -> "
+            f"vector<{lanes}x!llvm.ptr>, {element}"
+        )
+        mask = text.constant("dense<true>", f"vector<{lanes}xi1>")
+        zero = text.constant("dense<0>" if element.startswith("i") else "dense<0.0>", held)
+        return text.op(
+            f"llvm.intr.masked.gather {pointers}, {mask}, {zero} "
+            f"{{alignment = {dtype.bits // 8} : i32}} : "
+            f"(vector<{lanes}x!llvm.ptr>, vector<{lanes}xi1>, {held}) -> {held}"
+        )
+
+    def _from_memory(self, name: str, type_: RegisterType) -> str:
+        if type_.dtype.name != "bool":
+            return name
+        lanes = 1 if is_uniform(type_.layout) else type_.layout.lanes
+        scalars = Scalars(self.text, self.target, type_.dtype, lanes)
+        zero = scalars.number(0, "i8")
+        return self.text.op(f"arith.cmpi ne, {name}, {zero} : {scalars.shaped('i8')}")
+
+    def _tile_coordinate(self, op: t.Coordinate) -> Registers:
+        type_ = op.result.type
+        assert isinstance(type_, RegisterType)
+        names = []
+        for row in type_.layout.table():
+            if is_uniform(type_.layout):
+                names.append(self.text.i64(row[0][op.dim]))
+            else:
+                listed = ", ".join(str(index[op.dim]) for index in row)
+                names.append(self.text.constant(f"dense<[{listed}]>", held_type(type_)))
+        return Registers(type_, names)
+
+    def _tile_splat(self, op: t.Splat) -> Registers:
+        assert isinstance(op.result.type, RegisterType)
+        return Registers(op.result.type, [self.values[op.x]])
+
+    def _tile_dot(self, op: t.Dot) -> Registers:
+        acc, a, b = (self.values[v] for v in op.operands)
+        return self.lanes.dot(op, acc, a, b)
+
+    def _tile_reduce(self, op: t.Reduce) -> Registers:
+        return self.lanes.reduce(op, self.values[op.x])
+
+    def _tile_reduce_to_lanes(self, op: t.ReduceToLanes) -> Registers:
+        return self.lanes.reduce_to_lanes(op, self.values[op.x])
+
+    def _tile_pack_pairs(self, op: t.PackPairs) -> Registers:
+        return self.lanes.pack_pairs(op, self.values[op.x])
+
+    def _tile_split_pairs(self, op: t.SplitPairs) -> Registers:
+        assert isinstance(op.result.type, RegisterType)
+        return Registers(op.result.type, self.values[op.x].names)
+
+    # ---- control flow
+
+    def _tile_for(self, op: t.For) -> None:
+        text, region = self.text, op.regions[0]
+        lo, hi = self.values[op.lo], self.values[op.hi]
+        step = text.i64(op.step)
+        counter = text.name()
+        inits = [n for v in op.inits for n in self._flat(v)]
+        types = [x for v in op.inits for x in self._types(v)]
+        inner = [text.name() for _ in inits]
+        head = f"scf.for {counter} = {lo} to {hi} step {step}"
+        results = text.name() if inits else ""
+        if inits:
+            pairs = ", ".join(f"{a} = {b}" for a, b in zip(inner, inits, strict=True))
+            head = f"{results}:{len(inits)} = {head} iter_args({pairs}) -> ({', '.join(types)})"
+        text.line(f"{head} : i64 {{")
+        self.values[region.params[0]] = counter
+        self._bind_all(region.params[1:], inner)
+        with text.region():
+            yields = self._region(region)
+            if inits:
+                text.line(f"scf.yield {', '.join(yields)} : {', '.join(types)}")
+        text.line("}")
+        names = [f"{results}#{i}" for i in range(len(inits))]
+        self._bind_all(op.results, names)
+
+    def _bind_all(self, values: tuple[Value, ...], names: list[str]) -> None:
+        at = 0
+        for value in values:
+            count = len(self._types(value))
+            self._bind(value, names[at : at + count])
+            at += count
+
+    def _tile_if(self, op: t.If) -> None:
+        lo, hi = self.values[op.lo], self.values[op.hi]
+        inside = self.text.op(f"arith.cmpi slt, {lo}, {hi} : i64")
+        self.text.line(f"scf.if {inside} {{")
+        with self.text.region():
+            self._region(op.regions[0])
+        self.text.line("}")

@@ -1,0 +1,152 @@
+"""Operations between registers and across lanes: products, reductions, pairs."""
+
+from __future__ import annotations
+
+from tilewright.backends.mlir.pointwise import Scalars, narrow_bf16
+from tilewright.backends.mlir.registers import Registers, register_map, spread
+from tilewright.backends.mlir.text import MlirText
+from tilewright.ir import ops_tile as t
+from tilewright.ir.dtypes import BF16, F32
+from tilewright.ir.errors import UnsupportedError
+from tilewright.ir.layout import Layout
+from tilewright.ir.target import Target
+from tilewright.ir.types import RegisterType
+
+
+class LaneEmitter:
+    """Writes tile operations that are not pointwise."""
+
+    def __init__(self, text: MlirText, target: Target) -> None:
+        self.text, self.target = text, target
+
+    def dot(self, op: t.Dot, acc: Registers, a: Registers, b: Registers) -> Registers:
+        """Multiply-adds register by register; pairs through the bf16 dot instruction."""
+        columns = acc.type.shape[1] // (acc.lanes if not acc.uniform else 1)
+        rows = acc.type.shape[0]
+        vectors = [
+            spread(self.text, name, a.held, acc.lanes * (1 if a.pack == 2 else 1))
+            if a.uniform
+            else name
+            for name in a.names
+        ]
+        names = []
+        for row in range(rows):
+            for column in range(columns):
+                c = acc.names[row * columns + column]
+                names.append(self._multiply_add(c, vectors[row], b.names[column], acc, a, b))
+        return Registers(acc.type, names)
+
+    def _multiply_add(
+        self, c: str, x: str, y: str, acc: Registers, a: Registers, b: Registers
+    ) -> str:
+        if a.pack == 1:
+            if a.type.dtype != F32:
+                raise UnsupportedError(f"tile.dot on {a.type.dtype} without pairs")
+            return self.text.op(f"math.fma {x}, {y}, {c} : {acc.held}")
+        lanes = acc.lanes
+        if a.uniform:
+            x = self.text.op(f"vector.bitcast {x} : vector<{lanes}xi32> to {b.held}")
+        name = '"llvm.x86.avx512bf16.dpbf16ps.512"'
+        types = f"({acc.held}, {b.held}, {b.held}) -> {acc.held}"
+        return self.text.op(f"llvm.call_intrinsic {name}({c}, {x}, {y}) : {types}")
+
+    def reduce(self, op: t.Reduce, x: Registers) -> Registers:
+        """Registers first, as a tree, then lanes by exchanging halves."""
+        result = op.result.type
+        assert isinstance(result, RegisterType)
+        groups: dict[int, list[str]] = {}
+        for name, group in zip(x.names, register_map(result, x.type), strict=True):
+            groups.setdefault(group, []).append(name)
+        names = [self._tree(op.kind, groups[g], x.held) for g in sorted(groups)]
+        for distance in lane_distances(x.type.layout, op.dim):
+            names = [self._exchange(op.kind, n, distance, x) for n in names]
+        return Registers(result, names)
+
+    def _tree(self, kind: str, names: list[str], held: str) -> str:
+        while len(names) > 1:
+            paired = [
+                self._combine(kind, a, b, held)
+                for a, b in zip(names[::2], names[1::2], strict=False)
+            ]
+            names = paired + names[len(names) - len(names) % 2 :]
+        return names[0]
+
+    def _combine(self, kind: str, a: str, b: str, held: str) -> str:
+        integer = "xi" in held or held.startswith("i")
+        if kind == "sum":
+            return self.text.op(f"arith.add{'i' if integer else 'f'} {a}, {b} : {held}")
+        relation = "gt" if kind == "max" else "lt"
+        compare = f"arith.cmpi s{relation}" if integer else f"arith.cmpf o{relation}"
+        chosen = self.text.op(f"{compare}, {a}, {b} : {held}")
+        if held.startswith("vector"):
+            lanes = held[7:].split("x")[0]
+            return self.text.op(f"arith.select {chosen}, {a}, {b} : vector<{lanes}xi1>, {held}")
+        return self.text.op(f"arith.select {chosen}, {a}, {b} : {held}")
+
+    def _exchange(self, kind: str, name: str, distance: int, x: Registers) -> str:
+        mask = [lane ^ distance for lane in range(x.lanes)]
+        other = self.text.shuffle(name, name, mask, x.held)
+        return self._combine(kind, name, other, x.held)
+
+    def reduce_to_lanes(self, op: t.ReduceToLanes, x: Registers) -> Registers:
+        """Sums of as many registers as there are lanes, one per lane: in each round two registers
+        become one that holds both their half-way sums."""
+        names, lanes = x.names, x.lanes
+        group = lanes
+        while len(names) > 1:
+            half, count = group // 2, len(names) // 2
+            low, high = _halves(lanes, group, half)
+            merged = []
+            for i in range(count):
+                a, b = names[i], names[i + count]
+                kept = self.text.shuffle(a, b, low, x.held)
+                added = self.text.shuffle(a, b, high, x.held)
+                merged.append(self.text.op(f"arith.addf {kept}, {added} : {x.held}"))
+            names, group = merged, half
+        result = op.result.type
+        assert isinstance(result, RegisterType)
+        return Registers(result, names)
+
+    def pack_pairs(self, op: t.PackPairs, x: Registers) -> Registers:
+        """Rows 2i and 2i+1 woven into one register of pairs."""
+        result = op.result.type
+        assert isinstance(result, RegisterType)
+        per_row = len(x.names) // x.type.shape[0]
+        lanes = x.lanes
+        narrow = x.names
+        if x.type.dtype != op.dtype:
+            if op.dtype != BF16:
+                raise UnsupportedError("pairs of f16")
+            scalars = Scalars(self.text, self.target, F32, lanes)
+            narrow = [narrow_bf16(scalars, n) for n in x.names]
+        woven = [k // 2 + (k % 2) * lanes for k in range(2 * lanes)]
+        names = []
+        for row in range(0, x.type.shape[0], 2):
+            for column in range(per_row):
+                a = narrow[row * per_row + column]
+                b = narrow[(row + 1) * per_row + column]
+                names.append(self.text.shuffle(a, b, woven, f"vector<{lanes}xbf16>"))
+        return Registers(result, names)
+
+
+def _halves(lanes: int, group: int, half: int) -> tuple[list[int], list[int]]:
+    """Shuffle masks over (a, b): in every group of lanes the halves of a, then those of b."""
+    low, high = [], []
+    for start in range(0, lanes, group):
+        for source in (0, lanes):
+            low += [source + start + i for i in range(half)]
+            high += [source + start + half + i for i in range(half)]
+    return low, high
+
+
+def lane_distances(layout: Layout, dim: int) -> list[int]:
+    """Distances of lanes that hold neighbouring halves of dimension ``dim``."""
+    distances, inner = [], 1
+    for kind, d, size in reversed([step for step in layout.steps if step[0] != "local"]):
+        if kind == "spatial" and d == dim:
+            step = 1
+            while step < size:
+                distances.append(step * inner)
+                step *= 2
+        inner *= size
+    return distances

@@ -1,0 +1,235 @@
+"""Pointwise operations as MLIR: one line of ``arith`` or ``math`` per physical register."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tilewright.backends.mlir.registers import element_type
+from tilewright.backends.mlir.text import MlirText
+from tilewright.ir import ops_math as m
+from tilewright.ir.core import Op
+from tilewright.ir.dtypes import DType
+from tilewright.ir.errors import UnsupportedError
+from tilewright.ir.target import Target
+
+Emit = Callable[["Scalars", Any, list[str]], str]
+EMIT: dict[type[Op], Emit] = {}
+
+
+class Scalars:
+    """Writes scalar or vector arithmetic on values of one MLIR type."""
+
+    def __init__(self, text: MlirText, target: Target, dtype: DType, lanes: int) -> None:
+        self.text, self.target, self.dtype, self.lanes = text, target, dtype, lanes
+
+    def shaped(self, element: str) -> str:
+        return element if self.lanes == 1 else f"vector<{self.lanes}x{element}>"
+
+    @property
+    def type(self) -> str:
+        return self.shaped(element_type(self.dtype))
+
+    def number(self, value: float, element: str) -> str:
+        """A constant of an element type in every lane."""
+        literal = _literal(value, element)
+        if self.lanes == 1:
+            return self.text.constant(literal, element)
+        return self.text.constant(f"dense<{literal}>", self.shaped(element))
+
+    def binary(self, name: str, a: str, b: str, element: str | None = None) -> str:
+        return self.text.op(f"{name} {a}, {b} : {self.shaped(element) if element else self.type}")
+
+    def convert(self, name: str, x: str, source: str, target: str) -> str:
+        return self.text.op(f"{name} {x} : {self.shaped(source)} to {self.shaped(target)}")
+
+
+def _literal(value: float, element: str) -> str:
+    if element == "i1":
+        return "true" if value else "false"
+    if element.startswith("i"):
+        return str(int(value))
+    if value != value:
+        return {"f32": "0x7FC00000", "f64": "0x7FF8000000000000"}[element]
+    if value in (float("inf"), float("-inf")):
+        bits = {"f32": ("0x7F800000", "0xFF800000"), "f64": ("0x7FF0000000000000", "0xFFF0000000000000")}
+        return bits[element][value < 0]
+    return f"{float(value):.17e}"
+
+
+def emits(cls: type[Op]) -> Callable[[Emit], Emit]:
+    """Registers how an op class is written."""
+
+    def register(emit: Emit) -> Emit:
+        EMIT[cls] = emit
+        return emit
+
+    return register
+
+
+_TWO = {  # op class -> (float, integer) operation
+    m.Add: ("arith.addf", "arith.addi"),
+    m.Sub: ("arith.subf", "arith.subi"),
+    m.Mul: ("arith.mulf", "arith.muli"),
+    m.Div: ("arith.divf", "arith.floordivsi"),
+    m.Max: ("arith.maximumf", "arith.maxsi"),
+    m.Min: ("arith.minimumf", "arith.minsi"),
+    m.Mod: ("arith.remf", "arith.remsi"),
+    m.And: ("", "arith.andi"),
+    m.Or: ("", "arith.ori"),
+    m.Pow: ("math.powf", ""),
+}
+_ONE = {
+    m.Sqrt: "math.sqrt",
+    m.Abs: "math.absf",
+    m.Round: "math.roundeven",
+    m.Log: "math.log",
+    m.Log2: "math.log2",
+    m.Neg: "arith.negf",
+    m.Exp: "math.exp",
+    m.Exp2: "math.exp2",
+    m.Tanh: "math.tanh",
+}
+
+
+def emit_pointwise(scalars: Scalars, op: Op, inputs: list[str], operand: DType) -> str:
+    """One physical register of a pointwise op; ``operand`` is the dtype of its first operand."""
+    special = EMIT.get(type(op))
+    if special is not None:
+        return special(scalars, op, inputs)
+    floating = operand.is_float
+    if type(op) in _TWO:
+        name = _TWO[type(op)][0 if floating else 1]
+        if name:
+            return scalars.binary(name, inputs[0], inputs[1], element_type(operand))
+    if type(op) in _ONE and floating:
+        return scalars.text.op(f"{_ONE[type(op)]} {inputs[0]} : {scalars.type}")
+    raise UnsupportedError(f"{op.name} on {operand} in the mlir back end", op.loc)
+
+
+@emits(m.Fma)
+def _fma(s: Scalars, op: m.Fma, inputs: list[str]) -> str:
+    return s.text.op(f"math.fma {', '.join(inputs)} : {s.type}")
+
+
+@emits(m.Not)
+def _not(s: Scalars, op: Op, inputs: list[str]) -> str:
+    return s.binary("arith.xori", inputs[0], s.number(1, "i1"), "i1")
+
+
+@emits(m.Larger)
+def _larger(s: Scalars, op: Op, inputs: list[str]) -> str:
+    """lhs > rhs ? lhs : rhs is the machine's own maximum."""
+    greater = s.text.op(f"arith.cmpf ogt, {inputs[0]}, {inputs[1]} : {s.type}")
+    return _choose(s, greater, inputs[0], inputs[1], s.type)
+
+
+def _choose(s: Scalars, condition: str, a: str, b: str, type_: str) -> str:
+    if s.lanes == 1:
+        return s.text.op(f"arith.select {condition}, {a}, {b} : {type_}")
+    return s.text.op(f"arith.select {condition}, {a}, {b} : {s.shaped('i1')}, {type_}")
+
+
+@emits(m.Select)
+def _select(s: Scalars, op: m.Select, inputs: list[str]) -> str:
+    return _choose(s, inputs[0], inputs[1], inputs[2], s.type)
+
+
+@emits(m.Compare)
+def _compare(s: Scalars, op: m.Compare, inputs: list[str]) -> str:
+    dtype = getattr(op.lhs.type, "dtype", None)
+    element = element_type(dtype) if dtype is not None else "i64"
+    if dtype is not None and dtype.is_float:
+        kind = {"ne": "une"}.get(op.relation, "o" + op.relation)
+        return s.text.op(f"arith.cmpf {kind}, {inputs[0]}, {inputs[1]} : {s.shaped(element)}")
+    signed = op.relation if op.relation in ("eq", "ne") else "s" + op.relation
+    return s.text.op(f"arith.cmpi {signed}, {inputs[0]}, {inputs[1]} : {s.shaped(element)}")
+
+
+@emits(m.Scale2)
+def _scale2(s: Scalars, op: m.Scale2, inputs: list[str]) -> str:
+    """x * 2**n: one instruction with AVX-512, else two factors made of exponent bits (n may lie below
+    the normal range)."""
+    x, n = inputs
+    if s.target.lanes == 16 and s.lanes == 16:
+        full, mode = s.text.constant("-1", "i16"), s.text.constant("4", "i32")
+        name = '"llvm.x86.avx512.mask.scalef.ps.512"'
+        types = f"({s.type}, {s.type}, {s.type}, i16, i32) -> {s.type}"
+        return s.text.op(f"llvm.call_intrinsic {name}({x}, {n}, {x}, {full}, {mode}) : {types}")
+    whole = s.convert("arith.fptosi", n, "f32", "i32")
+    half = s.binary("arith.shrsi", whole, s.number(1, "i32"), "i32")
+    rest = s.binary("arith.subi", whole, half, "i32")
+    for exponent in (half, rest):
+        biased = s.binary("arith.addi", exponent, s.number(127, "i32"), "i32")
+        bits = s.binary("arith.shli", biased, s.number(23, "i32"), "i32")
+        x = s.binary("arith.mulf", x, s.convert("arith.bitcast", bits, "i32", "f32"))
+    return x
+
+
+@emits(m.Cast)
+def _cast(s: Scalars, op: m.Cast, inputs: list[str]) -> str:
+    source = getattr(op.x.type, "dtype", None)
+    assert source is not None
+    return convert(s, inputs[0], source, op.dtype)
+
+
+def convert(s: Scalars, x: str, source: DType, target: DType) -> str:
+    """A value in another dtype."""
+    a, b = element_type(source), element_type(target)
+    if source == target:
+        return x
+    if source.name == "bf16":
+        wide = widen_bf16(s, x)
+        return wide if b == "f32" else convert(s, wide, _f32(), target)
+    if target.name == "bf16":
+        narrow = x if a == "f32" else convert(s, x, source, _f32())
+        return narrow_bf16(s, narrow)
+    if source.is_float and target.is_float:
+        return s.convert("arith.extf" if target.bits > source.bits else "arith.truncf", x, a, b)
+    if source.is_float:
+        if b == "i1":
+            return s.text.op(f"arith.cmpf une, {x}, {s.number(0, a)} : {s.shaped(a)}")
+        return s.convert("arith.fptosi", x, a, b)
+    if target.is_float:
+        return s.convert("arith.uitofp" if source.kind != "int" else "arith.sitofp", x, a, b)
+    return _convert_integer(s, x, source, target)
+
+
+def _f32() -> DType:
+    from tilewright.ir.dtypes import F32
+
+    return F32
+
+
+def _convert_integer(s: Scalars, x: str, source: DType, target: DType) -> str:
+    a, b = element_type(source), element_type(target)
+    if b == "i1":
+        return s.text.op(f"arith.cmpi ne, {x}, {s.number(0, a)} : {s.shaped(a)}")
+    bits = 1 if a == "i1" else source.bits
+    if bits == target.bits:
+        return x
+    if bits > target.bits:
+        return s.convert("arith.trunci", x, a, b)
+    return s.convert("arith.extsi" if source.kind == "int" else "arith.extui", x, a, b)
+
+
+def widen_bf16(s: Scalars, x: str) -> str:
+    """bf16 bits are the upper half of f32's."""
+    bits = s.convert("arith.bitcast", x, "bf16", "i16")
+    wide = s.convert("arith.extui", bits, "i16", "i32")
+    high = s.binary("arith.shli", wide, s.number(16, "i32"), "i32")
+    return s.convert("arith.bitcast", high, "i32", "f32")
+
+
+def narrow_bf16(s: Scalars, x: str) -> str:
+    """f32 to bf16, nearest even: one instruction where there is one, else on the bits."""
+    if s.target.bf16_dot and s.lanes == s.target.lanes:
+        return s.convert("arith.truncf", x, "f32", "bf16")
+    bits = s.convert("arith.bitcast", x, "f32", "i32")
+    shift = s.number(16, "i32")
+    odd = s.binary("arith.andi", s.binary("arith.shrui", bits, shift, "i32"), s.number(1, "i32"), "i32")
+    half = s.binary("arith.addi", odd, s.number(0x7FFF, "i32"), "i32")
+    rounded = s.binary("arith.shrui", s.binary("arith.addi", bits, half, "i32"), shift, "i32")
+    nan = s.text.op(f"arith.cmpf uno, {x}, {x} : {s.shaped('f32')}")
+    kept = _choose(s, nan, s.number(0x7FC0, "i32"), rounded, s.shaped("i32"))
+    return s.convert("arith.bitcast", s.convert("arith.trunci", kept, "i32", "i16"), "i16", "bf16")

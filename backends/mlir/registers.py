@@ -1,0 +1,105 @@
+"""How a register tile is held: one MLIR value per physical register.
+
+A tile whose lanes all hold the same element is kept as scalars and broadcast where it is used, which
+lets the instruction selector read them from memory as broadcasts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tilewright.backends.mlir.text import MlirText
+from tilewright.ir.dtypes import DType
+from tilewright.ir.layout import Layout
+from tilewright.ir.types import RegisterType
+
+_ELEMENT = {"bool": "i1", "u8": "i8"}
+
+
+def element_type(dtype: DType) -> str:
+    """MLIR's name of a dtype in registers."""
+    return _ELEMENT.get(dtype.name, dtype.name)
+
+
+def memory_type(dtype: DType) -> str:
+    """MLIR's name of a dtype in memory (bool is a byte)."""
+    return "i8" if dtype.name == "bool" else element_type(dtype)
+
+
+def is_uniform(layout: Layout) -> bool:
+    """True if all lanes hold the same elements."""
+    return all(kind != "spatial" for kind, _, _ in layout.steps)
+
+
+def packed(type_: RegisterType) -> int:
+    """Elements side by side in one lane's 32-bit word."""
+    sixteen = type_.dtype.bits == 16 and type_.layout.packed == 2 and type_.layout.rank != 1
+    last = type_.layout.steps[-1] if type_.layout.steps else ("", 0, 0)
+    innermost = last[0] == "local" and last[1] == type_.layout.rank - 1 and last[2] == 2
+    return 2 if sixteen and innermost and type_.layout.shape[-1] % 2 == 0 else 1
+
+
+@dataclass
+class Registers:
+    """The values that hold a tile, by physical register."""
+
+    type: RegisterType
+    names: list[str]
+
+    @property
+    def uniform(self) -> bool:
+        return is_uniform(self.type.layout)
+
+    @property
+    def lanes(self) -> int:
+        return self.type.layout.lanes
+
+    @property
+    def element(self) -> str:
+        return element_type(self.type.dtype)
+
+    @property
+    def pack(self) -> int:
+        return packed(self.type)
+
+    @property
+    def held(self) -> str:
+        """The MLIR type of each name."""
+        return held_type(self.type)
+
+
+def held_type(type_: RegisterType) -> str:
+    """The MLIR type of each physical register of a tile; uniform pairs are one 32-bit integer."""
+    element, pack = element_type(type_.dtype), packed(type_)
+    if is_uniform(type_.layout):
+        return "i32" if pack == 2 else element
+    return f"vector<{type_.layout.lanes * pack}x{element}>"
+
+
+def physical(type_: RegisterType) -> int:
+    """How many physical registers a tile takes."""
+    return type_.layout.registers // packed(type_)
+
+
+def register_map(operand: RegisterType, result: RegisterType) -> list[int]:
+    """For each physical register of ``result`` the register of ``operand`` that goes with it."""
+    pack, other = packed(result), packed(operand)
+    where = {}
+    for register, row in enumerate(operand.layout.table()):
+        for index in row:
+            where.setdefault(index, register // other)
+    found = []
+    for register in range(0, result.layout.registers, pack):
+        index = result.layout.table()[register][0]
+        clipped = tuple(
+            i if size > 1 else 0 for i, size in zip(index, operand.layout.shape, strict=True)
+        )
+        found.append(where[clipped])
+    return found
+
+
+def spread(text: MlirText, name: str, element: str, lanes: int) -> str:
+    """A scalar in all lanes of a vector (itself for one lane)."""
+    if lanes == 1:
+        return name
+    return text.op(f"vector.broadcast {name} : {element} to vector<{lanes}x{element}>")

@@ -1,0 +1,15 @@
+"""The op map: one handler per torch operation, from FX to tensor-level IR.
+
+Importing this package fills the registry.
+"""
+
+from tilewright.frontend.op_map import (
+    attention,
+    contractions,
+    generators,
+    pointwise,
+    reductions,
+    shape,
+)
+
+__all__ = ["attention", "contractions", "generators", "pointwise", "reductions", "shape"]

@@ -1,0 +1,122 @@
+"""What a handler emits with: short forms for the IR operations of one region.
+
+Sixteen-bit floats are only stored: arithmetic on them is done in f32 and rounded back, as torch does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tilewright.ir import ops_math as m
+from tilewright.ir import ops_tensor as t
+from tilewright.ir.core import NOWHERE, Builder, Op, Value
+from tilewright.ir.dtypes import F32, I64, DType
+from tilewright.ir.errors import Location, UnsupportedError
+from tilewright.ir.sizes import Size
+from tilewright.ir.types import TensorType
+
+Shape = tuple[Size, ...]
+ONE = Size.of(1)
+
+
+def tensor_type(value: Value) -> TensorType:
+    """The type of a tensor value."""
+    assert isinstance(value.type, TensorType)
+    return value.type
+
+
+def arithmetic_dtype(dtype: DType) -> DType:
+    """In which dtype torch computes on elements of ``dtype``."""
+    return F32 if dtype.is_float and dtype.bits == 16 else dtype
+
+
+class Emitter:
+    """Appends operations for one region; ``shape`` and ``dtype`` are those of the current result."""
+
+    def __init__(self, loc: Location = NOWHERE) -> None:
+        self.builder = Builder(loc)
+        self.letters: dict[Value, str] = {}
+        self.shape: Shape = ()
+        self.dtype: DType = F32
+        self.hint = ""
+
+    def op(self, cls: type[Op], *operands: Value, **attrs: object) -> Value:
+        """One operation with one result."""
+        return self.builder(cls, *operands, hint="", **attrs)
+
+    def const(self, value: float | bool, dtype: DType) -> Value:
+        """A constant, rank 0."""
+        return self.op(m.Const, value=value, type=TensorType((), dtype))
+
+    def cast(self, x: Value, dtype: DType) -> Value:
+        return x if tensor_type(x).dtype == dtype else self.op(m.Cast, x, dtype=dtype)
+
+    def reshape(self, x: Value, shape: Sequence[Size]) -> Value:
+        same = tensor_type(x).shape == tuple(shape)
+        return x if same else self.op(t.Reshape, x, shape=tuple(shape))
+
+    def transpose(self, x: Value, permutation: Sequence[int]) -> Value:
+        same = list(permutation) == list(range(len(permutation)))
+        return x if same else self.op(t.Transpose, x, permutation=tuple(permutation))
+
+    def broadcast(self, x: Value, shape: Sequence[Size]) -> Value:
+        same = tensor_type(x).shape == tuple(shape)
+        return x if same else self.op(t.Broadcast, x, shape=tuple(shape))
+
+    def iota(self, shape: Sequence[Size], axis: int, dtype: DType = I64) -> Value:
+        """Positions along ``axis``; the other sizes are kept as given (1 broadcasts)."""
+        return self.op(t.Iota, axis=axis, type=TensorType(tuple(shape), dtype))
+
+    def compute(self, cls: type[Op], *operands: Value, dtype: DType) -> Value:
+        """A pointwise op on operands cast to ``dtype``, in f32 and rounded back if that has 16 bits."""
+        wide = arithmetic_dtype(dtype)
+        result = self.op(cls, *(self.cast(x, wide) for x in operands))
+        return self.cast(result, dtype)
+
+    def select(self, condition: Value, lhs: Value, rhs: Value, dtype: DType) -> Value:
+        """Where ``condition`` (bool) holds ``lhs``, else ``rhs``."""
+        wide = arithmetic_dtype(dtype)
+        result = self.op(m.Select, condition, self.cast(lhs, wide), self.cast(rhs, wide))
+        return self.cast(result, dtype)
+
+    def compare(self, lhs: Value, rhs: Value, relation: str) -> Value:
+        """A comparison of two values of one dtype."""
+        wide = arithmetic_dtype(tensor_type(lhs).dtype)
+        return self.op(m.Compare, self.cast(lhs, wide), self.cast(rhs, wide), relation=relation)
+
+    def contract(self, equation: str, lhs: Value, rhs: Value, dtype: DType | None = None) -> Value:
+        """A contraction in f32 (f64 if ``dtype`` is that) of operands first rounded to ``dtype``.
+
+        A letter may have size 1 on one side (torch broadcasts): the dimension is dropped there.
+        The result is rounded to ``dtype``, or left in the wide dtype if that is None.
+        """
+        given = dtype or tensor_type(lhs).dtype
+        if not given.is_float:
+            raise UnsupportedError("contractions of integers stay with torch; convert to float")
+        sides, out = equation.split("->")
+        left, right = sides.split(",")
+        wide = arithmetic_dtype(given)
+        lhs, rhs = (self.cast(self.cast(x, given), wide) for x in (lhs, rhs))
+        lhs, left_kept = self._drop_broadcast(lhs, left, rhs, right)
+        rhs, right = self._drop_broadcast(rhs, right, lhs, left_kept)
+        value = self.op(t.Contract, lhs, rhs, equation=f"{left_kept},{right}->{out}")
+        result = value if dtype is None else self.cast(value, dtype)
+        self.letters[result] = out
+        return result
+
+    def _drop_broadcast(
+        self, x: Value, letters: str, other: Value, other_letters: str
+    ) -> tuple[Value, str]:
+        sizes = dict(zip(other_letters, tensor_type(other).shape, strict=True))
+        pairs = list(zip(letters, tensor_type(x).shape, strict=True))
+        kept = [(c, s) for c, s in pairs if not (s == ONE and sizes.get(c, ONE) != ONE)]
+        if len(kept) == len(pairs):
+            return x, letters
+        return self.reshape(x, [s for _, s in kept]), "".join(c for c, _ in kept)
+
+    def reduce(self, x: Value, kind: str, axes: Sequence[int], keep: bool) -> Value:
+        """Reductions over several axes, the last first so that the others keep their numbers."""
+        rank = len(tensor_type(x).shape)
+        for axis in sorted({a % rank for a in axes}, reverse=True):
+            x = self.op(t.Reduce, x, kind=kind, axis=axis, keep=keep)
+        return x

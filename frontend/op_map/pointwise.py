@@ -1,0 +1,322 @@
+"""Pointwise operations: arithmetic, comparisons, logic, selection and casts."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from tilewright.frontend.op_map.emitter import Emitter, tensor_type
+from tilewright.frontend.op_map.promotion import Operand, as_value, promoted
+from tilewright.frontend.op_map.registry import Handler, Kind, handles
+from tilewright.ir import ops_math as m
+from tilewright.ir.core import Op, Value
+from tilewright.ir.dtypes import BOOL, F64, DType
+from tilewright.ir.errors import UnsupportedError
+
+
+def binary(e: Emitter, cls: type[Op], lhs: Operand, rhs: Operand, dtype: DType) -> Value:
+    """An operation on two values or numbers, computed in ``dtype``."""
+    return e.compute(cls, as_value(e, lhs, dtype), as_value(e, rhs, dtype), dtype=dtype)
+
+
+@handles("add", Kind.POINTWISE, [torch.add, operator.add], ["add", "__add__", "__radd__"])
+def add(e: Emitter, input: Operand, other: Operand, *, alpha: float = 1) -> Value:
+    """input + alpha * other"""
+    if alpha != 1:
+        other = binary(e, m.Mul, other, alpha, e.dtype)
+    return binary(e, m.Add, input, other, e.dtype)
+
+
+@handles("sub", Kind.POINTWISE, [torch.sub, torch.subtract, operator.sub], ["sub", "__sub__"])
+def sub(e: Emitter, input: Operand, other: Operand, *, alpha: float = 1) -> Value:
+    """input - alpha * other"""
+    if alpha != 1:
+        other = binary(e, m.Mul, other, alpha, e.dtype)
+    return binary(e, m.Sub, input, other, e.dtype)
+
+
+@handles("rsub", Kind.POINTWISE, [torch.rsub], ["rsub", "__rsub__"])
+def rsub(e: Emitter, input: Operand, other: Operand) -> Value:
+    """other - input"""
+    return binary(e, m.Sub, other, input, e.dtype)
+
+
+@handles("mul", Kind.POINTWISE, [torch.mul, torch.multiply, operator.mul], ["mul", "__mul__"])
+def mul(e: Emitter, input: Operand, other: Operand) -> Value:
+    """input * other; of booleans both"""
+    return binary(e, m.And if e.dtype == BOOL else m.Mul, input, other, e.dtype)
+
+
+@handles(
+    "div",
+    Kind.POINTWISE,
+    [torch.div, torch.true_divide, torch.divide, operator.truediv],
+    ["div", "true_divide", "__truediv__"],
+)
+def div(e: Emitter, input: Operand, other: Operand, *, rounding_mode: str | None = None) -> Value:
+    """input / other in floats"""
+    if rounding_mode is not None:
+        raise UnsupportedError(f"division with rounding_mode={rounding_mode!r}; use // of integers")
+    return binary(e, m.Div, input, other, e.dtype)
+
+
+@handles(
+    "floor_divide", Kind.POINTWISE, [torch.floor_divide, operator.floordiv], ["floor_divide"]
+)
+def floor_divide(e: Emitter, input: Operand, other: Operand) -> Value:
+    """input // other of integers, rounded down"""
+    if not e.dtype.is_int:
+        raise UnsupportedError("// of floats; only of integers")
+    return binary(e, m.Div, input, other, e.dtype)
+
+
+@handles("remainder", Kind.POINTWISE, [torch.remainder, operator.mod], ["remainder"])
+def remainder(e: Emitter, input: Operand, other: Operand) -> Value:
+    """input % other of integers, with the sign of other"""
+    if not e.dtype.is_int:
+        raise UnsupportedError("% of floats; only of integers")
+    return binary(e, m.Mod, input, other, e.dtype)
+
+
+@handles("maximum", Kind.POINTWISE, [torch.maximum], ["maximum"])
+def maximum(e: Emitter, input: Operand, other: Operand) -> Value:
+    """The larger, NaN if either is"""
+    return binary(e, m.Max, input, other, e.dtype)
+
+
+@handles("minimum", Kind.POINTWISE, [torch.minimum], ["minimum"])
+def minimum(e: Emitter, input: Operand, other: Operand) -> Value:
+    """The smaller, NaN if either is"""
+    return binary(e, m.Min, input, other, e.dtype)
+
+
+@handles(
+    "clamp", Kind.POINTWISE, [torch.clamp, torch.clip], ["clamp", "clip", "clamp_min", "clamp_max"]
+)
+def clamp(
+    e: Emitter, input: Operand, min: Operand | None = None, max: Operand | None = None
+) -> Value:
+    """min(max(input, min), max)"""
+    value = as_value(e, input, e.dtype)
+    if min is not None:
+        value = binary(e, m.Max, value, min, e.dtype)
+    return value if max is None else binary(e, m.Min, value, max, e.dtype)
+
+
+@handles("pow", Kind.POINTWISE, [torch.pow, operator.pow], ["pow", "__pow__"])
+def pow(e: Emitter, input: Operand, exponent: Operand) -> Value:
+    """Small constant exponents by multiplication and roots, others by math.pow"""
+    dtype = e.dtype
+    if exponent in (2, 3) and isinstance(exponent, int | float):
+        square = binary(e, m.Mul, input, input, dtype)
+        return square if exponent == 2 else binary(e, m.Mul, square, input, dtype)
+    if dtype.is_float and exponent in (0.5, -0.5) and isinstance(input, Value):
+        return e.compute(m.Sqrt if exponent == 0.5 else m.Rsqrt, input, dtype=dtype)
+    if dtype.is_float:
+        return binary(e, m.Pow, input, exponent, dtype)
+    raise UnsupportedError("powers of integers other than squares and cubes")
+
+
+UNARY: dict[str, type[Op]] = {
+    "neg": m.Neg,
+    "exp": m.Exp,
+    "exp2": m.Exp2,
+    "log": m.Log,
+    "log2": m.Log2,
+    "tanh": m.Tanh,
+    "sigmoid": m.Sigmoid,
+    "sqrt": m.Sqrt,
+    "rsqrt": m.Rsqrt,
+    "abs": m.Abs,
+}
+EXTRA_FUNCTIONS: dict[str, list[Any]] = {
+    "neg": [operator.neg, torch.negative],
+    "abs": [operator.abs, torch.absolute],
+    "sigmoid": [F.sigmoid],
+    "tanh": [F.tanh],
+}
+
+
+def _register_unary(name: str, cls: type[Op]) -> Handler:
+    functions = [getattr(torch, name), *EXTRA_FUNCTIONS.get(name, [])]
+
+    @handles(name, Kind.POINTWISE, functions, [name])
+    def unary(e: Emitter, input: Value) -> Value:
+        return e.compute(cls, input, dtype=e.dtype)
+
+    return unary
+
+
+for _name, _cls in UNARY.items():
+    _register_unary(_name, _cls)
+
+
+@handles("relu", Kind.POINTWISE, [torch.relu, F.relu], ["relu"])
+def relu(e: Emitter, input: Value, inplace: bool = False) -> Value:
+    """max(input, 0)"""
+    if inplace:
+        raise UnsupportedError("relu with inplace=True")
+    return binary(e, m.Max, input, 0, e.dtype)
+
+
+@handles("square", Kind.POINTWISE, [torch.square], ["square"])
+def square(e: Emitter, input: Value) -> Value:
+    """input * input"""
+    return binary(e, m.Mul, input, input, e.dtype)
+
+
+@handles("reciprocal", Kind.POINTWISE, [torch.reciprocal], ["reciprocal"])
+def reciprocal(e: Emitter, input: Value) -> Value:
+    """1 / input"""
+    return binary(e, m.Div, 1.0, input, e.dtype)
+
+
+RELATIONS: dict[str, list[Any]] = {
+    "lt": [torch.lt, torch.less, operator.lt],
+    "le": [torch.le, torch.less_equal, operator.le],
+    "gt": [torch.gt, torch.greater, operator.gt],
+    "ge": [torch.ge, torch.greater_equal, operator.ge],
+    "eq": [torch.eq, operator.eq],
+    "ne": [torch.ne, torch.not_equal, operator.ne],
+}
+
+
+def _register_relation(relation: str, functions: list[Any]) -> Handler:
+    @handles(relation, Kind.POINTWISE, functions, [relation, f"__{relation}__"])
+    def compare(e: Emitter, input: Operand, other: Operand) -> Value:
+        dtype = promoted(input, other)
+        return e.compare(as_value(e, input, dtype), as_value(e, other, dtype), relation)
+
+    return compare
+
+
+for _relation, _functions in RELATIONS.items():
+    _register_relation(_relation, _functions)
+
+
+@handles("isnan", Kind.POINTWISE, [torch.isnan], ["isnan"])
+def isnan(e: Emitter, input: Value) -> Value:
+    """input != input"""
+    return e.compare(input, input, "ne")
+
+
+def _logical(e: Emitter, cls: type[Op], *operands: Operand, bitwise: bool) -> Value:
+    if bitwise and e.dtype != BOOL:
+        raise UnsupportedError("bit operations on integers; only on booleans")
+    return e.compute(cls, *(as_value(e, x, BOOL) for x in operands), dtype=BOOL)
+
+
+@handles("logical_and", Kind.POINTWISE, [torch.logical_and], ["logical_and"])
+def logical_and(e: Emitter, input: Operand, other: Operand) -> Value:
+    return _logical(e, m.And, input, other, bitwise=False)
+
+
+@handles("logical_or", Kind.POINTWISE, [torch.logical_or], ["logical_or"])
+def logical_or(e: Emitter, input: Operand, other: Operand) -> Value:
+    return _logical(e, m.Or, input, other, bitwise=False)
+
+
+@handles("logical_not", Kind.POINTWISE, [torch.logical_not], ["logical_not"])
+def logical_not(e: Emitter, input: Operand) -> Value:
+    return _logical(e, m.Not, input, bitwise=False)
+
+
+@handles(
+    "bitwise_and", Kind.POINTWISE, [torch.bitwise_and, operator.and_], ["bitwise_and", "__and__"]
+)
+def bitwise_and(e: Emitter, input: Operand, other: Operand) -> Value:
+    return _logical(e, m.And, input, other, bitwise=True)
+
+
+@handles("bitwise_or", Kind.POINTWISE, [torch.bitwise_or, operator.or_], ["bitwise_or", "__or__"])
+def bitwise_or(e: Emitter, input: Operand, other: Operand) -> Value:
+    return _logical(e, m.Or, input, other, bitwise=True)
+
+
+@handles(
+    "bitwise_not", Kind.POINTWISE, [torch.bitwise_not, operator.invert], ["bitwise_not", "__invert__"]
+)
+def bitwise_not(e: Emitter, input: Operand) -> Value:
+    return _logical(e, m.Not, input, bitwise=True)
+
+
+@handles("where", Kind.POINTWISE, [torch.where], [])
+def where(e: Emitter, condition: Value, input: Operand, other: Operand) -> Value:
+    """math.select"""
+    lhs, rhs = as_value(e, input, e.dtype), as_value(e, other, e.dtype)
+    return e.select(e.cast(condition, BOOL), lhs, rhs, e.dtype)
+
+
+@handles("tensor.where", Kind.POINTWISE, [], ["where"])
+def tensor_where(e: Emitter, input: Value, condition: Value, other: Operand) -> Value:
+    """``x.where(condition, other)``"""
+    return where(e, condition, input, other)
+
+
+@handles("masked_fill", Kind.POINTWISE, [torch.masked_fill], ["masked_fill"])
+def masked_fill(e: Emitter, input: Value, mask: Value, value: Operand) -> Value:
+    """select(mask, value, input)"""
+    return e.select(mask, as_value(e, value, e.dtype), input, e.dtype)
+
+
+@handles("nan_to_num", Kind.POINTWISE, [torch.nan_to_num], ["nan_to_num"])
+def nan_to_num(
+    e: Emitter,
+    input: Value,
+    nan: float | None = None,
+    posinf: float | None = None,
+    neginf: float | None = None,
+) -> Value:
+    """NaN and infinities replaced; by 0 and the dtype's largest values if nothing is said"""
+    dtype = e.dtype
+    largest = (2 - dtype.epsilon) * 2.0 ** (2 ** (dtype.exponent - 1) - 1)
+    if dtype == F64:
+        largest = torch.finfo(torch.float64).max
+    x = e.select(e.compare(input, input, "ne"), e.const(nan or 0.0, dtype), input, dtype)
+    for infinite, wanted in ((float("inf"), posinf), (-float("inf"), neginf)):
+        number = largest if infinite > 0 else -largest
+        replacement = e.const(number if wanted is None else wanted, dtype)
+        x = e.select(e.compare(x, e.const(infinite, dtype), "eq"), replacement, x, dtype)
+    return x
+
+
+@handles(
+    "cast",
+    Kind.POINTWISE,
+    [],
+    ["to", "type", "type_as", "float", "half", "bfloat16", "double", "int", "long", "bool"],
+)
+def cast(e: Emitter, input: Value, *_target: object, **_options: object) -> Value:
+    """A conversion to the dtype that torch says the result has; moving devices is not one."""
+    return e.cast(input, e.dtype)
+
+
+@handles("dropout", Kind.POINTWISE, [F.dropout, torch.dropout], [])
+def dropout(
+    e: Emitter, input: Value, p: float = 0.5, training: bool = True, inplace: bool = False
+) -> Value:
+    """The identity outside training or with p = 0"""
+    if training and p != 0:
+        raise UnsupportedError("dropout while training stays with torch; call .eval()")
+    return input
+
+
+def _register_triangle(name: str, relation: str) -> Handler:
+    @handles(name, Kind.POINTWISE, [getattr(torch, name)], [name])
+    def triangle(e: Emitter, input: Value, diagonal: int = 0) -> Value:
+        """select(column - row <= diagonal, input, 0); >= for the upper triangle"""
+        shape = tensor_type(input).shape
+        one = e.shape[:0] + (type(shape[0]).of(1),)
+        rows, columns = e.iota((shape[-2], *one), 0), e.iota((*one, shape[-1]), 1)
+        limit = binary(e, m.Add, rows, diagonal, tensor_type(rows).dtype) if diagonal else rows
+        inside = e.compare(columns, limit, relation)
+        return e.select(inside, input, e.const(0, e.dtype), e.dtype)
+
+    return triangle
+
+
+_register_triangle("tril", "le")
+_register_triangle("triu", "ge")

@@ -1,0 +1,83 @@
+"""The registry of the op map: which torch functions and methods one handler stands for.
+
+A handler gets an emitter and the call's arguments (values for tensors) and returns the value of the
+result. All spellings of one operation (function, operator, method) lead to one handler.
+"""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from torch.fx import Node
+
+
+class Kind(Enum):
+    """What an operation does to the iteration space; regions are formed by it."""
+
+    CONTRACTION = "contraction"
+    ATTENTION = "attention"
+    SOFTMAX = "softmax"
+    REDUCTION = "reduction"
+    POINTWISE = "pointwise"
+    SHAPE = "shape"
+    GENERATOR = "generator"
+
+
+Handler = Callable[..., Any]
+Settle = Callable[[Node], None]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One operation of the map. ``settle`` adds the guards on sizes that its handler relies on."""
+
+    name: str
+    kind: Kind
+    handler: Handler
+    settle: Settle | None = None
+
+
+_FUNCTIONS: dict[Any, Entry] = {}
+_METHODS: dict[str, Entry] = {}
+
+
+def handles(
+    name: str,
+    kind: Kind,
+    functions: Sequence[Any] = (),
+    methods: Sequence[str] = (),
+    settle: Settle | None = None,
+) -> Callable[[Handler], Handler]:
+    """Registers a handler for torch functions and tensor methods (``".mT"`` is an attribute)."""
+
+    def register(handler: Handler) -> Handler:
+        entry = Entry(name, kind, handler, settle)
+        for function in functions:
+            assert function not in _FUNCTIONS, f"{function} is mapped twice"
+            _FUNCTIONS[function] = entry
+        for method in methods:
+            assert method not in _METHODS, f"method {method} is mapped twice"
+            _METHODS[method] = entry
+        return handler
+
+    return register
+
+
+def lookup(node: Node) -> Entry | None:
+    """The entry for an FX node, or None if the op map does not know its operation."""
+    if node.op == "call_method":
+        return _METHODS.get(str(node.target))
+    if node.op != "call_function":
+        return None
+    if node.target is builtins.getattr:
+        return _METHODS.get(f".{node.args[1]}")
+    return _FUNCTIONS.get(node.target)
+
+
+def entries() -> list[Entry]:
+    """Every entry once, for tests and documentation."""
+    return list(dict.fromkeys([*_FUNCTIONS.values(), *_METHODS.values()]))

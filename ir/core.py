@@ -1,0 +1,292 @@
+"""Values, operations, regions, graphs and modules; the registry of operations.
+
+All of them are immutable once made. A rewrite builds new operations from new operands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+from tilewright.ir.errors import Location, VerifyError
+from tilewright.ir.sizes import Size
+from tilewright.ir.types import Type
+
+Attr = Any  # int, float, str, bool, Size, DType, Type or a tuple of those
+NOWHERE = Location()
+
+
+@dataclass(eq=False)
+class Value:
+    """A value in SSA form, equal only to itself. ``hint`` is the name it would like in print."""
+
+    type: Type
+    hint: str = ""
+
+    def __repr__(self) -> str:
+        return f"%{self.hint or id(self)}: {self.type}"
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """A block of operations with parameters, ending in the values it yields."""
+
+    params: tuple[Value, ...]
+    ops: tuple[Op, ...]
+    yields: tuple[Value, ...] = ()
+
+    def walk(self) -> Iterator[Op]:
+        """All operations, outer ones before those in their regions."""
+        for op in self.ops:
+            yield op
+            for region in op.regions:
+                yield from region.walk()
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A named operand of an op class; ``rest`` takes all that remain."""
+
+    rest: bool = False
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """A named attribute of an op class with its default (``required`` if none)."""
+
+    default: Any = None
+    required: bool = True
+
+
+def operand(rest: bool = False) -> Any:
+    """Declares an operand field of an op class."""
+    return Operand(rest)
+
+
+def attribute(**default: Any) -> Any:
+    """Declares an attribute field of an op class: ``attribute()`` or ``attribute(default=0)``."""
+    return Attribute(default.get("default"), "default" not in default)
+
+
+REGISTRY: dict[str, type[Op]] = {}
+
+
+class Op:
+    """One operation. Subclasses declare ``operand()`` and ``attribute()`` fields, ``infer`` and
+    ``reference``; the printer, parser, verifier and interpreter need nothing more."""
+
+    name: ClassVar[str] = ""
+    traits: ClassVar[frozenset[str]] = frozenset()
+    operand_names: ClassVar[tuple[str, ...]] = ()
+    rest_name: ClassVar[str | None] = None
+    attribute_specs: ClassVar[dict[str, Attribute]] = {}
+
+    operands: tuple[Value, ...]
+    attrs: dict[str, Attr]
+    regions: tuple[Region, ...]
+    results: tuple[Value, ...]
+    loc: Location
+
+    def __init_subclass__(cls, name: str = "", traits: Sequence[str] = ()) -> None:
+        super().__init_subclass__()
+        names: list[str] = []
+        specs = dict(cls.attribute_specs)
+        for key in cls.__dict__.get("__annotations__", {}):
+            spec = cls.__dict__.get(key)
+            if isinstance(spec, Operand):
+                if spec.rest:
+                    cls.rest_name = key
+                    setattr(cls, key, property(_rest_getter(len(cls.operand_names) + len(names))))
+                else:
+                    at = len(cls.operand_names) + len(names)
+                    setattr(cls, key, property(_operand_getter(at)))
+                    names.append(key)
+            elif isinstance(spec, Attribute):
+                specs[key] = spec
+                setattr(cls, key, property(_attr_getter(key)))
+        cls.operand_names = cls.operand_names + tuple(names)
+        cls.attribute_specs = specs
+        cls.traits = cls.traits | frozenset(traits)
+        if name:
+            assert name not in REGISTRY, f"op {name} is declared twice"
+            cls.name = name
+            REGISTRY[name] = cls
+
+    def __init__(
+        self,
+        *operands: Value,
+        regions: Sequence[Region] = (),
+        loc: Location = NOWHERE,
+        hints: Sequence[str] = (),
+        **attrs: Attr,
+    ) -> None:
+        self.operands = tuple(operands)
+        self.regions = tuple(regions)
+        self.loc = loc
+        self.attrs = self._complete(attrs)
+        wanted = len(self.operand_names)
+        if len(operands) < wanted or (len(operands) > wanted and self.rest_name is None):
+            raise self.error(f"takes {wanted} operands ({', '.join(self.operand_names)})")
+        types = self.infer()
+        listed = tuple(types) if isinstance(types, tuple | list) else (types,)
+        self.results = tuple(
+            Value(t, hints[i] if i < len(hints) else "") for i, t in enumerate(listed)
+        )
+
+    def _complete(self, attrs: Mapping[str, Attr]) -> dict[str, Attr]:
+        unknown = set(attrs) - set(self.attribute_specs)
+        if unknown:
+            known = ", ".join(self.attribute_specs) or "none"
+            raise self.error(f"has no attribute {sorted(unknown)[0]!r} (it has: {known})")
+        full: dict[str, Attr] = {}
+        for key, spec in self.attribute_specs.items():
+            if key in attrs:
+                full[key] = attrs[key]
+            elif spec.required:
+                raise self.error(f"needs the attribute {key!r}")
+            else:
+                full[key] = spec.default
+        return full
+
+    def infer(self) -> Type | tuple[Type, ...]:
+        """Types of the results from operands and attributes; raises VerifyError on a broken rule."""
+        raise NotImplementedError(self.name)
+
+    def reference(self, *inputs: Any) -> Any:
+        """The meaning in NumPy on whole arrays (pure ops only)."""
+        raise NotImplementedError(self.name)
+
+    def error(self, rule: str) -> VerifyError:
+        """An error that names this op, its operands' types and the rule it breaks."""
+        given = ", ".join(str(v.type) for v in self.operands)
+        return VerifyError(f"{self.name}({given}): {rule}", self.loc)
+
+    def require(self, condition: bool, rule: str) -> None:
+        """Raises the op's error unless the rule holds."""
+        if not condition:
+            raise self.error(rule)
+
+    @property
+    def result(self) -> Value:
+        assert len(self.results) == 1, f"{self.name} has {len(self.results)} results"
+        return self.results[0]
+
+    def explicit_attrs(self) -> dict[str, Attr]:
+        """Attributes that differ from their defaults."""
+        specs = self.attribute_specs
+        return {
+            k: v for k, v in self.attrs.items() if specs[k].required or v != specs[k].default
+        }
+
+    def rebuilt(
+        self, operands: Sequence[Value], regions: Sequence[Region] | None = None
+    ) -> Op:
+        """The same operation on other operands (and regions); itself if nothing changed."""
+        if regions is None and tuple(operands) == self.operands:
+            return self
+        return type(self)(
+            *operands,
+            regions=self.regions if regions is None else regions,
+            loc=self.loc,
+            hints=[r.hint for r in self.results],
+            **self.attrs,
+        )
+
+
+def _operand_getter(at: int) -> Callable[[Op], Value]:
+    return lambda op: op.operands[at]
+
+
+def _rest_getter(at: int) -> Callable[[Op], tuple[Value, ...]]:
+    return lambda op: op.operands[at:]
+
+
+def _attr_getter(key: str) -> Callable[[Op], Attr]:
+    return lambda op: op.attrs[key]
+
+
+LEVELS = ("graph", "stream", "tile")
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """A function at one level: ``graph`` (tensors), ``stream`` (channels) or ``tile``."""
+
+    level: str
+    name: str
+    sizes: tuple[str, ...]
+    body: Region
+    attrs: dict[str, Attr] = field(default_factory=dict)
+
+    @property
+    def params(self) -> tuple[Value, ...]:
+        return self.body.params
+
+    @property
+    def results(self) -> tuple[Value, ...]:
+        return self.body.yields
+
+    def with_body(self, body: Region) -> Graph:
+        return replace(self, body=body)
+
+    def uses(self) -> dict[Value, list[Op]]:
+        """For every value the operations that take it, in order (top level only)."""
+        table: dict[Value, list[Op]] = {}
+        for op in self.body.ops:
+            for value in op.operands:
+                table.setdefault(value, []).append(op)
+        return table
+
+    def producers(self) -> dict[Value, Op]:
+        return {result: op for op in self.body.ops for result in op.results}
+
+
+@dataclass(frozen=True, eq=False)
+class Module:
+    """Graphs in order; the first is the one that runs. Equal if they print the same."""
+
+    graphs: tuple[Graph, ...]
+
+    @property
+    def main(self) -> Graph:
+        return self.graphs[0]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Module) and str(self) == str(other)
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+    def __str__(self) -> str:
+        from tilewright.ir.printer import print_module
+
+        return print_module(self)
+
+
+class Builder:
+    """Appends operations to a list and hands back their results."""
+
+    def __init__(self, loc: Location = NOWHERE) -> None:
+        self.ops: list[Op] = []
+        self.loc = loc
+
+    def __call__(
+        self, cls: type[Op], *operands: Value, hint: str = "", regions: Sequence[Region] = (), **attrs: Attr
+    ) -> Value:
+        """Append an op with one result and return that."""
+        op = self.add(cls(*operands, regions=regions, loc=self.loc, hints=[hint], **attrs))
+        return op.result
+
+    def add(self, op: Op) -> Op:
+        self.ops.append(op)
+        return op
+
+
+def size_names(sizes: Sequence[Size]) -> tuple[str, ...]:
+    """Names in the order of first use."""
+    seen: dict[str, None] = {}
+    for size in sizes:
+        for name in sorted(size.names):
+            seen.setdefault(name)
+    return tuple(seen)

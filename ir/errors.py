@@ -1,0 +1,93 @@
+"""Every error that a user can meet, in one place: a class, its template, and the way out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where an operation comes from: a line of a text file or of a Python file (1-based)."""
+
+    file: str = "<text>"
+    line: int = 0
+    column: int = 0
+    text: str = ""
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}"
+        return f"{place}:{self.column}" if self.column else place
+
+    def caret(self) -> str:
+        """The source line with a caret under the column, or nothing when it is not known."""
+        if not self.text:
+            return ""
+        start = max(0, self.column - 60)
+        shown = self.text[start : start + 100]
+        return f"\n    {shown}\n    {' ' * max(0, self.column - 1 - start)}^"
+
+
+class TilewrightError(Exception):
+    """Base of all errors raised for a user's mistake or for something not supported."""
+
+    code = "TW000"
+
+    def __init__(self, message: str, location: Location | None = None) -> None:
+        self.message = message
+        self.location = location
+        where = f"{location}: " if location and location.line else ""
+        super().__init__(f"{where}{message}{location.caret() if location else ''}")
+
+
+class ParseError(TilewrightError):
+    """The text is not a program: line, column, the text, a caret, what was expected."""
+
+    code = "TW001"
+
+
+class VerifyError(TilewrightError):
+    """An operation breaks its own rule: names the op, its operands' types and the rule."""
+
+    code = "TW002"
+
+
+class BindError(TilewrightError):
+    """Inputs of a call do not fit the program's parameters: names operand, sizes and the rule."""
+
+    code = "TW003"
+
+
+class UnsupportedError(TilewrightError):
+    """Something that no pass or back end can do yet: names the op and what to do instead."""
+
+    code = "TW004"
+
+
+class FallbackError(TilewrightError):
+    """Raised under ``strict=True`` when part of a function would stay with torch."""
+
+    code = "TW005"
+
+
+class TargetError(TilewrightError):
+    """An unknown target name or one whose code generator is not installed."""
+
+    code = "TW006"
+
+
+class BackendMissingError(TilewrightError):
+    """A back end's package is not installed: names the extra to install."""
+
+    code = "TW007"
+
+
+class EvaluationError(TilewrightError):
+    """The interpreter met something a program must not do, such as reading unwritten scratch."""
+
+    code = "TW008"
+
+
+class SettingError(TilewrightError):
+    """An environment variable or an option has a value that means nothing: says what would."""
+
+    code = "TW009"

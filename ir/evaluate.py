@@ -1,0 +1,110 @@
+"""The interpreter: the meaning of a module at any level, in NumPy. Slow, clear, the oracle."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+
+from tilewright.ir.bind import bind_sizes
+from tilewright.ir.core import Graph, Module, Op, Value
+from tilewright.ir.dtypes import F64, DType
+from tilewright.ir.errors import EvaluationError
+from tilewright.ir.types import StreamType, TensorType
+
+
+class Arithmetic:
+    """In which numbers to compute: each dtype rounded to itself, or all floats in f64."""
+
+    def __init__(self, exact: bool) -> None:
+        self.exact = exact
+
+    def settle(self, value: Any, dtype: DType | None) -> Any:
+        """A result as its dtype holds it."""
+        if dtype is None:
+            return value
+        if dtype.is_float:
+            return F64.round(value) if self.exact else dtype.round(value)
+        return np.asarray(value).astype(dtype.host)
+
+
+def evaluate(
+    module: Module, *inputs: Any, precision: str | None = None, sizes: dict[str, int] | None = None
+) -> tuple[Any, ...]:
+    """Runs the first graph of ``module`` on NumPy arrays (shapes as its parameters).
+
+    ``precision="f64"`` computes all floats in double precision without intermediate rounding (the
+    oracle); else every op's result is rounded to its dtype. Raises BindError, EvaluationError.
+    """
+    return evaluate_graph(module.main, *inputs, precision=precision, sizes=sizes)
+
+
+def evaluate_graph(
+    graph: Graph, *inputs: Any, precision: str | None = None, sizes: dict[str, int] | None = None
+) -> tuple[Any, ...]:
+    """``evaluate`` for one graph."""
+    arithmetic = Arithmetic(exact=precision == "f64")
+    arrays = [np.asarray(x) for x in inputs]
+    if graph.level == "tile":
+        from tilewright.ir.evaluate_tile import run_tile_program
+
+        return run_tile_program(graph, arrays, arithmetic, sizes)
+    values = bind_sizes(graph, [a.shape for a in arrays], sizes)
+    scope: dict[Value, Any] = {}
+    for param, array in zip(graph.params, arrays, strict=True):
+        assert isinstance(param.type, TensorType)
+        scope[param] = arithmetic.settle(array, param.type.dtype)
+    for op in graph.body.ops:
+        outputs = _run(op, [scope[v] for v in op.operands], values)
+        for result, output in zip(op.results, outputs, strict=True):
+            scope[result] = arithmetic.settle(output, getattr(result.type, "dtype", None))
+    return tuple(scope[v] for v in graph.results)
+
+
+def _run(op: Op, inputs: list[Any], sizes: dict[str, int]) -> tuple[Any, ...]:
+    sized = getattr(op, "reference_sized", None)
+    by_axes = getattr(op, "reference_axes", None)
+    if sized is not None:
+        type_ = op.result.type
+        assert isinstance(type_, TensorType)
+        out = sized(*inputs, tuple(s.evaluate(sizes) for s in type_.shape))
+    elif by_axes is not None:
+        out = by_axes(*inputs, axis_sizes(op, sizes))
+    else:
+        out = op.reference(*_align(op, inputs))
+    if len(op.results) == 1:
+        return (out,)
+    assert isinstance(out, tuple)
+    return out
+
+
+def axis_sizes(op: Op, sizes: dict[str, int]) -> dict[str, int]:
+    """The value of every axis that occurs in the op's stream types."""
+    types = [v.type for v in itertools.chain(op.operands, op.results)]
+    axes = [a for t in types if isinstance(t, StreamType) for a in t.axes]
+    return {a.name: a.size.evaluate(sizes) for a in axes}
+
+
+def _align(op: Op, inputs: list[Any]) -> list[Any]:
+    """Streams of a pointwise op, each viewed over all axes of the result."""
+    out_type = op.results[0].type
+    if "pointwise" not in op.traits or not isinstance(out_type, StreamType):
+        return inputs
+    aligned = []
+    for value, array in zip(op.operands, inputs, strict=True):
+        type_ = value.type
+        assert isinstance(type_, StreamType)
+        have = [a.name for a in type_.axes]
+        want = [a.name for a in out_type.axes if a.name in have]
+        moved = np.transpose(array, [have.index(n) for n in want])
+        shape = iter(moved.shape)
+        view = [next(shape) if a.name in have else 1 for a in out_type.axes]
+        aligned.append(moved.reshape(view))
+    return aligned
+
+
+def check(condition: bool, message: str, op: Op) -> None:
+    """Raises EvaluationError for something that a program must not do."""
+    if not condition:
+        raise EvaluationError(f"{op.name}: {message}", op.loc)

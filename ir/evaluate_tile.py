@@ -1,0 +1,197 @@
+"""Tile programs in NumPy: every work item in turn, memory with a mark for what was written."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tilewright.ir import ops_math, ops_tile
+from tilewright.ir.bind import bind_sizes
+from tilewright.ir.core import Graph, Op, Region, Value
+from tilewright.ir.dtypes import DType
+from tilewright.ir.errors import EvaluationError
+from tilewright.ir.evaluate import Arithmetic, check
+from tilewright.ir.sizes import Size
+from tilewright.ir.types import BufferType, RegisterType, ScratchType
+
+
+@dataclass
+class Memory:
+    """An array and which of its elements hold something."""
+
+    array: Any
+    written: Any
+
+    @staticmethod
+    def of(shape: tuple[int, ...], dtype: DType, exact: bool) -> Memory:
+        host = "float64" if exact and dtype.is_float else dtype.host
+        return Memory(np.zeros(shape, host), np.zeros(shape, bool))
+
+    def strides(self) -> list[int]:
+        return [math.prod(self.array.shape[d + 1 :]) for d in range(self.array.ndim)]
+
+
+def grid_of(graph: Graph, sizes: dict[str, int]) -> tuple[int, ...]:
+    """How many work items each grid dimension has: ceil(size / tile)."""
+    return tuple(-(-Size.of(s).evaluate(sizes) // tile) for s, tile in graph.attrs["grid"])
+
+
+def run_tile_program(
+    graph: Graph, inputs: list[Any], arithmetic: Arithmetic, sizes: dict[str, int] | None
+) -> tuple[Any, ...]:
+    """Runs all work items; parameters are inputs, then outputs. Returns the outputs."""
+    outputs = int(graph.attrs["outputs"])
+    given = graph.params[: len(graph.params) - outputs]
+    shell = Graph(graph.level, graph.name, graph.sizes, Region(given, ()), graph.attrs)
+    values = bind_sizes(shell, [a.shape for a in inputs], sizes)
+    memories: list[Memory] = []
+    for param, array in zip(given, inputs, strict=True):
+        assert isinstance(param.type, BufferType)
+        settled = np.ascontiguousarray(arithmetic.settle(array, param.type.dtype))
+        memories.append(Memory(settled.reshape(array.shape), np.ones(array.shape, bool)))
+    for param in graph.params[len(given) :]:
+        assert isinstance(param.type, BufferType)
+        shape = tuple(s.evaluate(values) for s in param.type.shape)
+        memories.append(Memory.of(shape, param.type.dtype, arithmetic.exact))
+    base: dict[Value, Any] = dict(zip(graph.params, memories, strict=True))
+    for item in itertools.product(*map(range, grid_of(graph, values))):
+        _Worker(arithmetic, values, item).run(graph.body, dict(base))
+    for memory, param in zip(memories[len(given) :], graph.params[len(given) :], strict=True):
+        if not memory.written.all():
+            raise EvaluationError(f"{graph.name}: part of the output %{param.hint} is not written")
+    return tuple(m.array for m in memories[len(given) :])
+
+
+class _Worker:
+    """Executes regions for one work item."""
+
+    def __init__(self, arithmetic: Arithmetic, sizes: dict[str, int], item: tuple[int, ...]) -> None:
+        self.arithmetic, self.sizes, self.item = arithmetic, sizes, item
+
+    def run(self, region: Region, scope: dict[Value, Any]) -> list[Any]:
+        for op in region.ops:
+            self.step(op, scope)
+        return [scope[v] for v in region.yields]
+
+    def step(self, op: Op, scope: dict[Value, Any]) -> None:
+        special = getattr(self, "do_" + op.name.replace(".", "_"), None)
+        inputs = [scope[v] for v in op.operands]
+        if special is not None:
+            outputs = special(op, inputs, scope)
+        elif isinstance(op, ops_tile.Coordinate):
+            outputs = (op.reference_tile(),)
+        else:
+            outputs = (op.reference(*inputs),)
+        for result, output in zip(op.results, outputs, strict=True):
+            scope[result] = self.settle(result, output)
+
+    def settle(self, result: Value, output: Any) -> Any:
+        if isinstance(result.type, RegisterType):
+            shaped = np.broadcast_to(output, result.type.shape)
+            return self.arithmetic.settle(shaped, result.type.dtype)
+        return output if isinstance(output, Memory) else int(output)
+
+    def do_math_const(self, op: ops_math.Const, inputs: Any, scope: Any) -> Any:
+        return (op.value if isinstance(op.type, RegisterType) else int(op.value),)
+
+    def do_tile_block(self, op: ops_tile.BlockId, inputs: Any, scope: Any) -> Any:
+        return (self.item[op.dim],)
+
+    def do_tile_size(self, op: ops_tile.SizeOf, inputs: Any, scope: Any) -> Any:
+        return (op.size.evaluate(self.sizes),)
+
+    def do_tile_stride(self, op: ops_tile.StrideOf, inputs: Any, scope: Any) -> Any:
+        return (inputs[0].strides()[op.dim],)
+
+    def do_tile_splat(self, op: ops_tile.Splat, inputs: Any, scope: Any) -> Any:
+        return (np.asarray(inputs[0]),)
+
+    def do_tile_alloc(self, op: ops_tile.Alloc, inputs: Any, scope: Any) -> Any:
+        assert isinstance(op.type, ScratchType)
+        return (Memory.of(op.type.shape, op.type.dtype, self.arithmetic.exact),)
+
+    def do_tile_for(self, op: ops_tile.For, inputs: list[Any], scope: dict[Value, Any]) -> Any:
+        region, carried = op.regions[0], list(inputs[2:])
+        for counter in range(inputs[0], inputs[1], op.step):
+            inner = dict(scope)
+            inner.update(zip(region.params, [counter, *carried], strict=True))
+            carried = self.run(region, inner)
+        return carried
+
+    def do_tile_if(self, op: ops_tile.If, inputs: list[Any], scope: dict[Value, Any]) -> Any:
+        if inputs[0] < inputs[1]:
+            self.run(op.regions[0], dict(scope))
+        return ()
+
+    def positions(
+        self, op: Any, shape: tuple[int, ...], rest: list[Any]
+    ) -> tuple[list[Any], list[Any]]:
+        """For each memory dimension the positions of the tile's elements; then the valid masks."""
+        rank = len(op.dims)
+        limits = dict(zip([d for d, _ in op.bounds], rest[rank:], strict=True))
+        kinds = dict(op.bounds)
+        found, masks = [], []
+        for base, dim in zip(rest[:rank], op.dims, strict=True):
+            if dim < 0:
+                found.append(np.asarray(base))
+                continue
+            view = [1] * len(shape)
+            view[dim] = shape[dim]
+            at = base + np.arange(shape[dim]).reshape(view)
+            if dim in limits:
+                if kinds[dim] != "clamp":
+                    masks.append(at < limits[dim])
+                at = np.minimum(at, max(limits[dim] - 1, 0))
+            found.append(at)
+        return found, masks
+
+    def do_tile_load(self, op: ops_tile.Load, inputs: list[Any], scope: Any) -> Any:
+        memory, rest = inputs[0], inputs[1:]
+        shape = op.layout.shape
+        at, masks = self.positions(op, shape, rest)
+        for position, size in zip(at, memory.array.shape, strict=True):
+            inside = bool(np.all((position >= 0) & (position < size)))
+            check(inside, f"index outside 0..{size - 1}", op)
+        values = np.broadcast_to(memory.array[tuple(at)], shape)
+        valid = np.broadcast_to(np.asarray(True), shape)
+        for mask in masks:
+            valid = valid & mask
+        written = np.broadcast_to(memory.written[tuple(at)], shape)
+        check(bool(np.all(written | ~valid)), "reads scratch that nothing wrote", op)
+        return (np.where(valid, values, np.zeros_like(values)),)
+
+    def do_tile_store(self, op: ops_tile.Store, inputs: list[Any], scope: Any) -> Any:
+        value, memory, rest = inputs[0], inputs[1], inputs[2:]
+        at, masks = self.positions(op, value.shape, rest)
+        valid = np.broadcast_to(np.asarray(True), value.shape)
+        for mask in masks:
+            valid = valid & mask
+        full = [np.broadcast_to(p, value.shape)[valid] for p in at]
+        for position, size in zip(full, memory.array.shape, strict=True):
+            inside = bool(np.all((position >= 0) & (position < size)))
+            check(inside, f"index outside 0..{size - 1}", op)
+        memory.array[tuple(full)] = value[valid]
+        memory.written[tuple(full)] = True
+        return ()
+
+    def do_tile_gather(self, op: ops_tile.Gather, inputs: list[Any], scope: Any) -> Any:
+        memory, offset, offsets = inputs
+        at = offset + offsets
+        inside = bool(np.all((at >= 0) & (at < memory.array.size)))
+        check(inside, f"offset outside 0..{memory.array.size - 1}", op)
+        check(bool(np.all(memory.written.reshape(-1)[at])), "reads what nothing wrote", op)
+        return (memory.array.reshape(-1)[at],)
+
+    def do_tile_scatter(self, op: ops_tile.Scatter, inputs: list[Any], scope: Any) -> Any:
+        value, memory, offset, offsets, mask = inputs
+        mask = np.broadcast_to(mask, value.shape)
+        at = (offset + np.broadcast_to(offsets, value.shape))[mask]
+        inside = bool(np.all((at >= 0) & (at < memory.array.size)))
+        check(inside, f"offset outside 0..{memory.array.size - 1}", op)
+        memory.array.reshape(-1)[at] = value[mask]
+        memory.written.reshape(-1)[at] = True
+        return ()

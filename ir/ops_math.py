@@ -1,0 +1,274 @@
+"""Pointwise operations. They mean the same on tensors, on streams (a map node), on register tiles
+and on run-time integers; operands broadcast as in NumPy (streams: by axis name)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tilewright.ir.core import Op, Value, attribute, operand
+from tilewright.ir.dtypes import BOOL, DType
+from tilewright.ir.layout import Layout
+from tilewright.ir.sizes import Size
+from tilewright.ir.types import (
+    Axis,
+    BufferType,
+    IndexType,
+    RegisterType,
+    ScratchType,
+    StreamType,
+    TensorType,
+    Type,
+    with_dtype,
+)
+
+
+def broadcast_types(op: Op, types: list[Type]) -> Type:
+    """The common type of pointwise operands, dtype of the first; raises the op's error."""
+    first = types[0]
+    op.require(not isinstance(first, BufferType | ScratchType), "memory has to be loaded first")
+    op.require(all(type(t) is type(first) for t in types), "operands must be of one level")
+    if isinstance(first, TensorType):
+        shape = _broadcast_shape(op, [t.shape for t in types if isinstance(t, TensorType)])
+        return TensorType(shape, first.dtype)
+    if isinstance(first, StreamType):
+        return _broadcast_streams(op, [t for t in types if isinstance(t, StreamType)])
+    if isinstance(first, RegisterType):
+        layouts = [t.layout for t in types if isinstance(t, RegisterType)]
+        return RegisterType(first.dtype, broadcast_layouts(op, layouts))
+    return first
+
+
+def _broadcast_shape(op: Op, shapes: list[tuple[Size, ...]]) -> tuple[Size, ...]:
+    rank = max(len(s) for s in shapes)
+    out = []
+    for at in range(rank):
+        dims = {s[at - rank + len(s)] for s in shapes if at - rank + len(s) >= 0}
+        dims = dims - {Size.of(1)} or {Size.of(1)}
+        named = ", ".join(str(d) for d in sorted(dims, key=str))
+        op.require(len(dims) == 1, f"sizes {named} of dimension {at} do not broadcast")
+        out.append(dims.pop())
+    return tuple(out)
+
+
+def _broadcast_streams(op: Op, types: list[StreamType]) -> StreamType:
+    loops = max((t.loops for t in types), key=len)
+    for t in types:
+        op.require(t.loops in ((), loops), "streams must run in the same loops (repeat one)")
+    element: list[Axis] = []
+    for t in types:
+        element.extend(a for a in t.element if a not in element)
+    names = [a.name for a in element]
+    op.require(len(set(names)) == len(names), "one axis has two sizes")
+    return StreamType(loops, tuple(element), types[0].dtype)
+
+
+def broadcast_layouts(op: Op, layouts: list[Layout]) -> Layout:
+    """The layout of which every operand's is a part with some dimensions collapsed."""
+    shaped = [y for y in layouts if y.registers != 1 or y.lanes != 1] or layouts[:1]
+    op.require(len({y.rank for y in layouts}) == 1, "tiles must have the same rank")
+    common = max(shaped, key=lambda y: (np.prod(y.shape), y.registers))
+    if not all(_is_part(y, common) for y in shaped):
+        joined = shaped[0]
+        for other in shaped[1:]:
+            found = joined.join(other)
+            op.require(found is not None, f"layouts {joined} and {other} do not go together")
+            joined = found or joined
+        common = joined
+    for other in shaped:
+        fits = _is_part(other, common)
+        op.require(fits, f"layouts {other} and {common} put elements on different lanes")
+    return common
+
+
+def _is_part(layout: Layout, whole: Layout) -> bool:
+    for dim in range(whole.rank):
+        if layout.shape[dim] == 1:
+            whole = whole.collapse(dim)
+    return _same_lanes(layout, whole)
+
+
+def _same_lanes(a: Layout, b: Layout) -> bool:
+    return a == b or (
+        a.shape == b.shape
+        and a.lanes == b.lanes
+        and a.registers == b.registers
+        and a.table() == b.table()
+    )
+
+
+class Pointwise(Op, traits=("pure", "pointwise")):
+    """Base: all operands of one dtype, result the broadcast of them."""
+
+    def infer(self) -> Type:
+        types = [v.type for v in self.operands]
+        dtypes = {str(getattr(t, "dtype", "index")) for t in types}
+        self.require(len(dtypes) == 1, "operands must have one dtype (use math.cast)")
+        return broadcast_types(self, types)
+
+
+class Unary(Pointwise):
+    x: Value = operand()
+
+
+class Binary(Pointwise):
+    lhs: Value = operand()
+    rhs: Value = operand()
+
+
+def _declare(base: type[Op], name: str, fn: Callable[..., Any], doc: str, *traits: str) -> type[Op]:
+    """A pointwise op class from its NumPy meaning; one row below declares one."""
+
+    def reference(self: Op, *inputs: Any) -> Any:
+        with np.errstate(all="ignore"):
+            return fn(*inputs)
+
+    class_name = "".join(part.title() for part in name.split("_"))
+    space = {"__doc__": doc, "reference": reference, "__module__": __name__}
+    return type(class_name, (base,), space, name=f"math.{name}", traits=traits)
+
+
+def _floor_divide(a: Any, b: Any) -> Any:
+    if np.issubdtype(np.asarray(a).dtype, np.integer):
+        return np.where(b == 0, 0, a // np.where(b == 0, 1, b))
+    return a / b
+
+
+def _maximum(a: Any, b: Any) -> Any:
+    return np.maximum(a, b)
+
+
+Add = _declare(Binary, "add", np.add, "Sum.", "commutative")
+Sub = _declare(Binary, "sub", np.subtract, "Difference.")
+Mul = _declare(Binary, "mul", np.multiply, "Product.", "commutative")
+Div = _declare(Binary, "div", _floor_divide, "Quotient; of integers rounded down, 0 by zero.")
+Mod = _declare(Binary, "mod", lambda a, b: a - _floor_divide(a, b) * b, "Remainder of integers.")
+Max = _declare(Binary, "max", _maximum, "The larger; NaN if either is.", "commutative")
+Min = _declare(Binary, "min", np.minimum, "The smaller; NaN if either is.", "commutative")
+Pow = _declare(Binary, "pow", np.power, "lhs to the power of rhs.")
+And = _declare(Binary, "and", np.logical_and, "Both (bool).", "commutative")
+Or = _declare(Binary, "or", np.logical_or, "Either (bool).", "commutative")
+Not = _declare(Unary, "not", np.logical_not, "Negation (bool).")
+Neg = _declare(Unary, "neg", np.negative, "-x.")
+Abs = _declare(Unary, "abs", np.abs, "Absolute value.")
+Exp = _declare(Unary, "exp", np.exp, "e to the x.")
+Exp2 = _declare(Unary, "exp2", np.exp2, "2 to the x.")
+Log = _declare(Unary, "log", np.log, "Natural logarithm.")
+Log2 = _declare(Unary, "log2", np.log2, "Logarithm to base 2.")
+Tanh = _declare(Unary, "tanh", np.tanh, "Hyperbolic tangent.")
+Sqrt = _declare(Unary, "sqrt", np.sqrt, "Square root.")
+Rsqrt = _declare(Unary, "rsqrt", lambda x: 1 / np.sqrt(x), "1 / sqrt(x).")
+Round = _declare(Unary, "round", np.rint, "Nearest integer, ties to even.")
+Sigmoid = _declare(Unary, "sigmoid", lambda x: 1 / (1 + np.exp(-x)), "1 / (1 + exp(-x)).")
+
+
+class Fma(Pointwise, name="math.fma"):
+    """x * y + z, rounded once where the machine can."""
+
+    x: Value = operand()
+    y: Value = operand()
+    z: Value = operand()
+
+    def reference(self, x: Any, y: Any, z: Any) -> Any:
+        with np.errstate(all="ignore"):
+            return x * y + z
+
+
+class Scale2(Binary, name="math.scale2"):
+    """lhs * 2**rhs for an integral-valued rhs; exact unless it leaves the dtype's range."""
+
+    def reference(self, lhs: Any, rhs: Any) -> Any:
+        with np.errstate(all="ignore"):
+            finite = np.isfinite(rhs)
+            power = np.where(finite, np.clip(rhs, -20000, 20000), 0).astype(np.int64)
+            return np.where(finite, np.ldexp(lhs, power.astype(np.int32)), lhs * np.exp2(rhs))
+
+
+class Larger(Binary, name="math.larger"):
+    """lhs if lhs > rhs else rhs: the maximum of the machine, which lets rhs through if one is NaN."""
+
+    def reference(self, lhs: Any, rhs: Any) -> Any:
+        return np.where(np.greater(lhs, rhs), lhs, rhs)
+
+
+class Compare(Binary, name="math.compare"):
+    """A comparison, ``relation`` one of lt le gt ge eq ne; false for NaN except ne."""
+
+    relation: str = attribute()
+
+    RELATIONS = {
+        "lt": np.less,
+        "le": np.less_equal,
+        "gt": np.greater,
+        "ge": np.greater_equal,
+        "eq": np.equal,
+        "ne": np.not_equal,
+    }
+
+    def infer(self) -> Type:
+        self.require(self.relation in self.RELATIONS, "relation is lt, le, gt, ge, eq or ne")
+        return with_dtype(super().infer(), BOOL)
+
+    def reference(self, lhs: Any, rhs: Any) -> Any:
+        return self.RELATIONS[self.relation](lhs, rhs)
+
+
+class Select(Op, name="math.select", traits=("pure", "pointwise")):
+    """Where ``condition`` holds ``lhs``, else ``rhs``."""
+
+    condition: Value = operand()
+    lhs: Value = operand()
+    rhs: Value = operand()
+
+    def infer(self) -> Type:
+        condition, lhs, rhs = (v.type for v in self.operands)
+        self.require(getattr(condition, "dtype", BOOL) == BOOL, "the condition must be bool")
+        same = getattr(lhs, "dtype", None) == getattr(rhs, "dtype", None)
+        self.require(same, "both choices must have one dtype")
+        common = broadcast_types(self, [condition, lhs, rhs])
+        return with_dtype(common, lhs.dtype) if not isinstance(lhs, IndexType) else lhs
+
+    def reference(self, condition: Any, lhs: Any, rhs: Any) -> Any:
+        return np.where(condition, lhs, rhs)
+
+
+class Cast(Op, name="math.cast", traits=("pure", "pointwise")):
+    """The value in another dtype, rounded to nearest even (floats), toward zero (to integers)."""
+
+    x: Value = operand()
+    dtype: DType = attribute()
+
+    def infer(self) -> Type:
+        type_ = self.x.type
+        self.require(isinstance(self.dtype, DType), "dtype must name an element type")
+        if isinstance(type_, IndexType):
+            one = Layout(2)
+            return RegisterType(self.dtype, one)
+        return with_dtype(type_, self.dtype)
+
+    def reference(self, x: Any) -> Any:
+        x = np.asarray(x)
+        if self.dtype == BOOL:
+            return x != 0
+        if self.dtype.is_float:
+            return x if np.issubdtype(x.dtype, np.floating) else x.astype(np.float64)
+        with np.errstate(all="ignore"):
+            return x.astype(self.dtype.host)
+
+
+class Const(Op, name="math.const", traits=("pure", "pointwise")):
+    """A constant of a type: a rank-0 tensor, a stream without loops, a 1 x 1 tile or an index."""
+
+    value: float = attribute()
+    type: Type = attribute()
+
+    def infer(self) -> Type:
+        return self.type
+
+    def reference(self) -> Any:
+        dtype = getattr(self.type, "dtype", None)
+        if dtype is not None and dtype.is_float:
+            return np.asarray(self.value, dtype="float64")
+        return np.asarray(self.value, dtype=dtype.host if dtype is not None else "int64")

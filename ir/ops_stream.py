@@ -1,0 +1,249 @@
+"""Operations on streams: source, repeat, reduce, scan, sink. A ``math`` op on streams is a map node.
+
+The abstract machine is that of the streaming SDPA paper (arXiv 2404.16629). A stream runs through
+its loops in order, the last one fastest; its element is one value or a small tensor of named axes.
+In the interpreter a stream is an array over loops + element axes, in that order.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from tilewright.ir.core import Op, Value, attribute, operand
+from tilewright.ir.types import Axis, StreamType, TensorType, Type
+
+Dims = tuple[tuple[str, ...], ...]
+
+
+class StreamOp(Op, traits=("pure",)):
+    """Base: checks that an operand is a stream."""
+
+    def stream(self, value: Value) -> StreamType:
+        self.require(isinstance(value.type, StreamType), "operands must be streams")
+        assert isinstance(value.type, StreamType)
+        return value.type
+
+    def element_axis(self, type_: StreamType, name: str) -> int:
+        names = [a.name for a in type_.element]
+        self.require(name in names, f"the element has no axis {name!r}")
+        return len(type_.loops) + names.index(name)
+
+
+class Source(StreamOp, name="stream.source"):
+    """Reads a tensor in the order of the stream. ``dims`` names the axes that make up each dimension
+    (several: mixed radix, outermost first). A loop that no dimension names reads the same again."""
+
+    tensor: Value = operand()
+    dims: Dims = attribute()
+    type: Type = attribute()
+
+    def infer(self) -> Type:
+        given = self.tensor.type
+        self.require(isinstance(given, TensorType), "a source reads a tensor")
+        self.require(isinstance(self.type, StreamType), "type must be a stream")
+        assert isinstance(given, TensorType) and isinstance(self.type, StreamType)
+        self.require(len(self.dims) == len(given.shape), "dims must name every dimension")
+        self.require(given.dtype == self.type.dtype, "dtypes must agree")
+        known = {a.name for a in self.type.axes}
+        used = [a for dim in self.dims for a in dim]
+        self.require(set(used) <= known and len(set(used)) == len(used), "dims name unknown axes")
+        missing = [a.name for a in self.type.element if a.name not in used]
+        self.require(not missing, f"element axis {missing} is not in the tensor")
+        return self.type
+
+    def reference_axes(self, tensor: Any, sizes: dict[str, int]) -> Any:
+        assert isinstance(self.type, StreamType)
+        names = [a for dim in self.dims for a in dim]
+        split = np.reshape(tensor, [sizes[a] for a in names])
+        order = [a.name for a in self.type.axes]
+        have = [a for a in order if a in names]
+        moved = np.transpose(split, [names.index(a) for a in have])
+        view = moved.reshape([sizes[a] if a in names else 1 for a in order])
+        return np.broadcast_to(view, [sizes[a] for a in order])
+
+
+class Index(StreamOp, name="stream.index"):
+    """The position on ``axis`` (a loop) at every element of the stream."""
+
+    axis: str = attribute()
+    type: Type = attribute()
+
+    def infer(self) -> Type:
+        self.require(isinstance(self.type, StreamType), "type must be a stream")
+        assert isinstance(self.type, StreamType)
+        self.require(self.axis in [a.name for a in self.type.axes], "axis must be one of the loops")
+        return self.type
+
+    def reference_axes(self, sizes: dict[str, int]) -> Any:
+        assert isinstance(self.type, StreamType)
+        order = [a.name for a in self.type.axes]
+        view = [sizes[a] if a == self.axis else 1 for a in order]
+        return np.broadcast_to(
+            np.arange(sizes[self.axis]).reshape(view), [sizes[a] for a in order]
+        )
+
+
+class Repeat(StreamOp, name="stream.repeat"):
+    """Every element given ``size`` times, in a new innermost loop ``axis``."""
+
+    x: Value = operand()
+    axis: Axis = attribute()
+
+    def infer(self) -> Type:
+        type_ = self.stream(self.x)
+        names = [a.name for a in type_.axes]
+        self.require(self.axis.name not in names, f"the stream already runs over {self.axis.name}")
+        return StreamType((*type_.loops, self.axis), type_.element, type_.dtype)
+
+    def reference_axes(self, x: Any, sizes: dict[str, int]) -> Any:
+        at = len(self.stream(self.x).loops)
+        wide = np.expand_dims(x, at)
+        shape = list(wide.shape)
+        shape[at] = sizes[self.axis.name]
+        return np.broadcast_to(wide, shape)
+
+
+class Contract(StreamOp, name="stream.contract", traits=("linear",)):
+    """A map whose function is a sum of products over element axes ``axes``."""
+
+    lhs: Value = operand()
+    rhs: Value = operand()
+    axes: tuple[str, ...] = attribute()
+
+    def infer(self) -> Type:
+        left, right = self.stream(self.lhs), self.stream(self.rhs)
+        self.require(left.loops == right.loops, "streams must run in the same loops (repeat one)")
+        self.require(left.dtype == right.dtype, "operands must have one dtype")
+        for name in self.axes:
+            self.element_axis(left, name)
+            self.element_axis(right, name)
+        kept = [a for a in left.element if a.name not in self.axes]
+        kept += [a for a in right.element if a.name not in self.axes and a not in kept]
+        return StreamType(left.loops, tuple(kept), left.dtype)
+
+    def reference(self, lhs: Any, rhs: Any) -> Any:
+        left, right = self.stream(self.lhs), self.stream(self.rhs)
+        out = self.stream(self.result)
+        names = list(dict.fromkeys(a.name for a in left.axes + right.axes))
+        letter = {name: chr(97 + i) for i, name in enumerate(names)}
+        spell = ["".join(letter[a.name] for a in t.axes) for t in (left, right, out)]
+        wide = np.result_type(lhs, rhs, np.float32)
+        with np.errstate(all="ignore"):
+            equation = f"{spell[0]},{spell[1]}->{spell[2]}"
+            return np.einsum(equation, lhs.astype(wide), rhs.astype(wide), optimize=True)
+
+
+class Fold(StreamOp, name="stream.fold"):
+    """A map that reduces one element axis (``kind`` sum, max, min)."""
+
+    x: Value = operand()
+    kind: str = attribute()
+    axis: str = attribute()
+
+    def infer(self) -> Type:
+        type_ = self.stream(self.x)
+        self.require(self.kind in IDENTITY, "kind is sum, max or min")
+        self.element_axis(type_, self.axis)
+        kept = tuple(a for a in type_.element if a.name != self.axis)
+        return StreamType(type_.loops, kept, type_.dtype)
+
+    def reference(self, x: Any) -> Any:
+        return reduce_axis(x, self.kind, self.element_axis(self.stream(self.x), self.axis))
+
+
+IDENTITY = {"sum": 0.0, "max": -math.inf, "min": math.inf}
+
+
+def reduce_axis(x: Any, kind: str, axis: int) -> Any:
+    """Sum, maximum or minimum along an axis; the identity where it is empty."""
+    function = {"sum": np.sum, "max": np.max, "min": np.min}[kind]
+    with np.errstate(all="ignore"):
+        return function(x, axis=axis, initial=IDENTITY[kind])
+
+
+class Reduce(StreamOp, name="stream.reduce"):
+    """Reduces the innermost loop; emits one element when the loop ends.
+
+    With a second operand ``rescale`` (sums only) the state is multiplied by it before each element
+    is added: state = state * rescale + x. It may be a stream of scalars.
+    """
+
+    x: Value = operand()
+    rescale: tuple[Value, ...] = operand(rest=True)
+    kind: str = attribute()
+    axis: str = attribute()
+
+    def infer(self) -> Type:
+        type_ = self.stream(self.x)
+        self.require(self.kind in IDENTITY, "kind is sum, max or min")
+        innermost = bool(type_.loops) and type_.loops[-1].name == self.axis
+        self.require(innermost, f"{self.axis!r} must be the innermost loop")
+        self.require(len(self.rescale) < 2, "takes at most one rescale stream")
+        for value in self.rescale:
+            scale = self.stream(value)
+            self.require(self.kind == "sum", "only a sum can be rescaled")
+            self.require(scale.loops == type_.loops and not scale.element, "rescale is a scalar")
+        return StreamType(type_.loops[:-1], type_.element, type_.dtype)
+
+    def reference(self, x: Any, *rescale: Any) -> Any:
+        axis = len(self.stream(self.x).loops) - 1
+        if not rescale:
+            return reduce_axis(x, self.kind, axis)
+        factor = rescale[0].reshape(rescale[0].shape + (1,) * (x.ndim - rescale[0].ndim))
+        state = np.zeros(x.shape[:axis] + x.shape[axis + 1 :], dtype=x.dtype)
+        with np.errstate(all="ignore"):
+            for at in range(x.shape[axis]):
+                state = state * np.take(factor, at, axis) + np.take(x, at, axis)
+        return state
+
+
+class Scan(StreamOp, name="stream.scan"):
+    """The running maximum (minimum, sum) over the innermost loop, and what it was before."""
+
+    x: Value = operand()
+    kind: str = attribute()
+    axis: str = attribute()
+
+    def infer(self) -> tuple[Type, ...]:
+        type_ = self.stream(self.x)
+        self.require(self.kind in IDENTITY, "kind is sum, max or min")
+        innermost = bool(type_.loops) and type_.loops[-1].name == self.axis
+        self.require(innermost, f"{self.axis!r} must be the innermost loop")
+        return (type_, type_)
+
+    def reference(self, x: Any) -> Any:
+        axis = len(self.stream(self.x).loops) - 1
+        function = {"sum": np.add, "max": np.fmax, "min": np.fmin}[self.kind]
+        with np.errstate(all="ignore"):
+            running = function.accumulate(x, axis=axis)
+        first = np.full_like(np.take(x, [0], axis) if x.shape[axis] else x, IDENTITY[self.kind])
+        previous = np.concatenate([first, running], axis)[
+            tuple(slice(0, n) for n in x.shape)
+        ]
+        return running, previous
+
+
+class Sink(StreamOp, name="stream.sink"):
+    """Writes a stream to a tensor; ``dims`` as for a source."""
+
+    x: Value = operand()
+    dims: Dims = attribute()
+    type: Type = attribute()
+
+    def infer(self) -> Type:
+        type_ = self.stream(self.x)
+        self.require(isinstance(self.type, TensorType), "type must be a tensor")
+        assert isinstance(self.type, TensorType)
+        used = [a for dim in self.dims for a in dim]
+        known = {a.name for a in type_.axes}
+        self.require(set(used) == known and len(used) == len(known), "dims must use every axis")
+        return self.type
+
+    def reference_axes(self, x: Any, sizes: dict[str, int]) -> Any:
+        order = [a.name for a in self.stream(self.x).axes]
+        names = [a for dim in self.dims for a in dim]
+        moved = np.transpose(x, [order.index(a) for a in names])
+        return moved.reshape([math.prod(sizes[a] for a in dim) for dim in self.dims])

@@ -1,0 +1,316 @@
+"""Operations of tile programs: what one worker does for one block of the output.
+
+Memory is a ``buffer`` (the caller's, with run-time strides) or ``scratch`` (a worker's own). A load
+or store names a start index in each memory dimension; ``dims`` says which tile dimension runs along
+which memory dimension (-1: none). ``bounds`` lists tile dimensions with a limit operand each (after
+the indices): positions at or past the limit are clamped to the last one (``clamp``), read as zero
+(``zero``) or not written (stores).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from tilewright.ir.core import Op, Value, attribute, operand
+from tilewright.ir.dtypes import BF16, F16, F32, I64, DType
+from tilewright.ir.layout import Layout
+from tilewright.ir.sizes import Size
+from tilewright.ir.types import INDEX, BufferType, IndexType, RegisterType, ScratchType, Type
+
+Bounds = tuple[tuple[int, str], ...]
+
+
+class TileOp(Op):
+    """Base: typed access to operands."""
+
+    def register(self, value: Value) -> RegisterType:
+        self.require(isinstance(value.type, RegisterType), "operand must be a register tile")
+        assert isinstance(value.type, RegisterType)
+        return value.type
+
+    def memory(self, value: Value) -> BufferType | ScratchType:
+        fits = isinstance(value.type, BufferType | ScratchType)
+        self.require(fits, "operand must be memory")
+        assert isinstance(value.type, BufferType | ScratchType)
+        return value.type
+
+    def require_indices(self, values: tuple[Value, ...]) -> None:
+        self.require(all(isinstance(v.type, IndexType) for v in values), "indices must be index")
+
+
+class BlockId(TileOp, name="tile.block", traits=("pure",)):
+    """This work item's position on dimension ``dim`` of the grid."""
+
+    dim: int = attribute()
+
+    def infer(self) -> Type:
+        return INDEX
+
+
+class SizeOf(TileOp, name="tile.size", traits=("pure",)):
+    """The run-time value of a size."""
+
+    size: Size = attribute()
+
+    def infer(self) -> Type:
+        return INDEX
+
+
+class StrideOf(TileOp, name="tile.stride", traits=("pure",)):
+    """The stride, in elements, of dimension ``dim`` of a buffer."""
+
+    buffer: Value = operand()
+    dim: int = attribute()
+
+    def infer(self) -> Type:
+        type_ = self.memory(self.buffer)
+        self.require(isinstance(type_, BufferType), "only buffers have strides")
+        self.require(0 <= self.dim < len(type_.shape), "no such dimension")
+        return INDEX
+
+
+class Alloc(TileOp, name="tile.alloc"):
+    """Scratch memory of the worker, not initialised."""
+
+    type: Type = attribute()
+
+    def infer(self) -> Type:
+        self.require(isinstance(self.type, ScratchType), "type must be scratch")
+        return self.type
+
+
+class Access(TileOp):
+    """Base of loads and stores: index and limit operands after the memory."""
+
+    def check_access(self, memory: Value, rest: tuple[Value, ...], tile: RegisterType) -> None:
+        rank = len(self.memory(memory).shape)
+        self.require(len(self.dims) == rank, f"dims needs {rank} entries")
+        self.require(len(rest) == rank + len(self.bounds), "one index per dimension, then limits")
+        self.require_indices(rest)
+        used = [d for d in self.dims if d >= 0]
+        self.require(len(set(used)) == len(used), "a tile dimension runs along one memory dimension")
+        for dim, size in enumerate(tile.shape):
+            self.require(size == 1 or dim in used, f"tile dimension {dim} runs nowhere")
+
+    dims: tuple[int, ...] = attribute()
+    bounds: Bounds = attribute(default=())
+
+
+class Load(Access, name="tile.load", traits=("reads",)):
+    """A register tile of ``layout`` from memory."""
+
+    source: Value = operand()
+    rest: tuple[Value, ...] = operand(rest=True)
+    layout: Layout = attribute()
+
+    def infer(self) -> Type:
+        type_ = RegisterType(self.memory(self.source).dtype, self.layout)
+        self.check_access(self.source, self.rest, type_)
+        return type_
+
+
+class Store(Access, name="tile.store", traits=("writes",)):
+    """Writes a register tile to memory; replicated lanes write once."""
+
+    value: Value = operand()
+    target: Value = operand()
+    rest: tuple[Value, ...] = operand(rest=True)
+
+    def infer(self) -> tuple[Type, ...]:
+        type_ = self.register(self.value)
+        self.require(type_.dtype == self.memory(self.target).dtype, "dtypes must agree")
+        self.check_access(self.target, self.rest, type_)
+        return ()
+
+
+class Gather(TileOp, name="tile.gather", traits=("reads",)):
+    """Loads buffer[offset + offsets]: one element per element of the i64 tile ``offsets``."""
+
+    source: Value = operand()
+    offset: Value = operand()
+    offsets: Value = operand()
+
+    def infer(self) -> Type:
+        self.require_indices((self.offset,))
+        offsets = self.register(self.offsets)
+        self.require(offsets.dtype == I64, "offsets must be i64")
+        return RegisterType(self.memory(self.source).dtype, offsets.layout)
+
+
+class Scatter(TileOp, name="tile.scatter", traits=("writes",)):
+    """Stores value into buffer[offset + offsets] where ``mask`` (bool tile) holds."""
+
+    value: Value = operand()
+    target: Value = operand()
+    offset: Value = operand()
+    offsets: Value = operand()
+    mask: Value = operand()
+
+    def infer(self) -> tuple[Type, ...]:
+        self.require_indices((self.offset,))
+        shapes = {self.register(v).shape for v in (self.value, self.offsets, self.mask)}
+        self.require(len(shapes) == 1, "value, offsets and mask must have one shape")
+        same = self.register(self.value).dtype == self.memory(self.target).dtype
+        self.require(same, "dtypes must agree")
+        return ()
+
+
+class Coordinate(TileOp, name="tile.coordinate", traits=("pure",)):
+    """The position on tile dimension ``dim`` of every element, as i64."""
+
+    dim: int = attribute()
+    layout: Layout = attribute()
+
+    def infer(self) -> Type:
+        return RegisterType(I64, self.layout)
+
+    def reference_tile(self) -> Any:
+        view = [1] * self.layout.rank
+        view[self.dim] = self.layout.shape[self.dim]
+        return np.broadcast_to(np.arange(view[self.dim]).reshape(view), self.layout.shape)
+
+
+class Splat(TileOp, name="tile.splat", traits=("pure",)):
+    """An index as an i64 tile of one element that broadcasts (rank of ``layout``)."""
+
+    x: Value = operand()
+    rank: int = attribute(default=2)
+
+    def infer(self) -> Type:
+        self.require_indices((self.x,))
+        return RegisterType(I64, Layout(self.rank))
+
+
+class Dot(TileOp, name="tile.dot", traits=("pure",)):
+    """acc[m, n] + sum over k of a[m, 0, k] * b[0, n, k], kept in f32.
+
+    For 16-bit operands k runs over the two halves of a lane's 32-bit word (bf16 dot instruction).
+    """
+
+    acc: Value = operand()
+    a: Value = operand()
+    b: Value = operand()
+
+    def infer(self) -> Type:
+        acc, a, b = (self.register(v) for v in self.operands)
+        self.require(len(a.shape) == len(b.shape) == 3, "a is [m, 1, k], b is [1, n, k]")
+        fits = a.shape[1] == b.shape[0] == 1 and a.shape[2] == b.shape[2]
+        self.require(fits and acc.shape == (a.shape[0], b.shape[1]), "shapes do not match")
+        self.require(a.dtype == b.dtype, "a and b must have one dtype")
+        return acc
+
+    def reference(self, acc: Any, a: Any, b: Any) -> Any:
+        with np.errstate(all="ignore"):
+            return acc + np.einsum("mk,nk->mn", a[:, 0].astype(acc.dtype), b[0].astype(acc.dtype))
+
+
+class Reduce(TileOp, name="tile.reduce", traits=("pure",)):
+    """Reduction over a tile dimension to size 1; lanes that shared it hold copies of the result."""
+
+    x: Value = operand()
+    kind: str = attribute()
+    dim: int = attribute()
+
+    def infer(self) -> Type:
+        type_ = self.register(self.x)
+        self.require(self.kind in ("sum", "max", "min"), "kind is sum, max or min")
+        return RegisterType(type_.dtype, type_.layout.collapse(self.dim))
+
+    def reference(self, x: Any) -> Any:
+        function = {"sum": np.sum, "max": np.fmax.reduce, "min": np.fmin.reduce}[self.kind]
+        with np.errstate(all="ignore"):
+            return function(x, axis=self.dim, keepdims=True)
+
+
+class ReduceToLanes(TileOp, name="tile.reduce_to_lanes", traits=("pure",)):
+    """Sums the last dimension, spread over lanes, and moves the other dimensions from registers to
+    lanes: [m, r, lanes] -> [m, r] with m*r = lanes (a transposing butterfly)."""
+
+    x: Value = operand()
+
+    def infer(self) -> Type:
+        type_ = self.register(self.x)
+        layout = type_.layout
+        fits = layout.rank == 3 and layout.shape[2] == layout.lanes
+        self.require(fits and layout.registers == layout.lanes, "needs [m, r, lanes], m*r = lanes")
+        out = Layout(2).spatial(layout.shape[0], layout.shape[1])
+        return RegisterType(type_.dtype, out)
+
+    def reference(self, x: Any) -> Any:
+        with np.errstate(all="ignore"):
+            return np.sum(x, axis=2)
+
+
+class PackPairs(TileOp, name="tile.pack_pairs", traits=("pure",)):
+    """Rows 2i and 2i+1 of a tile side by side in one lane's word: [2m, n] -> [m, n, 2], as ``dtype``."""
+
+    x: Value = operand()
+    dtype: DType = attribute()
+
+    def infer(self) -> Type:
+        type_ = self.register(self.x)
+        self.require(self.dtype in (BF16, F16), "pairs are of 16-bit floats")
+        self.require(type_.dtype in (F32, self.dtype), "converts f32 or packs the dtype itself")
+        rows = type_.shape[0]
+        pairs = type_.layout.steps[:1] if type_.layout.steps[:1] else ()
+        fits = rows % 2 == 0 and pairs and pairs[0][:2] == ("local", 0)
+        self.require(bool(fits), "dimension 0 must be local, outermost and even")
+        steps = type_.layout.steps[1:]
+        head = (("local", 0, rows // 2),) if rows > 2 else ()
+        return RegisterType(self.dtype, Layout(3, (*head, *steps)).local(1, 1, 2))
+
+    def reference(self, x: Any) -> Any:
+        return np.stack([x[0::2], x[1::2]], axis=-1)
+
+
+class SplitPairs(TileOp, name="tile.split_pairs", traits=("pure",)):
+    """The same bits as pairs: [1, 2n] with two neighbours per lane -> [n, 1, 2]."""
+
+    x: Value = operand()
+
+    def infer(self) -> Type:
+        type_ = self.register(self.x)
+        lanes = type_.layout.lanes
+        expected = Layout(2).spatial(1, lanes).local(1, 2)
+        self.require(type_.layout == expected, f"the layout must be {expected}")
+        return RegisterType(type_.dtype, Layout(3).spatial(lanes, 1, 1).local(1, 1, 2))
+
+    def reference(self, x: Any) -> Any:
+        return np.reshape(x, (-1, 1, 2))
+
+
+class For(TileOp, name="tile.for"):
+    """Runs the region for lo, lo + step, … below hi, carrying values from one turn to the next.
+
+    Operands: lo, hi, then initial values; the region takes the counter and the carried values and
+    yields the next ones.
+    """
+
+    lo: Value = operand()
+    hi: Value = operand()
+    inits: tuple[Value, ...] = operand(rest=True)
+    step: int = attribute()
+
+    def infer(self) -> tuple[Type, ...]:
+        self.require_indices(self.operands[:2])
+        self.require(self.step > 0, "step must be positive")
+        self.require(len(self.regions) == 1, "needs one region")
+        region = self.regions[0]
+        carried = tuple(v.type for v in self.inits)
+        self.require(tuple(p.type for p in region.params) == (INDEX, *carried), "region parameters")
+        self.require(tuple(y.type for y in region.yields) == carried, "yields must match inits")
+        return carried
+
+
+class If(TileOp, name="tile.if"):
+    """Runs the region once if ``lo < hi``; it yields nothing."""
+
+    lo: Value = operand()
+    hi: Value = operand()
+
+    def infer(self) -> tuple[Type, ...]:
+        self.require_indices(self.operands)
+        self.require(len(self.regions) == 1 and not self.regions[0].yields, "needs one region")
+        return ()

@@ -1,0 +1,148 @@
+"""Symbolic sizes: polynomials with integer coefficients over size names, compared and evaluated.
+
+A size is never negative, so ``N + 2 >= 2`` and ``N*M >= 0`` hold for all values of the names.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Union
+
+Monomial = tuple[str, ...]
+SizeLike = Union["Size", int, str]
+
+
+@dataclass(frozen=True)
+class Size:
+    """A polynomial over size names: ``terms`` maps a sorted tuple of names to its coefficient."""
+
+    terms: tuple[tuple[Monomial, int], ...] = ()
+
+    @staticmethod
+    def of(value: SizeLike) -> Size:
+        """A size from an integer, a name, or a size itself."""
+        if isinstance(value, Size):
+            return value
+        if isinstance(value, int):
+            return Size((((), value),)) if value else Size()
+        return Size((((value,), 1),))
+
+    @staticmethod
+    def _make(terms: Mapping[Monomial, int]) -> Size:
+        return Size(tuple(sorted((m, c) for m, c in terms.items() if c)))
+
+    def __add__(self, other: SizeLike) -> Size:
+        terms = dict(self.terms)
+        for monomial, coefficient in Size.of(other).terms:
+            terms[monomial] = terms.get(monomial, 0) + coefficient
+        return Size._make(terms)
+
+    def __sub__(self, other: SizeLike) -> Size:
+        return self + Size.of(other) * -1
+
+    def __mul__(self, other: SizeLike) -> Size:
+        terms: dict[Monomial, int] = {}
+        for left, a in self.terms:
+            for right, b in Size.of(other).terms:
+                monomial = tuple(sorted(left + right))
+                terms[monomial] = terms.get(monomial, 0) + a * b
+        return Size._make(terms)
+
+    __radd__ = __add__
+    __rmul__ = __mul__
+
+    @property
+    def constant(self) -> int | None:
+        """The value if no name occurs in it, else None."""
+        if not self.terms:
+            return 0
+        return self.terms[0][1] if self.terms[0][0] == () and len(self.terms) == 1 else None
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(name for monomial, _ in self.terms for name in monomial)
+
+    def evaluate(self, values: Mapping[str, int]) -> int:
+        """The value for given values of all names; KeyError names a missing one."""
+        return sum(c * math.prod(values[n] for n in monomial) for monomial, c in self.terms)
+
+    def substitute(self, values: Mapping[str, SizeLike]) -> Size:
+        """Replace names by sizes; names not in ``values`` stay."""
+        total = Size()
+        for monomial, coefficient in self.terms:
+            term = Size.of(coefficient)
+            for name in monomial:
+                term = term * Size.of(values.get(name, name))
+            total = total + term
+        return total
+
+    def at_least(self, other: SizeLike) -> bool:
+        """True if self >= other is certain for all non-negative values of the names."""
+        return all(c >= 0 for _, c in (self - other).terms)
+
+    def divided_by(self, name: str, values: Mapping[str, int]) -> int | None:
+        """The coefficient of ``name`` if self is (known product) * name, else None."""
+        if len(self.terms) != 1 or self.terms[0][0].count(name) != 1:
+            return None
+        monomial, coefficient = self.terms[0]
+        rest = [n for n in monomial if n != name]
+        if any(n not in values for n in rest):
+            return None
+        return coefficient * math.prod(values[n] for n in rest)
+
+    def __str__(self) -> str:
+        if not self.terms:
+            return "0"
+        order = sorted(self.terms, key=lambda t: (-len(t[0]), t[0]))
+        text = ""
+        for monomial, coefficient in order:
+            sign = "-" if coefficient < 0 else "+"
+            size = abs(coefficient)
+            parts = [str(size)] if size != 1 or not monomial else []
+            piece = "*".join(parts + list(monomial))
+            text += f" {sign} {piece}" if text else (f"-{piece}" if coefficient < 0 else piece)
+        return text
+
+    def __repr__(self) -> str:
+        return f"Size({self})"
+
+
+_FACTOR = re.compile(r"\d+|[A-Za-z_]\w*")
+
+
+def parse_size(text: str) -> Size:
+    """The inverse of ``str(size)``: sums of products of integers and names."""
+    total, sign = Size(), 1
+    for piece in re.split(r"([+-])", text.replace(" ", "")):
+        if piece in ("", "+", "-"):
+            sign = -1 if piece == "-" else (1 if piece == "+" else sign)
+            continue
+        term = Size.of(sign)
+        for factor in piece.split("*"):
+            if not _FACTOR.fullmatch(factor):
+                raise ValueError(f"not a size: {text!r}")
+            term = term * (int(factor) if factor[0].isdigit() else factor)
+        total, sign = total + term, 1
+    return total
+
+
+def product(sizes: Iterable[SizeLike]) -> Size:
+    """The product of sizes; 1 for none."""
+    total = Size.of(1)
+    for size in sizes:
+        total = total * size
+    return total
+
+
+def largest(sizes: Iterable[Size]) -> Size:
+    """An upper bound of the sizes: the largest where it is certain, else the sum of the rivals."""
+    best = Size()
+    for size in sizes:
+        if size.at_least(best):
+            best = size
+        elif not best.at_least(size):
+            best = best + size
+    return best

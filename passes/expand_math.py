@@ -1,0 +1,109 @@
+"""Functions as range reduction plus polynomial, so that all back ends compute the same numbers.
+
+    exp x   -> exp2(x * log2 e)
+    exp2 x  -> 2**n * p(x - n), n = round(x), p of degree 6 on [-1/2, 1/2]   (relative error 2e-9)
+    tanh x  -> 1 - 2 / (exp(2x) + 1)
+
+Coefficients: minimax on the interval, found by Remez exchange in extended precision.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from tilewright.ir import ops_math as m
+from tilewright.ir.core import Graph, Module, Op, Value
+from tilewright.ir.dtypes import F32
+from tilewright.ir.layout import Layout
+from tilewright.ir.types import RegisterType
+from tilewright.passes.rewrite import Rewriter, for_each_graph, rewrite_graph
+
+EXP2 = (
+    1.0,
+    0.6931472057372678,
+    0.24022646890634602,
+    0.05550328776964969,
+    0.009618488957066235,
+    0.0013399931219302407,
+    0.0001534581201580928,
+)
+LOWEST_EXPONENT = -150.0  # 2**-150 rounds to zero in f32
+
+
+def _rank(value: Value) -> int:
+    assert isinstance(value.type, RegisterType)
+    return value.type.layout.rank
+
+
+def _number(b: Rewriter, like: Value, number: float) -> Value:
+    return b.const(number, RegisterType(F32, Layout(_rank(like))))
+
+
+def exp2_parts(b: Rewriter, op: Any) -> Value:
+    """exp2 of f32: NaN passes, -inf gives 0, +inf and overflow give inf."""
+    x = op.operands[0]
+    bounded = b(m.Larger, _number(b, x, LOWEST_EXPONENT), x, hint="bounded")
+    whole = b(m.Round, bounded, hint="whole")
+    f = b(m.Sub, bounded, whole, hint="fraction")
+    acc = _number(b, x, EXP2[-1])
+    for coefficient in reversed(EXP2[:-1]):
+        acc = b(m.Fma, acc, f, _number(b, x, coefficient), hint="poly")
+    return b(m.Scale2, acc, whole, hint=op.result.hint)
+
+
+def exp_parts(b: Rewriter, op: Any) -> Value:
+    """exp x -> exp2(x * log2 e)"""
+    x = op.operands[0]
+    scaled = b(m.Mul, x, _number(b, x, math.log2(math.e)), hint="scaled")
+    return exp2_parts(b, b.add(m.Exp2(scaled, hints=[op.result.hint])))
+
+
+def tanh_parts(b: Rewriter, op: Any) -> Value:
+    """tanh x -> 1 - 2 / (exp(2x) + 1)"""
+    x = op.operands[0]
+    scaled = b(m.Mul, x, _number(b, x, 2 * math.log2(math.e)), hint="scaled")
+    e = exp2_parts(b, b.add(m.Exp2(scaled, hints=["e"])))
+    below = b(m.Add, e, _number(b, x, 1.0))
+    return b(m.Sub, _number(b, x, 1.0), b(m.Div, _number(b, x, 2.0), below), hint=op.result.hint)
+
+
+def sigmoid_parts(b: Rewriter, op: Any) -> Value:
+    """sigmoid x -> 1 / (1 + exp(-x))"""
+    x = op.operands[0]
+    scaled = b(m.Mul, x, _number(b, x, -math.log2(math.e)), hint="scaled")
+    e = exp2_parts(b, b.add(m.Exp2(scaled, hints=["e"])))
+    one = _number(b, x, 1.0)
+    return b(m.Div, one, b(m.Add, e, one), hint=op.result.hint)
+
+
+def rsqrt_parts(b: Rewriter, op: Any) -> Value:
+    """rsqrt x -> 1 / sqrt(x)"""
+    x = op.operands[0]
+    return b(m.Div, _number(b, x, 1.0), b(m.Sqrt, x), hint=op.result.hint)
+
+
+PARTS = {
+    m.Exp2: exp2_parts,
+    m.Exp: exp_parts,
+    m.Tanh: tanh_parts,
+    m.Sigmoid: sigmoid_parts,
+    m.Rsqrt: rsqrt_parts,
+}
+
+
+def expand_math_graph(graph: Graph) -> Graph:
+    """Every function on f32 register tiles as arithmetic."""
+
+    def rule(b: Rewriter, op: Op) -> Value | None:
+        parts = PARTS.get(type(op))
+        if parts is None or getattr(op.result.type, "dtype", None) != F32:
+            return None
+        return parts(b, op)
+
+    return rewrite_graph(graph, rule)
+
+
+def expand_math(module: Module) -> Module:
+    """Expands functions in tile programs."""
+    return for_each_graph(module, expand_math_graph, "tile")

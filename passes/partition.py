@@ -1,0 +1,131 @@
+"""Cuts a stream graph at its deep channels: each part is a kernel, what crosses goes through memory.
+
+A module of one stream graph becomes a module of kernels in order. Wiring is by name: a kernel's
+parameter is an input of the program, or the result of that name of an earlier kernel.
+"""
+
+from __future__ import annotations
+
+from tilewright.ir import ops_math as m
+from tilewright.ir import ops_stream as s
+from tilewright.ir.core import Builder, Graph, Module, Op, Region, Value
+from tilewright.ir.types import StreamType, TensorType
+from tilewright.passes.channels import find_channels
+
+_FREE = (s.Source, s.Index, s.Repeat, m.Const)  # made anew in every kernel that needs them
+
+
+def partition_graph(graph: Graph) -> tuple[Graph, ...]:
+    """The kernels of one stream graph, in an order in which they can run."""
+    level = _levels(graph)
+    last = max(level.values(), default=0)
+    if last == 0:
+        return (graph,)
+    kept = [_Part(graph, level, at).build() for at in range(last + 1)]
+    return tuple(g for g in kept if g.results)
+
+
+def _levels(graph: Graph) -> dict[Op, int]:
+    """How many deep channels lie before each op on the worst path."""
+    deep = {(c.consumer, c.at) for c in find_channels(graph) if c.deep}
+    producers = graph.producers()
+    level: dict[Op, int] = {}
+    for op in graph.body.ops:
+        found = [0]
+        for at, value in enumerate(op.operands):
+            producer = producers.get(value)
+            if producer is not None:
+                found.append(level[producer] + ((op, at) in deep))
+        level[op] = max(found)
+    return level
+
+
+class _Part:
+    """The kernel made of the ops of one level."""
+
+    def __init__(self, graph: Graph, level: dict[Op, int], at: int) -> None:
+        self.graph, self.level, self.at = graph, level, at
+        self.producers = graph.producers()
+        self.build_ = Builder()
+        self.values: dict[Value, Value] = {}
+        self.params: dict[Value, Value] = {}
+
+    def build(self) -> Graph:
+        results = []
+        for value in self._leaving():
+            producer = self.producers[value]
+            if isinstance(producer, s.Sink):
+                results.append(self.take(value))
+            else:
+                results.append(self.spill(value))
+        body = Region(tuple(self.params.values()), tuple(self.build_.ops), tuple(results))
+        name = f"{self.graph.name}_{self.at}"
+        return Graph("stream", name, self.graph.sizes, body)
+
+    def _leaving(self) -> list[Value]:
+        """Sinks of this level and values that later levels read."""
+        out: dict[Value, None] = {}
+        for op in self.graph.body.ops:
+            if isinstance(op, s.Sink) and self.level[op] == self.at:
+                out.setdefault(op.result)
+            if self.level[op] > self.at:
+                for value in op.operands:
+                    out.update(dict.fromkeys(self._crossing(value)))
+        return list(out)
+
+    def _crossing(self, value: Value) -> list[Value]:
+        producer = self.producers.get(value)
+        if producer is None or self.level[producer] > self.at:
+            return []
+        if isinstance(producer, _FREE):
+            return [v for o in producer.operands for v in self._crossing(o)]
+        return [value] if self.level[producer] == self.at else []
+
+    def take(self, value: Value) -> Value:
+        """``value`` inside this kernel: computed here, or read back from memory."""
+        if value in self.values:
+            return self.values[value]
+        producer = self.producers.get(value)
+        if producer is None:
+            self.values[value] = self.params.setdefault(value, Value(value.type, value.hint))
+        elif self.level[producer] == self.at or isinstance(producer, _FREE):
+            op = producer.rebuilt([self.take(v) for v in producer.operands])
+            fresh = op if op is not producer else type(op)(*op.operands, loc=op.loc, **op.attrs)
+            self.build_.add(fresh)
+            for old, new in zip(producer.results, fresh.results, strict=True):
+                new.hint = old.hint
+                self.values[old] = new
+        else:
+            self.values[value] = self.fill(value)
+        return self.values[value]
+
+    def spill(self, value: Value) -> Value:
+        stream = self.take(value)
+        type_, dims = _in_memory(value)
+        return self.build_(s.Sink, stream, dims=dims, type=type_, hint=_memory_name(value))
+
+    def fill(self, value: Value) -> Value:
+        type_, dims = _in_memory(value)
+        key = Value(type_, _memory_name(value))
+        param = self.params.setdefault(value, key)
+        return self.build_(s.Source, param, dims=dims, type=value.type, hint=value.hint)
+
+
+def _in_memory(value: Value) -> tuple[TensorType, tuple[tuple[str, ...], ...]]:
+    assert isinstance(value.type, StreamType)
+    axes = value.type.axes
+    return TensorType(tuple(a.size for a in axes), value.type.dtype), tuple(
+        (a.name,) for a in axes
+    )
+
+
+def _memory_name(value: Value) -> str:
+    return f"{value.hint}_in_memory"
+
+
+def partition(module: Module) -> Module:
+    """Every stream graph cut into kernels."""
+    out: list[Graph] = []
+    for graph in module.graphs:
+        out.extend(partition_graph(graph) if graph.level == "stream" else (graph,))
+    return Module(tuple(out))

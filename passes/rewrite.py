@@ -1,0 +1,75 @@
+"""Rebuilding a graph operation by operation; the machinery below every rewriting pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tilewright.ir.core import Builder, Graph, Module, Op, Region, Value
+from tilewright.ir.ops_math import Const
+from tilewright.ir.types import Type
+
+Rule = Callable[["Rewriter", Op], Sequence[Value] | Value | None]
+
+
+class Rewriter(Builder):
+    """A builder that knows which op made each value it has seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made_by: dict[Value, Op] = {}
+        self.original: Op | None = None  # the op being rewritten, as it stands in the old graph
+
+    def add(self, op: Op) -> Op:
+        for result in op.results:
+            self.made_by[result] = op
+        return super().add(op)
+
+    def producer(self, value: Value, cls: type[Op] | None = None) -> Op | None:
+        """The op that made ``value`` if it is of class ``cls``."""
+        op = self.made_by.get(value)
+        return op if op is not None and (cls is None or isinstance(op, cls)) else None
+
+    def constant(self, value: Value) -> Any | None:
+        """The number if ``value`` is a constant."""
+        op = self.producer(value, Const)
+        return op.attrs["value"] if op is not None else None
+
+    def const(self, number: float, type_: Type, hint: str = "c") -> Value:
+        return self(Const, value=number, type=type_, hint=hint)
+
+
+def rewrite_graph(graph: Graph, rule: Rule) -> Graph:
+    """Every op once, in order, its operands already rewritten; ``rule`` gives a replacement for its
+    results or None to keep it."""
+    return graph.with_body(_rewrite_region(graph.body, {}, rule, Rewriter()))
+
+
+def _rewrite_region(
+    region: Region, mapping: dict[Value, Value], rule: Rule, outer: Rewriter
+) -> Region:
+    inner = Rewriter()
+    inner.made_by = dict(outer.made_by)
+    mapping = dict(mapping)
+    for op in region.ops:
+        operands = [mapping.get(v, v) for v in op.operands]
+        regions = [_rewrite_region(r, mapping, rule, inner) for r in op.regions]
+        same = all(a is b for a, b in zip(operands, op.operands, strict=True))
+        fresh = op if same and not regions else op.rebuilt(operands, regions or None)
+        inner.loc, inner.original = op.loc, op
+        given = rule(inner, fresh)
+        if given is None:
+            inner.add(fresh)
+            given = fresh.results
+        elif isinstance(given, Value):
+            given = (given,)
+        mapping.update(zip(op.results, given, strict=True))
+    yields = tuple(mapping.get(v, v) for v in region.yields)
+    return Region(region.params, tuple(inner.ops), yields)
+
+
+def for_each_graph(module: Module, change: Callable[[Graph], Graph], level: str = "") -> Module:
+    """Applies ``change`` to every graph (of one level)."""
+    return Module(
+        tuple(change(g) if not level or g.level == level else g for g in module.graphs)
+    )

@@ -1,0 +1,210 @@
+"""Tensors to streams: every tensor becomes the stream of its elements in one order of loops.
+
+``%s = tensor.contract %q, %k {"hnd,hmd->hnm"}``  ->
+``%s = stream.contract %q, %k {axes = ["d"]} : stream<h=H, n=N, m=M; f32>``
+
+The order: first the axes that all outputs share and on which every reduction depends (they are
+independent of each other), then the axis along which values are reduced. Axes summed inside one
+element, and those of an output that the reductions do not depend on, become the element's own axes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from tilewright.ir import ops_math as m
+from tilewright.ir import ops_stream as s
+from tilewright.ir import ops_tensor as t
+from tilewright.ir.core import Builder, Graph, Module, Op, Region, Value
+from tilewright.ir.errors import UnsupportedError
+from tilewright.ir.types import Axis, StreamType, TensorType
+from tilewright.passes.axes import AxisMap, View, find_axes
+from tilewright.passes.rewrite import for_each_graph
+
+
+@dataclass(frozen=True)
+class LoopOrder:
+    """Parallel loops, the streamed axis (or None), and the axes inside an element."""
+
+    parallel: tuple[int, ...]
+    streamed: int | None
+    element: frozenset[int]
+
+
+def choose_order(axes: AxisMap) -> LoopOrder:
+    """The order of loops that needs the least state: see the module's docstring."""
+    reduced: Counter[int] = Counter()
+    depends: list[frozenset[int]] = []
+    last: dict[int, int] = {}
+    for at, op in enumerate(axes.graph.body.ops):
+        gone = _reduced_axes(axes, op)
+        if gone:
+            reduced.update(gone)
+            last.update(dict.fromkeys(gone, at))
+            depends.append(_operand_axes(axes, op))
+    outputs = [axes.views[None, i].dims for i in range(len(axes.graph.results))]
+    ordered = list(dict.fromkeys(x for dims in outputs for d in axes.resolved(dims) for x in d))
+    parallel = tuple(x for x in ordered if x not in reduced and all(x in d for d in depends))
+    streamed = _streamed(reduced, last, ordered)
+    every = {x for view in axes.views.values() for x in axes.flat(view.dims)}
+    loops = {*parallel, streamed}
+    return LoopOrder(parallel, streamed, frozenset(every - loops))
+
+
+def _streamed(reduced: Counter[int], last: dict[int, int], outputs: list[int]) -> int | None:
+    """The axis most reductions run along, the latest of equals; none for a single contraction."""
+    if not reduced or (sum(reduced.values()) == 1 and not set(reduced) & set(outputs)):
+        return None
+    return max(reduced, key=lambda x: (reduced[x], last[x]))
+
+
+def _operand_axes(axes: AxisMap, op: Op) -> frozenset[int]:
+    views = [axes.views[op, i] for i in range(len(op.operands))]
+    return frozenset(x for view in views for x in axes.flat(view.dims))
+
+
+def _reduced_axes(axes: AxisMap, op: Op) -> frozenset[int]:
+    if not isinstance(op, t.Contract | t.Reduce):
+        return frozenset()
+    return _operand_axes(axes, op) - axes.flat(axes.dims[op.result])
+
+
+class _Converter:
+    """Builds the stream graph of one tensor graph."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.axes = find_axes(graph)
+        self.order = choose_order(self.axes)
+        self.build = Builder()
+        self.made: dict[Value, Value] = {}
+        self.read: dict[tuple[Value, str], Value] = {}
+        self.producers = graph.producers()
+        self.parallel = tuple(self.axes.axis(x) for x in self.order.parallel)
+        self.inner: Axis | None = None
+        if self.order.streamed is not None:
+            self.inner = self.axes.axis(self.order.streamed)
+
+    def run(self) -> Graph:
+        for op in self.graph.body.ops:
+            if op.results[0] in self.axes.dims:
+                self.build.loc = op.loc
+                self.made[op.result] = self.convert(op)
+        sinks = [self.sink(i, v) for i, v in enumerate(self.graph.results)]
+        body = Region(self.graph.params, tuple(self.build.ops), tuple(sinks))
+        return Graph("stream", self.graph.name, self.graph.sizes, body)
+
+    def loops(self, flat: frozenset[int]) -> tuple[Axis, ...]:
+        streamed = self.order.streamed in flat and self.inner is not None
+        return (*self.parallel, self.inner) if streamed and self.inner else self.parallel
+
+    def stream_type(self, view: View) -> StreamType:
+        flat = self.axes.flat(view.root_dims)
+        inside = [
+            x for d in self.axes.resolved(view.root_dims) for x in d if x in self.order.element
+        ]
+        dtype = view.root.type
+        assert isinstance(dtype, TensorType)
+        element = tuple(self.axes.axis(x) for x in inside)
+        return StreamType(self.loops(flat), element, dtype.dtype)
+
+    def named(self, view: View) -> tuple[tuple[str, ...], ...]:
+        return tuple(
+            tuple(self.axes.name(x) for x in d) for d in self.axes.resolved(view.root_dims)
+        )
+
+    def operand(self, op: Op | None, at: int) -> Value:
+        """The stream of one use: made before, or a source, an index, a constant."""
+        view = self.axes.views[op, at]
+        root = self.producers.get(view.root)
+        if isinstance(root, m.Const):
+            assert isinstance(view.root.type, TensorType)
+            type_ = StreamType((), (), view.root.type.dtype)
+            return self.build(m.Const, value=root.value, type=type_, hint=view.root.hint)
+        if view.root in self.made:
+            return self.made[view.root]
+        key = (view.root, str(self.named(view)))
+        if key not in self.read:
+            self.read[key] = self.source(view, root)
+        return self.read[key]
+
+    def source(self, view: View, root: Op | None) -> Value:
+        type_ = self.stream_type(view)
+        if isinstance(root, t.Iota):
+            flat = [x for d in self.axes.resolved(view.root_dims) for x in d]
+            if len(flat) != 1 or flat[0] in self.order.element:
+                raise UnsupportedError("an iota over a merged or an element axis", root.loc)
+            name = self.axes.name(flat[0])
+            return self.build(s.Index, axis=name, type=type_, hint=f"{name}_at")
+        dims = self.named(view)
+        return self.build(s.Source, view.root, dims=dims, type=type_, hint=view.root.hint)
+
+    def level(self, values: list[Value]) -> list[Value]:
+        """All operands brought into the same loops by repeating the outer ones."""
+        types = [v.type for v in values]
+        assert all(isinstance(x, StreamType) for x in types)
+        deepest = max((x.loops for x in types if isinstance(x, StreamType)), key=len)
+        out = []
+        for value in values:
+            assert isinstance(value.type, StreamType)
+            short = value.type.loops and len(value.type.loops) < len(deepest)
+            out.append(self.repeat(value, deepest[-1]) if short else value)
+        return out
+
+    def repeat(self, value: Value, axis: Axis) -> Value:
+        key = (value, f"repeat {axis}")
+        if key not in self.read:
+            self.read[key] = self.build(s.Repeat, value, axis=axis, hint=value.hint)
+        return self.read[key]
+
+    def convert(self, op: Op) -> Value:
+        values = [self.operand(op, i) for i in range(len(op.operands))]
+        hint = op.result.hint
+        if isinstance(op, t.Contract):
+            return self.contract(op, values, hint)
+        if isinstance(op, t.Reduce):
+            gone = _reduced_axes(self.axes, op)
+            return self.reduce(values[0], op.kind, gone, hint)
+        leveled = self.level(values)
+        return self.build(type(op), *leveled, hint=hint, **op.attrs)
+
+    def contract(self, op: t.Contract, values: list[Value], hint: str) -> Value:
+        lhs, rhs = self.level(values)
+        gone = _reduced_axes(self.axes, op)
+        inside = sorted(self.axes.name(x) for x in gone if x != self.order.streamed)
+        if inside:
+            out = self.build(s.Contract, lhs, rhs, axes=tuple(inside), hint=hint)
+        else:
+            out = self.build(m.Mul, lhs, rhs, hint=f"{hint}_term")
+        if self.order.streamed in gone:
+            out = self.reduce(out, "sum", frozenset({self.order.streamed or 0}), hint)
+        return out
+
+    def reduce(self, value: Value, kind: str, gone: frozenset[int], hint: str) -> Value:
+        for axis in sorted(gone, key=lambda x: x == self.order.streamed):
+            name = self.axes.name(axis)
+            cls = s.Reduce if axis == self.order.streamed else s.Fold
+            value = self.build(cls, value, kind=kind, axis=name, hint=hint)
+        return value
+
+    def sink(self, at: int, value: Value) -> Value:
+        view = self.axes.views[None, at]
+        stream = self.operand(None, at)
+        assert isinstance(stream.type, StreamType)
+        if not stream.type.loops and self.parallel:
+            raise UnsupportedError("an output that is one constant")
+        dims = tuple(
+            tuple(self.axes.name(x) for x in d) for d in self.axes.resolved(view.dims)
+        )
+        return self.build(s.Sink, stream, dims=dims, type=value.type, hint=value.hint)
+
+
+def tensor_to_stream(graph: Graph) -> Graph:
+    """The stream graph of one decomposed tensor graph. Raises UnsupportedError."""
+    return _Converter(graph).run()
+
+
+def to_stream(module: Module) -> Module:
+    """Tensor graphs to stream graphs."""
+    return for_each_graph(module, tensor_to_stream, "graph")

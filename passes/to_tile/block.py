@@ -1,0 +1,444 @@
+"""The loop over blocks of the inner axis: register tiles, running statistics, sums."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from tilewright.ir import ops_math as m
+from tilewright.ir import ops_stream as s
+from tilewright.ir import ops_tile as t
+from tilewright.ir.core import Op, Value
+from tilewright.ir.dtypes import BF16, BOOL, F32
+from tilewright.ir.errors import UnsupportedError
+from tilewright.ir.ops_stream import IDENTITY
+from tilewright.passes.to_tile.contraction import Contraction, OuterSum
+from tilewright.passes.to_tile.kernel_info import strip_casts
+from tilewright.passes.to_tile.mask_range import Bound, find_mask_range
+from tilewright.passes.to_tile.rows import RowLowering, strip_repeat
+from tilewright.passes.to_tile.state import LoweringState
+
+
+@dataclass
+class Block:
+    """One block being built: its first position, how many positions, whether bounds are needed."""
+
+    first: Value
+    count: Value
+    limit: Value
+    masked: bool
+    memo: dict[Value, Value] = field(default_factory=dict)  # values that do not vary inside it
+    stored: dict[Value, Value] = field(default_factory=dict)  # scratch [position, row]
+
+
+@dataclass
+class Tile:
+    """One register tile of a block: positions ``at`` … of the inner axis, all rows."""
+
+    offset: Value  # within the block
+    at: Value  # on the inner axis
+    valid: Value | None
+    memo: dict[Value, Value] = field(default_factory=dict)
+
+
+class BlockLowering:
+    """Builds the blocks of a kernel."""
+
+    def __init__(self, state: LoweringState, rows: RowLowering) -> None:
+        self.state, self.rows = state, rows
+        self.info, self.schedule, self.build = state.info, state.schedule, state.build
+        self.mask = find_mask_range(self.info)
+        self.scratch: dict[tuple[str, Value], Value] = {}
+        self.contraction = Contraction(state, rows)
+        self.outer = OuterSum(state)
+        ops = self.info.graph.body.ops
+        self.scans = [op for op in ops if isinstance(op, s.Scan)]
+        self.reduces = [op for op in ops if isinstance(op, s.Reduce)]
+        self.sinks = [
+            op for op in ops if isinstance(op, s.Sink) and self.info.in_block(op.x)
+        ]
+        self.weights = {op: self._weight(op) for op in self.reduces if self._is_outer(op)}
+        self.phases = 1 + max((self._phase_of(op) for op in ops), default=0)
+        self._allocate()
+
+    # ---- what is computed when
+
+    def _is_outer(self, op: s.Reduce) -> bool:
+        return bool(self.info.element(op.result))
+
+    def _weight(self, op: s.Reduce) -> tuple[Value, Value]:
+        """(scalar factor, vector factor) of a vector-valued sum's terms."""
+        below, _ = strip_casts(self.info, op.x)
+        product = self.info.made.get(below)
+        if op.kind == "sum" and isinstance(product, m.Mul):
+            for scalar, vector in ((product.lhs, product.rhs), (product.rhs, product.lhs)):
+                plain = not self.info.element(scalar) and not self.info.on_rows(vector)
+                if plain and self.info.element(vector):
+                    return scalar, vector
+        raise UnsupportedError("a vector-valued sum whose terms are not scalar * vector", op.loc)
+
+    def _phase_of(self, op: Op) -> int:
+        """The phase in which an op's input is complete."""
+        return max((self.info.phase.get(v, 0) for v in op.operands), default=0)
+
+    def _needed(self, phase: int) -> list[Value]:
+        """Values that this phase keeps in scratch: read in later phases or by vector-valued sums."""
+        out: dict[Value, None] = {}
+        for op in self.info.graph.body.ops:
+            after = isinstance(op, s.Reduce) and self._is_outer(op)
+            if after or not op.results or not self.info.in_block(op.results[0]):
+                continue
+            for value in op.operands:
+                early = self.info.phase.get(value, 0) == phase < self.info.phase[op.results[0]]
+                if early and self._worth_keeping(value) and not isinstance(op, s.Scan):
+                    out.setdefault(value)
+        for scalar, _ in self.weights.values():
+            if self.info.phase[scalar] == phase:
+                out.setdefault(scalar)
+        for sink in self.sinks:
+            if self.info.phase[sink.x] == phase:
+                out.setdefault(sink.x)
+        return list(out)
+
+    def _worth_keeping(self, value: Value) -> bool:
+        return self.info.varies(value) and self.info.heavy(value)
+
+    def _allocate(self) -> None:
+        for op in self.reduces:
+            if op in self.weights:
+                self.outer.prepare(op, *self.weights[op])
+        for phase in range(self.phases):
+            for value in self._needed(phase):
+                self._keep(value)
+
+    def _keep(self, value: Value) -> None:
+        """Scratch for ``value``: as numbers, or as pairs for the bf16 dot instruction."""
+        y, b = self.schedule, self.build
+        if value in self.outer.pair_scalars:
+            shape = [y.inner_block // 2, y.rows, 2]
+            self.scratch["pairs", value] = b.scratch(shape, BF16, f"{value.hint}_pairs")
+        if value not in self.outer.pair_scalars or self._read_as_numbers(value):
+            dtype = self.state.dtype(value)
+            dtype = F32 if dtype.is_float and dtype.bits < 32 else dtype
+            shape = [y.inner_block, y.rows]
+            self.scratch["numbers", value] = b.scratch(shape, dtype, f"{value.hint}_kept")
+
+    def _read_as_numbers(self, value: Value) -> bool:
+        weights = {w for w, _ in self.weights.values()}
+        return value not in weights or any(s_.x is value for s_ in self.sinks)
+
+    # ---- the loops over blocks
+
+    def run(self) -> None:
+        """Blocks that need no bounds in the middle, the others before and after."""
+        b, block = self.build, self.schedule.inner_block
+        total = b.size(self.info.inner.size)
+        first, last, full_first, full_last = self._ranges(total)
+        full_first = b.minimum(b.maximum(full_first, first), last)
+        whole = b.div(b.maximum(b.sub(full_last, full_first), 0), block)
+        full_last = b.add(full_first, b.mul(whole, block))
+        if any(not bound.upper for bound in self.mask.bounds):
+            self._blocks(first, full_first, masked=True)
+        self._blocks(full_first, full_last, masked=False)
+        self._blocks(full_last, last, masked=True)
+
+    def _blocks(self, lo: Value, hi: Value, masked: bool) -> None:
+        b, size = self.build, self.schedule.inner_block
+        with b.loop(lo, hi, size, hint="block") as loop:
+            count = b.minimum(b.sub(hi, loop.counter), size) if masked else b.index(size)
+            self._block(Block(loop.counter, count, hi, masked))
+
+    def _ranges(self, total: Value) -> tuple[Value, Value, Value, Value]:
+        """First and last positions that contribute, and those between which no mask applies."""
+        b = self.build
+        zero = b.index(0)
+        first, last, full_first, full_last = zero, total, zero, total
+        for bound in self.mask.bounds:
+            low, high = self._extremes(bound)
+            if bound.upper:
+                last = b.minimum(last, b.maximum(b.add(high, 1), 0))
+                full_last = b.minimum(full_last, b.maximum(b.add(low, 1), 0))
+            else:
+                first = b.maximum(first, low)
+                full_first = b.maximum(full_first, high)
+        first = b.minimum(first, last)
+        return first, last, full_first, b.minimum(full_last, last)
+
+    def _extremes(self, bound: Bound) -> tuple[Value, Value]:
+        """The smallest and largest value of a bound over the block's rows."""
+        b = self.build
+        low = high = b.index(bound.constant)
+        for name, factor in bound.terms:
+            least, most = self._axis_range(name)
+            if factor < 0:
+                least, most = most, least
+            low = b.add(low, b.mul(least, factor))
+            high = b.add(high, b.mul(most, factor))
+        return low, high
+
+    def _axis_range(self, name: str) -> tuple[Value, Value]:
+        """Least and greatest position on a row axis within this block of rows."""
+        b, state = self.build, self.state
+        if name in state.grid_at:
+            return state.grid_at[name], state.grid_at[name]
+        assert state.first_row is not None and state.row_total is not None
+        final = b.minimum(b.add(state.first_row, self.schedule.rows - 1), b.sub(state.row_total, 1))
+        low = state.split_position(state.first_row, self.info.rows)
+        high = state.split_position(final, self.info.rows)
+        names = [a.name for a in self.info.rows]
+        if names[0] == name:
+            return low[name], high[name]
+        # rows that cross to the next position of an outer axis start again at 0
+        size = b.size(self.info.rows[names.index(name)].size)
+        crossed = b.index(0)
+        for outer in names[: names.index(name)]:
+            crossed = b.add(crossed, b.sub(high[outer], low[outer]))
+        same = b.maximum(b.sub(b.index(1), crossed), 0)
+        differs = b.sub(b.index(1), same)
+        least = b.mul(low[name], same)
+        most = b.add(b.mul(high[name], same), b.mul(b.sub(size, 1), differs))
+        return least, most
+
+    # ---- one block
+
+    def _block(self, block: Block) -> None:
+        self.contraction.begin_block(block.first, block.count, block.limit, block.masked)
+        self.outer.begin_block(block.first, block.count, block.limit)
+        for phase in range(self.phases):
+            self._phase(block, phase)
+        for op, (scalar, vector) in self.weights.items():
+            rescale = self._rescale(block, op)
+            kept = self.scratch.get(("numbers", scalar))
+            pairs = self.scratch.get(("pairs", scalar))
+            self.outer.accumulate(op, kept, pairs, vector, rescale, block)
+        for sink in self.sinks:
+            self._write_block(block, sink)
+
+    def _phase(self, block: Block, phase: int) -> None:
+        kept = self._needed(phase)
+        scans = [op for op in self.scans if self.info.phase[op.x] == phase]
+        sums = [
+            op for op in self.reduces if op not in self.weights and self._phase_of(op) == phase
+        ]
+        roots = [*kept, *(op.x for op in scans), *(op.x for op in sums)]
+        if not roots:
+            return
+        for root in roots:
+            self._prepare(block, root, phase)
+        starts = [self._neutral(op) for op in [*scans, *sums]]
+        b = self.build
+        with b.loop(b.index(0), block.count, self.schedule.inner_tile, starts, "tile") as loop:
+            tile = self._open_tile(block, loop.counter)
+            for value in kept:
+                self._store_tile(block, tile, value, phase)
+            loop.next = tuple(
+                self._partial(block, tile, op, carried, phase)
+                for op, carried in zip([*scans, *sums], loop.carried, strict=True)
+            )
+        for value in kept:
+            block.stored[value] = value
+        for op, partial in zip([*scans, *sums], loop.results, strict=True):
+            self._settle(block, op, partial)
+
+    def _open_tile(self, block: Block, offset: Value) -> Tile:
+        b = self.build
+        at = b.add(block.first, offset)
+        valid = None
+        if block.masked:
+            layout = self.state.tile_layout.collapse(1)
+            here = b(m.Add, b(t.Coordinate, dim=0, layout=layout), b.splat(at), hint="position")
+            valid = b(m.Compare, here, b.splat(block.limit), relation="lt", hint="valid")
+        return Tile(offset, at, valid)
+
+    # ---- values
+
+    def _prepare(self, block: Block, value: Value, phase: int) -> None:
+        """Builds, before the tile loop, what a root needs that does not vary within the block."""
+        if value in block.stored and self.info.phase[value] < phase:
+            return
+        base = strip_repeat(self.info.made, value)
+        if not self.info.varies(base):
+            self._block_value(block, base)
+            return
+        op = self.info.made.get(value)
+        if op is None or isinstance(op, s.Contract | s.Source | s.Index):
+            self._prepare_memory(block, op)
+            return
+        for operand in op.operands:
+            self._prepare(block, operand, phase)
+
+    def _prepare_memory(self, block: Block, op: Op | None) -> None:
+        if isinstance(op, s.Source) and self.info.on_rows(op.result):
+            self._row_vector(block, ("offset", op.result))
+
+    def _row_vector(self, block: Block, key: tuple[str, Value]) -> Value:
+        marker = key[1] if key[0] == "value" else self._offset_marker(key[1])
+        if marker not in block.memo:
+            b, scratch = self.build, self.state.row_vectors[key]
+            at = [b.index(0), b.index(0)]
+            block.memo[marker] = b.load(scratch, at, [0, 1], self.state.row_layout, hint=key[1].hint)
+        return block.memo[marker]
+
+    def _offset_marker(self, value: Value) -> Value:
+        return self.state.row_vectors["offset", value]
+
+    def _block_value(self, block: Block, value: Value) -> Value:
+        """A value that is the same throughout the block, one number per row."""
+
+        def leaf(v: Value) -> Value | None:
+            if ("value", v) in self.state.row_vectors:
+                return self._row_vector(block, ("value", v))
+            if isinstance(self.info.made.get(v), s.Reduce):
+                raise UnsupportedError("a sum that is read again along its own axis")
+            return None
+
+        return self.state.expression(value, leaf, block.memo)
+
+    def _tile_value(self, block: Block, tile: Tile, value: Value, phase: int) -> Value:
+        def leaf(v: Value) -> Value | None:
+            return self._tile_leaf(block, tile, v, phase)
+
+        return self.state.expression(value, leaf, tile.memo)
+
+    def _tile_leaf(self, block: Block, tile: Tile, v: Value, phase: int) -> Value | None:
+        base = strip_repeat(self.info.made, v)
+        op = self.info.made.get(base)
+        if isinstance(op, m.Const):
+            return None
+        if not self.info.varies(base):
+            return self._block_value(block, base)
+        if v in block.stored and self.info.phase[v] < phase:
+            at = [tile.offset, self.build.index(0)]
+            kept = self.scratch["numbers", v]
+            return self.build.load(kept, at, [0, 1], self.state.tile_layout, hint=v.hint)
+        if v in self.mask.conditions and not block.masked:
+            return self.build.number(True, BOOL)
+        if isinstance(op, s.Contract):
+            return self.contraction.tile(op, tile.at, tile.offset, block.limit if block.masked else None)
+        if isinstance(op, s.Index):
+            layout = self.state.tile_layout.collapse(1)
+            here = self.build(t.Coordinate, dim=0, layout=layout)
+            return self.build(m.Add, here, self.build.splat(tile.at), hint=v.hint)
+        if isinstance(op, s.Source):
+            return self._tile_source(block, tile, op)
+        return None
+
+    def _tile_source(self, block: Block, tile: Tile, op: s.Source) -> Value:
+        """A scalar source along the inner axis: one number per position, or gathered per row."""
+        b, name = self.build, self.info.inner.name
+        buffer = self.state.buffers[op.tensor]
+        position_layout = self.state.tile_layout.collapse(1)
+        dim = next(i for i, names in enumerate(op.dims) if name in names)
+        if op.dims[dim] != (name,):
+            raise UnsupportedError("the inner axis is part of a merged dimension", op.loc)
+        if not self.info.on_rows(op.result):
+            indices, _ = self.state.source_index(op, {**self.state.grid_at, name: tile.at})
+            dims = [0 if i == dim else -1 for i in range(len(op.dims))]
+            bounds = [(0, "clamp", block.limit)] if block.masked else []
+            return b.load(buffer, indices, dims, position_layout, bounds, hint=op.result.hint)
+        here = b(t.Coordinate, dim=0, layout=position_layout)
+        here = b(m.Add, here, b.splat(tile.at), hint="position")
+        if block.masked:
+            here = b(m.Min, here, b.splat(b.sub(block.limit, 1)), hint="position")
+        stride = b.splat(b(t.StrideOf, buffer, dim=dim, hint="stride"))
+        along = b(m.Mul, here, stride, hint="along")
+        offsets = b(m.Add, along, self._row_vector(block, ("offset", op.result)), hint="offsets")
+        return b(t.Gather, buffer, b.index(0), offsets, hint=op.result.hint)
+
+    # ---- keeping, statistics, sums
+
+    def _store_tile(self, block: Block, tile: Tile, value: Value, phase: int) -> None:
+        b = self.build
+        x = self._full(self._tile_value(block, tile, value, phase))
+        if ("pairs", value) in self.scratch:
+            below, _ = strip_casts(self.info, value)
+            wide = self._full(self._tile_value(block, tile, below, phase))
+            wide = self._masked(tile, wide, 0.0)
+            pairs = b(t.PackPairs, wide, dtype=BF16, hint="pairs")
+            at = [b.div(tile.offset, 2), b.index(0), b.index(0)]
+            b.store(pairs, self.scratch["pairs", value], at, [0, 1, 2])
+        if ("numbers", value) in self.scratch:
+            memory = self.scratch["numbers", value]
+            dtype = getattr(memory.type, "dtype", F32)
+            x = b(m.Cast, x, dtype=dtype) if self.state.dtype(value) != dtype else x
+            b.store(x, memory, [tile.offset, b.index(0)], [0, 1])
+
+    def _full(self, x: Value) -> Value:
+        """A tile of all positions and rows, widened if it did not vary with one of them."""
+        layout = self.state.tile_layout
+        if getattr(x.type, "layout", None) == layout:
+            return x
+        dtype = getattr(x.type, "dtype", F32)
+        if dtype == BOOL:
+            raise UnsupportedError("a condition kept in memory")
+        return self.build(m.Add, x, self.build.filled(0, dtype, layout), hint=x.hint)
+
+    def _masked(self, tile: Tile, x: Value, neutral: float) -> Value:
+        if tile.valid is None:
+            return x
+        dtype = getattr(x.type, "dtype", F32)
+        return self.build(m.Select, tile.valid, x, self.build.number(neutral, dtype), hint=x.hint)
+
+    def _neutral(self, op: s.Scan | s.Reduce) -> Value:
+        layout = self.state.tile_layout
+        if self.schedule.rows_on_lanes:
+            layout = layout.collapse(0)
+        dtype = self.state.dtype(op.results[0])
+        return self.build.filled(IDENTITY[op.kind], dtype, layout)
+
+    def _combine(self, kind: str) -> Callable[[Value, Value], Value]:
+        cls = m.Add if kind == "sum" else m.Larger
+        if kind == "min":
+            raise UnsupportedError("a running minimum")
+        return lambda a, c: self.build(cls, a, c, hint=kind)
+
+    def _partial(
+        self, block: Block, tile: Tile, op: s.Scan | s.Reduce, carried: Value, phase: int
+    ) -> Value:
+        x = self._full(self._tile_value(block, tile, op.x, phase))
+        x = self._masked(tile, x, IDENTITY[op.kind])
+        if self.schedule.rows_on_lanes:
+            x = self.build(t.Reduce, x, kind=op.kind, dim=0, hint=op.kind)
+        return self._combine(op.kind)(x, carried)
+
+    def _settle(self, block: Block, op: s.Scan | s.Reduce, partial: Value) -> None:
+        """Brings a block's statistic into the running state."""
+        b, scratch = self.build, self.state.sums[op.results[0]]
+        if not self.schedule.rows_on_lanes:
+            partial = b(t.Reduce, partial, kind=op.kind, dim=0, hint=op.kind)
+        at = [b.index(0), b.index(0)]
+        old = b.load(scratch, at, [0, 1], self.state.row_layout, hint="before")
+        scaled = old
+        if isinstance(op, s.Reduce) and op.rescale:
+            scaled = b(m.Mul, old, self._block_value(block, op.rescale[0]), hint="scaled")
+        new = self._combine(op.kind)(partial, scaled)
+        b.store(new, scratch, at, [0, 1])
+        if isinstance(op, s.Scan):
+            if op.kind == "sum":
+                raise UnsupportedError("a running sum per element inside a kernel", op.loc)
+            block.memo[op.results[0]], block.memo[op.results[1]] = new, old
+
+    def _rescale(self, block: Block, op: s.Reduce) -> Value | None:
+        return self._block_value(block, op.rescale[0]) if op.rescale else None
+
+    def _write_block(self, block: Block, sink: s.Sink) -> None:
+        """Writes a result that comes once per position: the block turned so that positions lie on
+        lanes, row by row."""
+        b, lanes = self.build, self.schedule.lanes
+        kept, buffer = self.scratch["numbers", sink.x], self.state.buffers[sink.result]
+        name = self.info.inner.name
+        assert self.state.first_row is not None and self.state.row_total is not None
+        left = b.sub(self.state.row_total, self.state.first_row)
+        layout = self.state.lane_layout()
+        with self.rows._each_row(b.minimum(left, self.schedule.rows), clamp=False) as (row, at):
+            with b.loop(b.index(0), block.count, lanes, hint="out") as loop:
+                x = b.load(kept, [loop.counter, row], [1, -1], layout, hint=sink.x.hint)
+                dtype = self.state.dtype(sink.x)
+                x = b(m.Cast, x, dtype=dtype) if getattr(x.type, "dtype", dtype) != dtype else x
+                here = {**at, name: b.add(block.first, loop.counter)}
+                indices, runs = self.state.source_index(sink, here)
+                dims = [1 if run == name else -1 for run in runs]
+                if lanes == 1:
+                    b.store(x, buffer, indices, [-1] * len(dims))
+                else:
+                    b.store(x, buffer, indices, dims, [(1, b.add(block.first, block.count))])

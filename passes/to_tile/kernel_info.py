@@ -1,0 +1,144 @@
+"""What a kernel's stream graph says about its axes: which loop streams, which rows share what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tilewright.ir import ops_math as m
+from tilewright.ir import ops_stream as s
+from tilewright.ir.core import Graph, Op, Value
+from tilewright.ir.errors import UnsupportedError
+from tilewright.ir.sizes import Size, product
+from tilewright.ir.types import Axis, StreamType
+
+
+@dataclass
+class KernelInfo:
+    """Axes of a kernel. ``inner`` is walked in blocks; ``rows`` share what is read along it."""
+
+    graph: Graph
+    inner: Axis
+    grid: tuple[Axis, ...]
+    rows: tuple[Axis, ...]
+    depends: dict[Value, frozenset[str]]
+    phase: dict[Value, int] = field(default_factory=dict)
+    made: dict[Value, Op] = field(default_factory=dict)
+
+    @property
+    def row_count(self) -> Size:
+        return product(a.size for a in self.rows)
+
+    def varies(self, value: Value) -> bool:
+        """True if the value changes along the inner axis within a block."""
+        return self.inner.name in self.depends[value] and not isinstance(
+            self.made.get(value), s.Scan
+        )
+
+    def in_block(self, value: Value) -> bool:
+        """True if the value is computed block by block: it varies or follows a running statistic."""
+        return self.varies(value) or self.phase[value] > 0
+
+    def is_row_scalar(self, value: Value) -> bool:
+        """True for a scalar that is the same throughout a row (constants apart)."""
+        op = self.made.get(value)
+        plain = op is not None and not isinstance(op, m.Const | s.Reduce | s.Scan)
+        return plain and not self.in_block(value) and not self.element(value)
+
+    def on_rows(self, value: Value) -> bool:
+        """True if the value differs between rows."""
+        return any(a.name in self.depends[value] for a in self.rows)
+
+    def element(self, value: Value) -> tuple[Axis, ...]:
+        assert isinstance(value.type, StreamType)
+        return value.type.element
+
+    def heavy(self, value: Value) -> bool:
+        """True if computing the value again would repeat a contraction."""
+        op = self.made.get(value)
+        if op is None or isinstance(op, s.Scan | s.Reduce):
+            return False
+        return isinstance(op, s.Contract | s.Fold) or any(self.heavy(v) for v in op.operands)
+
+
+def analyse(graph: Graph) -> KernelInfo:
+    """The axes of a kernel. Raises UnsupportedError for a form that no schedule covers."""
+    made = graph.producers()
+    loops = _loops(graph)
+    reduced = [op.axis for op in graph.body.ops if isinstance(op, s.Reduce | s.Scan)]
+    if not loops:
+        raise UnsupportedError(f"{graph.name}: a kernel without a loop")
+    inner = loops[-1]
+    if set(reduced) - {inner.name}:
+        raise UnsupportedError(f"{graph.name}: reductions over more than one loop")
+    depends = _depends(graph, inner.name)
+    outer = loops[:-1]
+    shared = _shared_axes(graph, depends, inner.name)
+    rows = tuple(a for a in outer if a.name not in shared)
+    if not any(_is_inner_element(op, depends, inner.name) for op in graph.body.ops):
+        rows = outer[-1:]
+    grid = tuple(a for a in outer if a not in rows)
+    info = KernelInfo(graph, inner, grid, rows, depends, made=made)
+    _set_phases(info)
+    return info
+
+
+def _loops(graph: Graph) -> tuple[Axis, ...]:
+    types = [v.type for op in graph.body.ops for v in op.results]
+    return max((t.loops for t in types if isinstance(t, StreamType)), key=len, default=())
+
+
+def _depends(graph: Graph, inner: str) -> dict[Value, frozenset[str]]:
+    out: dict[Value, frozenset[str]] = {}
+    for op in graph.body.ops:
+        if isinstance(op, s.Source):
+            found = frozenset(a for dim in op.dims for a in dim)
+        elif isinstance(op, s.Index):
+            found = frozenset({op.axis})
+        else:
+            found = frozenset().union(*(out.get(v, frozenset()) for v in op.operands))
+        if isinstance(op, s.Reduce):
+            found = found - {inner}
+        if isinstance(op, s.Contract):
+            found = found - frozenset(op.axes)
+        for result in op.results:
+            out[result] = found
+    return out
+
+
+def _is_inner_element(op: Op, depends: dict[Value, frozenset[str]], inner: str) -> bool:
+    if not isinstance(op, s.Source):
+        return False
+    assert isinstance(op.type, StreamType)
+    return bool(op.type.element) and inner in depends[op.result]
+
+
+def _shared_axes(graph: Graph, depends: dict[Value, frozenset[str]], inner: str) -> set[str]:
+    out: set[str] = set()
+    for op in graph.body.ops:
+        if _is_inner_element(op, depends, inner):
+            out |= depends[op.result]
+    return out
+
+
+def _set_phases(info: KernelInfo) -> None:
+    """A value that needs a running statistic of the block comes one phase after it."""
+    for op in info.graph.body.ops:
+        after = max((info.phase.get(v, 0) for v in op.operands), default=0)
+        if isinstance(op, s.Scan):
+            after += 1
+        if isinstance(op, s.Reduce):
+            after = 0  # its result is read when all blocks are done
+        for result in op.results:
+            info.phase[result] = after
+
+
+def strip_casts(info: KernelInfo, value: Value) -> tuple[Value, list[Op]]:
+    """``value`` without the casts on top of it, and those casts, outermost first."""
+    casts: list[Op] = []
+    op = info.made.get(value)
+    while isinstance(op, m.Cast | s.Repeat):
+        if isinstance(op, m.Cast):
+            casts.append(op)
+        value = op.x
+        op = info.made.get(value)
+    return value, casts

@@ -1,0 +1,125 @@
+"""One kernel as the program of one worker: prologue, blocks of the inner axis, epilogue.
+
+The order of work in a block follows the phases of the stream graph: a phase computes the register
+tiles that need nothing of this block's running statistics beyond the last phase's, updates these, and
+leaves in scratch what later phases read again. Vector-valued sums come last, from that scratch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tilewright.ir import ops_stream as s
+from tilewright.ir.core import Graph, Module, Region, Value
+from tilewright.ir.errors import UnsupportedError
+from tilewright.ir.sizes import Size
+from tilewright.ir.target import Target
+from tilewright.ir.types import BufferType, StreamType, TensorType
+from tilewright.passes.canonicalise import canonicalise_graph
+from tilewright.passes.expand_math import expand_math_graph
+from tilewright.passes.to_tile.block import BlockLowering
+from tilewright.passes.to_tile.kernel_info import KernelInfo, analyse
+from tilewright.passes.to_tile.rows import RowLowering
+from tilewright.passes.to_tile.schedule import Schedule, choose_schedule
+from tilewright.passes.to_tile.state import LoweringState
+
+
+@dataclass(frozen=True)
+class KernelShape:
+    """What a schedule depends on besides the target: lengths of element axes."""
+
+    contracted: int
+    element: int
+
+
+def kernel_shape(info: KernelInfo) -> KernelShape:
+    """Lengths of the axes summed inside an element and of vector-valued sums (0: none)."""
+    contracted = element = 0
+    for op in info.graph.body.ops:
+        if isinstance(op, s.Contract):
+            type_ = op.lhs.type
+            assert isinstance(type_, StreamType)
+            size = next(a.size for a in type_.element if a.name == op.axes[0])
+            contracted = max(contracted, static(size, op.axes[0]))
+        if isinstance(op, s.Reduce) and info.element(op.result):
+            axis = info.element(op.result)[0]
+            element = max(element, static(axis.size, axis.name))
+    return KernelShape(contracted, element)
+
+
+def static(size: Size, axis: str) -> int:
+    """The number of elements of an axis inside an element, which must be known when compiling."""
+    known = size.constant
+    if known is None:
+        message = f"axis {axis!r} lies inside an element: its size {size} must be a number"
+        raise UnsupportedError(message)
+    return known
+
+
+def kernel_to_tile(graph: Graph, target: Target, rows: int, units: dict[str, int]) -> Graph:
+    """The tile program of one kernel for up to ``rows`` rows (0: any number).
+
+    ``units`` maps a parameter's name to the dimension known to have stride one. Raises
+    UnsupportedError for kernels that no schedule covers.
+    """
+    info = analyse(graph)
+    shape = kernel_shape(info)
+    schedule = choose_schedule(target, rows, shape.contracted, shape.element)
+    program = _Program(info, schedule, units).run(target)
+    return canonicalise_graph(expand_math_graph(canonicalise_graph(program)))
+
+
+class _Program:
+    """Assembles the three parts."""
+
+    def __init__(self, info: KernelInfo, schedule: Schedule, units: dict[str, int]) -> None:
+        self.info, self.schedule = info, schedule
+        params: list[Value] = []
+        buffers: dict[Value, Value] = {}
+        for value in info.graph.params:
+            assert isinstance(value.type, TensorType)
+            unit = units.get(value.hint, -1)
+            buffer = Value(BufferType(value.type.shape, value.type.dtype, unit), value.hint)
+            buffers[value] = buffer
+            params.append(buffer)
+        self.sinks = [op for op in info.graph.body.ops if isinstance(op, s.Sink)]
+        for sink in self.sinks:
+            assert isinstance(sink.type, TensorType)
+            last = len(sink.type.shape) - 1
+            out = Value(BufferType(sink.type.shape, sink.type.dtype, last), f"out_{sink.x.hint}")
+            buffers[sink.result] = out
+            params.append(out)
+        self.params = tuple(params)
+        self.state = LoweringState(info, schedule, buffers)
+
+    def run(self, target: Target) -> Graph:
+        rows = RowLowering(self.state)
+        block = BlockLowering(self.state, rows)
+        rows.begin()
+        block.run()
+        rows.finish([sink for sink in self.sinks if not self.info.varies(sink.x)])
+        body = Region(self.params, tuple(self.state.build.top.ops))
+        grid = [(axis.size, 1) for axis in self.info.grid]
+        grid.append((self.info.row_count, self.schedule.rows))
+        attrs = {
+            "grid": tuple((size, tile) for size, tile in grid),
+            "outputs": len(self.sinks),
+            "target": target.name,
+        }
+        return Graph("tile", self.info.graph.name, self.info.graph.sizes, body, attrs)
+
+
+def to_tile(module: Module, target: Target, rows: int = 0) -> Module:
+    """Every stream graph as a tile program for many rows, unit strides in the last dimension."""
+    return Module(tuple(_one(g, target, rows) if g.level == "stream" else g for g in module.graphs))
+
+
+def _one(graph: Graph, target: Target, rows: int) -> Graph:
+    units = {}
+    for param in graph.params:
+        assert isinstance(param.type, TensorType)
+        units[param.hint] = len(param.type.shape) - 1
+    return kernel_to_tile(graph, target, rows, units)
+
+
+__all__ = ["KernelShape", "kernel_shape", "kernel_to_tile", "to_tile"]

@@ -1,0 +1,302 @@
+"""Work done once per row: packing what a row brings, the running states' start, writing results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tilewright.ir import ops_stream as s
+from tilewright.ir.core import Op, Value
+from tilewright.ir.dtypes import BF16, F32, I64, DType
+from tilewright.ir.errors import UnsupportedError
+from tilewright.ir.layout import Layout
+from tilewright.ir.ops_stream import IDENTITY
+from tilewright.ir.types import Axis, TensorType
+from tilewright.passes.to_tile.kernel_info import strip_casts
+from tilewright.passes.to_tile.state import LoweringState, RowKey, round_up
+
+
+class RowLowering:
+    """Prologue and epilogue of a kernel."""
+
+    def __init__(self, state: LoweringState) -> None:
+        self.state, self.info, self.schedule = state, state.info, state.schedule
+        self.build = state.build
+
+    # ---- prologue
+
+    def begin(self) -> None:
+        """Positions of this work item, packed rows, states at their start."""
+        b, info = self.build, self.info
+        from tilewright.ir.ops_tile import BlockId
+
+        for at, axis in enumerate(info.grid):
+            self.state.grid_at[axis.name] = b(BlockId, dim=at, hint=f"{axis.name}_at")
+        block = b(BlockId, dim=len(info.grid), hint="row_block")
+        self.state.first_row = b.mul(block, self.schedule.rows)
+        self.state.row_total = b.size(info.row_count)
+        operands = self._row_operands()
+        scalars = self._row_scalars()
+        for value in operands:
+            self.state.packed[value] = self._packed_scratch(value)
+        for key, dtype in scalars.items():
+            name = f"row_{key[0]}_{key[1].hint}"
+            self.state.row_vectors[key] = b.scratch([1, self.schedule.rows], dtype, name)
+        with self._each_row(b.index(self.schedule.rows), clamp=True) as (row, at):
+            for value in operands:
+                self._pack(value, row, at)
+            for key in scalars:
+                tile = self._row_scalar(key, at)
+                b.store(tile, self.state.row_vectors[key], [b.index(0), row], [-1, -1])
+        self._start_states()
+
+    def _row_operands(self) -> list[Value]:
+        """Row sides of contractions, without repeats."""
+        out: dict[Value, None] = {}
+        for op in self.info.graph.body.ops:
+            if isinstance(op, s.Contract):
+                out.setdefault(self.row_side(op)[0])
+        return list(out)
+
+    def row_side(self, op: s.Contract) -> tuple[Value, Value]:
+        """(row side, inner side) of a contraction. Raises UnsupportedError if it has none."""
+        for row, inner in ((op.lhs, op.rhs), (op.rhs, op.lhs)):
+            below = strip_repeat(self.info.made, row)
+            if not self.info.varies(below) and not self.info.on_rows(inner):
+                if len(op.axes) == 1 and len(self.info.element(inner)) == 1:
+                    return below, inner
+        raise UnsupportedError("a contraction of two values that both change along a row", op.loc)
+
+    def pairs_for(self, op: s.Contract) -> bool:
+        """True if the bf16 dot instruction can form this contraction from memory as it lies."""
+        row, inner = self.row_side(op)
+        below, casts = strip_casts(self.info, row)
+        other, inner_casts = strip_casts(self.info, inner)
+        source = self.info.made.get(other)
+        known = self.info.element(other)[0].size.constant or 0
+        if not (self.schedule.bf16_dot and casts and inner_casts and known % 2 == 0):
+            return False
+        sources = isinstance(source, s.Source) and isinstance(self.info.made.get(below), s.Source)
+        if not sources or self.state.dtype(below) != BF16 or self.state.dtype(other) != BF16:
+            return False
+        assert isinstance(source, s.Source)
+        buffer = self.state.buffers[source.tensor].type
+        last = [i for i, d in enumerate(source.dims) if d == (self.info.element(other)[0].name,)]
+        unit = getattr(buffer, "unit", -1)
+        return last == [unit]
+
+    def _uses_pairs(self, value: Value) -> bool:
+        ops = [op for op in self.info.graph.body.ops if isinstance(op, s.Contract)]
+        return all(self.pairs_for(op) for op in ops if self.row_side(op)[0] is value)
+
+    def _packed_scratch(self, value: Value) -> Value:
+        axis = self.info.element(value)[0]
+        length, rows = axis.size.constant or 0, self.schedule.rows
+        if self._uses_pairs(value):
+            dtype = self.state.dtype(strip_casts(self.info, value)[0])
+            padded = round_up(length, 2 * self.schedule.lanes)
+            return self.build.scratch([padded // 2, rows, 2], dtype, f"{value.hint}_packed")
+        shape = [self.state.padded(axis), rows]
+        if not self.schedule.rows_on_lanes:
+            shape.reverse()
+        return self.build.scratch(shape, F32, f"{value.hint}_packed")
+
+    def _pack(self, value: Value, row: Value, at: dict[str, Value]) -> None:
+        """Copies one row's vector: its axis becomes the outer dimension when rows lie on lanes."""
+        b, axis = self.build, self.info.element(value)[0]
+        target = self.state.packed[value]
+        length = axis.size.constant or 0
+        pairs = self._uses_pairs(value)
+        below = strip_casts(self.info, value)[0] if pairs else value
+        step = self.schedule.lanes * (2 if pairs else 1)
+        layout = Layout(2).local(1, 1).spatial(1, self.schedule.lanes)
+        if pairs:
+            layout = layout.local(1, 2)
+        with b.loop(b.index(0), b.index(length), step, hint="d") as loop:
+            tile = self.at_point(below, {**at, axis.name: loop.counter}, layout)
+            if pairs:
+                self._store_pairs(tile, target, loop.counter, row)
+            elif self.schedule.rows_on_lanes:
+                b.store(tile, target, [loop.counter, row], [1, 0])
+            else:
+                b.store(tile, target, [row, loop.counter], [0, 1])
+
+    def _store_pairs(self, tile: Value, target: Value, at: Value, row: Value) -> None:
+        from tilewright.ir.ops_tile import SplitPairs
+
+        b = self.build
+        pairs = b(SplitPairs, tile, hint="pairs")
+        b.store(pairs, target, [b.div(at, 2), row, b.index(0)], [0, 1, 2])
+
+    def _row_scalars(self) -> dict[RowKey, DType]:
+        """Scalars per row that tiles need: values that do not change along the inner axis, and where
+        each row of a source that does starts in memory."""
+        out: dict[RowKey, DType] = {}
+        for op in self.info.graph.body.ops:
+            result = op.results[0]
+            if isinstance(op, s.Source) and not self.info.element(result):
+                if self.info.varies(result) and self.info.on_rows(result):
+                    out["offset", result] = I64
+            if isinstance(op, s.Repeat) or not self.info.in_block(result):
+                continue
+            for operand in op.operands:
+                value = strip_repeat(self.info.made, operand)
+                if self.info.is_row_scalar(value):
+                    out["value", value] = self.state.dtype(value)
+        return out
+
+    def _row_scalar(self, key: RowKey, at: dict[str, Value]) -> Value:
+        kind, value = key
+        if kind == "value":
+            return self.at_point(value, at, Layout(2))
+        op = self.info.made[value]
+        assert isinstance(op, s.Source)
+        return self.build.splat(self.source_offset(op, at))
+
+    def source_offset(self, op: s.Source, at: dict[str, Value]) -> Value:
+        """Distance in elements from a buffer's start to a position (the inner axis at 0)."""
+        from tilewright.ir.ops_tile import StrideOf
+
+        b, buffer = self.build, self.state.buffers[op.tensor]
+        at = {k: v for k, v in at.items() if k != self.info.inner.name}
+        indices, _ = self.state.source_index(op, at)
+        total = b.index(0)
+        for dim, index in enumerate(indices):
+            total = b.add(total, b.mul(index, b(StrideOf, buffer, dim=dim, hint="stride")))
+        return total
+
+    @contextmanager
+    def _each_row(self, count: Value, clamp: bool) -> Iterator[tuple[Value, dict[str, Value]]]:
+        """A loop over the block's rows; rows past the last repeat it when ``clamp``."""
+        b, state = self.build, self.state
+        assert state.first_row is not None and state.row_total is not None
+        with b.loop(b.index(0), count, 1, hint="row") as loop:
+            here = b.add(state.first_row, loop.counter)
+            if clamp:
+                here = b.minimum(here, b.sub(state.row_total, 1))
+            at = {**state.grid_at, **state.split_position(here, self.info.rows)}
+            yield loop.counter, at
+
+    def _start_states(self) -> None:
+        for op in self.info.graph.body.ops:
+            if isinstance(op, s.Reduce | s.Scan):
+                element = self.info.element(op.results[0])
+                dtype = self.state.dtype(op.results[0])
+                shape = self._state_shape(element)
+                scratch = self.build.scratch(shape, dtype, f"{op.results[0].hint}_state")
+                self.state.sums[op.results[0]] = scratch
+                self._fill(scratch, shape, IDENTITY[op.kind], dtype)
+
+    def _state_shape(self, element: tuple[Axis, ...]) -> list[int]:
+        rows = self.schedule.rows
+        if not element:
+            return [1, rows]
+        if len(element) > 1:
+            raise UnsupportedError("a sum of matrices inside one kernel")
+        if self.schedule.rows_on_lanes:
+            return [element[0].size.constant or 0, rows]
+        return [rows, round_up(element[0].size.constant or 0, self.schedule.lanes)]
+
+    def _fill(self, scratch: Value, shape: list[int], number: float, dtype: DType) -> None:
+        b, width = self.build, shape[1]
+        lanes = min(width, self.schedule.lanes)
+        layout = Layout(2).local(1, width // lanes).spatial(1, lanes)
+        tile = b.filled(number, dtype, layout)
+        with b.loop(b.index(0), b.index(shape[0]), 1) as loop:
+            b.store(tile, scratch, [loop.counter, b.index(0)], [0, 1])
+
+    # ---- one position: everything scalar except an element's axis on lanes
+
+    def at_point(
+        self,
+        value: Value,
+        at: dict[str, Value],
+        layout: Layout,
+        row: Value | None = None,
+        memo: dict[Value, Value] | None = None,
+    ) -> Value:
+        """``value`` at one position of all loops; its element's axis runs along tile dimension 1
+        from ``at[axis]``. ``row`` is the row within the block, for results of reductions."""
+
+        def leaf(v: Value) -> Value | None:
+            op = self.info.made.get(v)
+            if isinstance(op, s.Source):
+                return self._load_point(op, at, layout)
+            if isinstance(op, s.Index):
+                return self.build.splat(at[op.axis])
+            if isinstance(op, s.Reduce):
+                assert row is not None
+                return self._load_state(op, at, row, layout)
+            return None
+
+        return self.state.expression(value, leaf, {} if memo is None else memo)
+
+    def _load_point(self, op: s.Source, at: dict[str, Value], layout: Layout) -> Value:
+        element = self.info.element(op.result)
+        indices, runs = self.state.source_index(op, at)
+        name = element[0].name if element else ""
+        shape = layout if element else Layout(2)
+        dims = [1 if run and run == name else -1 for run in runs]
+        bounds = []
+        width = shape.shape[1]
+        if element and (element[0].size.constant or 0) % width:
+            bounds = [(1, "zero", self.build.size(element[0].size))]
+        if width == 1:
+            dims = [-1] * len(dims)
+        buffer = self.state.buffers[op.tensor]
+        return self.build.load(buffer, indices, dims, shape, bounds, hint=op.result.hint)
+
+    def _load_state(self, op: s.Reduce, at: dict[str, Value], row: Value, layout: Layout) -> Value:
+        b, scratch = self.build, self.state.sums[op.result]
+        element = self.info.element(op.result)
+        if not element:
+            return b.load(scratch, [b.index(0), row], [-1, -1], Layout(2), hint=op.result.hint)
+        here = at[element[0].name]
+        if not self.schedule.rows_on_lanes:
+            return b.load(scratch, [row, here], [-1, 1], layout, hint=op.result.hint)
+        width, length = layout.shape[1], element[0].size.constant or 0
+        bounds = [(1, "zero", b.index(length))] if length % width else []
+        return b.load(scratch, [here, row], [1, -1], layout, bounds, hint=op.result.hint)
+
+    # ---- epilogue
+
+    def finish(self, sinks: list[s.Sink]) -> None:
+        """Writes the results that come once per row."""
+        if not sinks:
+            return
+        b, state = self.build, self.state
+        assert state.first_row is not None and state.row_total is not None
+        count = b.minimum(b.sub(state.row_total, state.first_row), self.schedule.rows)
+        with self._each_row(count, clamp=False) as (row, at):
+            for sink in sinks:
+                self._write(sink, row, at)
+
+    def _write(self, sink: s.Sink, row: Value, at: dict[str, Value]) -> None:
+        b, element = self.build, self.info.element(sink.x)
+        buffer = self.state.buffers[sink.result]
+        if not element:
+            tile = self.at_point(sink.x, at, Layout(2), row)
+            indices, _ = self.state.source_index(sink, at)
+            b.store(tile, buffer, indices, [-1] * len(indices))
+            return
+        axis, layout = element[0], self.state.lane_layout()
+        assert isinstance(sink.type, TensorType)
+        length = axis.size.constant or 0
+        with b.loop(b.index(0), b.index(length), self.schedule.lanes, hint=axis.name) as loop:
+            here = {**at, axis.name: loop.counter}
+            tile = self.at_point(sink.x, here, layout, row)
+            indices, runs = self.state.source_index(sink, here)
+            dims = [1 if run == axis.name else -1 for run in runs]
+            bounds = [(1, b.index(length))] if length % self.schedule.lanes else []
+            if self.schedule.lanes == 1:
+                dims, bounds = [-1] * len(dims), []
+            b.store(tile, buffer, indices, dims, bounds)
+
+
+def strip_repeat(made: dict[Value, Op], value: Value) -> Value:
+    """``value`` before it was repeated along the inner axis."""
+    op = made.get(value)
+    while isinstance(op, s.Repeat):
+        value = op.x
+        op = made.get(value)
+    return value

@@ -1,0 +1,88 @@
+"""Tile sizes from an analytic model of the target: no tuning needed for a good first answer.
+
+Two layouts. With *rows on lanes* one vector holds as many rows as it has lanes, and what is shared
+along the inner axis is broadcast: every product is an outer product, nothing is summed across lanes.
+With *rows in registers* the element's axis lies on lanes: few rows read each shared byte once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tilewright.ir.target import Target
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How one block is computed.
+
+    ``rows``: rows of a block; ``inner_tile``: positions of the inner axis in one register tile;
+    ``inner_block``: positions between two updates of running statistics; ``element_tile``: elements
+    of a vector-valued sum in one register tile (rows on lanes) or vectors of them (rows in registers).
+    """
+
+    rows_on_lanes: bool
+    lanes: int
+    rows: int
+    inner_tile: int
+    inner_block: int
+    element_tile: int
+    unroll: int
+    bf16_dot: bool
+
+
+def row_classes(target: Target) -> tuple[int, ...]:
+    """Upper bounds on the number of rows that share one read, each with its own layout; the last
+    class (0) is for any number."""
+    lanes = target.lanes
+    if lanes == 1:
+        return (0,)
+    few = tuple(r for r in (1, 2, 4, 8) if r <= lanes // 2)
+    return (*few, lanes, 0)
+
+
+def choose_schedule(target: Target, rows: int, contracted: int, element: int) -> Schedule:
+    """The cheapest schedule for up to ``rows`` rows (0: many) by cycles per multiply-add.
+
+    ``contracted`` and ``element`` are the lengths of the axes summed inside an element and of a
+    vector-valued sum (0: none).
+    """
+    if target.lanes == 1:
+        return Schedule(True, 1, 4, 4, 32, 4, 1, False)
+    if rows and rows <= target.lanes // 2:
+        tile = target.lanes // rows
+        vectors = max(1, min(target.lanes // rows, 4, -(-element // target.lanes) or 1))
+        return Schedule(False, target.lanes, rows, tile, max(64, tile), vectors, 4, False)
+    limit = 1 if rows else 3
+    candidates = [
+        (_cost(target, vectors, broadcast), -broadcast * vectors, vectors, broadcast)
+        for vectors in range(1, limit + 1)
+        for broadcast in range(2, 17, 2)
+        if _fits(target, vectors, broadcast)
+    ]
+    _, _, vectors, broadcast = min(candidates)
+    block = _inner_block(target, vectors, broadcast, contracted + element)
+    return Schedule(
+        True, target.lanes, vectors * target.lanes, broadcast, block, broadcast, 4, target.bf16_dot
+    )
+
+
+def _fits(target: Target, vectors: int, broadcast: int) -> bool:
+    """Accumulators, one operand's vectors and a broadcast must stay in registers."""
+    spare = vectors if target.folds_broadcast else vectors + 1
+    return vectors * broadcast + spare <= target.registers - (1 if target.folds_broadcast else 0)
+
+
+def _cost(target: Target, vectors: int, broadcast: int) -> float:
+    """Cycles per multiply-add of a vector: two FMA pipes with 4 cycles latency, two loads a cycle."""
+    work = vectors * broadcast
+    loads = vectors + broadcast
+    cycles = max(work / 2, loads / 2, 4.0)
+    return round(cycles / work, 3) + 0.01 * loads / work
+
+
+def _inner_block(target: Target, vectors: int, broadcast: int, elements: int) -> int:
+    """Block length so that scores stay in the first-level cache, at least four register tiles."""
+    row_bytes = vectors * target.lanes * 4
+    wanted = max(32, min(96, target.l1_bytes // 2 // row_bytes))
+    return max(4 * broadcast, wanted // broadcast * broadcast)

@@ -1,0 +1,125 @@
+"""What the parts of the lowering share: the builder, positions, scratch, and expression building."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from tilewright.ir import ops_math as m
+from tilewright.ir import ops_stream as s
+from tilewright.ir.core import Value
+from tilewright.ir.dtypes import DType
+from tilewright.ir.errors import UnsupportedError
+from tilewright.ir.layout import Layout
+from tilewright.ir.sizes import Size, product
+from tilewright.ir.types import Axis, StreamType
+from tilewright.passes.to_tile.emitter import TileBuilder
+from tilewright.passes.to_tile.kernel_info import KernelInfo
+from tilewright.passes.to_tile.schedule import Schedule
+
+RowKey = tuple[str, Value]  # "value" or "offset" (of a source in memory), and whose
+Leaf = Callable[[Value], Value | None]
+
+
+def round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
+
+
+@dataclass
+class LoweringState:
+    """Shared state of one kernel's lowering."""
+
+    info: KernelInfo
+    schedule: Schedule
+    buffers: dict[Value, Value]
+    build: TileBuilder = field(default_factory=TileBuilder)
+    grid_at: dict[str, Value] = field(default_factory=dict)  # positions of grid axes
+    first_row: Value | None = None
+    row_total: Value | None = None
+    packed: dict[Value, Value] = field(default_factory=dict)  # row operands of contractions
+    row_vectors: dict[RowKey, Value] = field(default_factory=dict)  # a scalar per row, in scratch
+    sums: dict[Value, Value] = field(default_factory=dict)  # state of a reduction, in scratch
+
+    @property
+    def tile_layout(self) -> Layout:
+        """Layout of a register tile [inner positions, rows]."""
+        y = self.schedule
+        if y.rows_on_lanes:
+            return Layout(2).local(y.inner_tile, y.rows // y.lanes).spatial(1, y.lanes)
+        return Layout(2).spatial(y.inner_tile, y.rows)
+
+    @property
+    def row_layout(self) -> Layout:
+        """Layout of one scalar per row, [1, rows], that goes with ``tile_layout``."""
+        return self.tile_layout.collapse(0)
+
+    def lane_layout(self, vectors: int = 1) -> Layout:
+        """[1, vectors * lanes] along an element's axis."""
+        return Layout(2).local(1, vectors).spatial(1, self.schedule.lanes)
+
+    def dtype(self, value: Value) -> DType:
+        assert isinstance(value.type, StreamType)
+        return value.type.dtype
+
+    def padded(self, axis: Axis) -> int:
+        """An element axis's length, rounded up to whole vectors."""
+        known = axis.size.constant
+        assert known is not None
+        return round_up(known, self.schedule.lanes)
+
+    def expression(self, value: Value, leaf: Leaf, memo: dict[Value, Value]) -> Value:
+        """Builds ``value`` from leaves: ``leaf`` gives a tile for a value or None to go on below."""
+        if value not in memo:
+            found = leaf(value)
+            memo[value] = found if found is not None else self._pointwise(value, leaf, memo)
+        return memo[value]
+
+    def _pointwise(self, value: Value, leaf: Leaf, memo: dict[Value, Value]) -> Value:
+        op = self.info.made.get(value)
+        if isinstance(op, m.Const):
+            return self.build.number(op.value, self.dtype(value))
+        if isinstance(op, s.Repeat):
+            return self.expression(op.x, leaf, memo)
+        if op is None or "pointwise" not in op.traits:
+            name = op.name if op else "an input"
+            raise UnsupportedError(f"{name} cannot be computed here", op.loc if op else None)
+        operands = [self.expression(v, leaf, memo) for v in op.operands]
+        return self.build(type(op), *operands, hint=value.hint, **op.attrs)
+
+    def source_index(
+        self, op: s.Source | s.Sink, at: dict[str, Value]
+    ) -> tuple[list[Value], list[str]]:
+        """Start index per dimension from positions of axes (missing ones start at 0), and the axis
+        that runs innermost along each dimension."""
+        sizes = self._axis_sizes(op)
+        indices, runs = [], []
+        for dim in op.dims:
+            index: Value | None = None
+            for name in dim:
+                here = at.get(name)
+                if index is not None:
+                    index = self.build.mul(index, self.build.size(sizes[name]))
+                    index = self.build.add(index, here) if here is not None else index
+                else:
+                    index = here if here is not None else self.build.index(0)
+            indices.append(index if index is not None else self.build.index(0))
+            runs.append(dim[-1] if dim else "")
+        return indices, runs
+
+    def _axis_sizes(self, op: s.Source | s.Sink) -> dict[str, Size]:
+        type_ = op.type if isinstance(op, s.Source) else op.x.type
+        assert isinstance(type_, StreamType)
+        return {a.name: a.size for a in type_.axes}
+
+    def split_position(self, at: Value, axes: tuple[Axis, ...]) -> dict[str, Value]:
+        """The positions on ``axes`` of a flat position (last axis fastest)."""
+        out: dict[str, Value] = {}
+        for number, axis in enumerate(axes):
+            inner = product(a.size for a in axes[number + 1 :])
+            here = at
+            if inner != Size.of(1):
+                here = self.build.div(here, self.build.size(inner))
+            if number:
+                here = self.build.mod(here, self.build.size(axis.size))
+            out[axis.name] = here
+        return out

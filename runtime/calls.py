@@ -1,0 +1,224 @@
+"""Writes the Python function that calls one kernel: checks, sizes, outputs, argument block.
+
+It is written once per kernel, as straight-line code for its very ranks and sizes, so that a call
+costs a few microseconds. It decides only whether a call is right; what is wrong with a call that is
+not is found again, slowly and in words, by ``complain``. Running and memory are not its business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from tilewright.ir.core import Graph, Region, Value, size_names
+from tilewright.ir.errors import BindError
+from tilewright.ir.sizes import Size
+from tilewright.ir.types import BufferType
+
+COUNTER_BYTES = 64  # a counter has its cache line to itself: all workers write to it
+ARGUMENTS_AT = 2 * COUNTER_BYTES
+FIXED_ARGUMENTS = 5
+
+
+@dataclass(frozen=True)
+class Signature:
+    """A kernel from outside: buffers (inputs, then outputs), sizes, grid, scratch of a worker."""
+
+    name: str
+    params: tuple[BufferType, ...]
+    hints: tuple[str, ...]
+    outputs: int
+    sizes: tuple[str, ...]
+    grid: tuple[tuple[Size, int], ...]
+    scratch_bytes: int
+
+    @property
+    def inputs(self) -> tuple[BufferType, ...]:
+        """The buffers that the caller gives."""
+        return self.params[: len(self.params) - self.outputs]
+
+    @property
+    def arguments(self) -> int:
+        """Number of 64-bit words that the native code gets."""
+        buffers = sum(1 + len(p.shape) for p in self.params)
+        return FIXED_ARGUMENTS + len(self.grid) + len(self.sizes) + buffers
+
+    def needed_names(self) -> tuple[str, ...]:
+        """Size names that a call has to know: those of the code, of the outputs and of the grid."""
+        outputs = [size for p in self.params[len(self.inputs) :] for size in p.shape]
+        return self.sizes + size_names(outputs + [size for size, _ in self.grid])
+
+    def graph(self) -> Graph:
+        """Inputs and sizes as a graph, which is what ``bind_sizes`` explains its errors with."""
+        named = zip(self.inputs, self.hints, strict=False)
+        return Graph(
+            "tile", self.name, self.sizes, Region(tuple(Value(t, h) for t, h in named), ())
+        )
+
+
+@dataclass
+class _Binding:
+    """Statements that give the size names their values, and conditions that must then hold."""
+
+    known: set[str] = field(default_factory=set)
+    assignments: list[str] = field(default_factory=list)
+    conditions: list[str] = field(default_factory=list)
+
+
+def frame_format(signature: Signature) -> str:
+    """The argument block as ``struct`` writes it: two counters, each in its line, and the words."""
+    pad = COUNTER_BYTES - 8
+    return f"=q{pad}xq{pad}x{signature.arguments}q"
+
+
+def call_source(signature: Signature) -> str:
+    """The text of ``def call(*tensors)``; ``kernel.py`` names what it refers to."""
+    binding = _bind(signature)
+    lines = [
+        "def call(*tensors):",
+        "    try:",
+        *_indent(_unpack(signature), 8),
+        "    except (AttributeError, TypeError, ValueError):",
+        "        fits = False",
+        "    if not fits:",
+        "        complain(tensors)",
+        *_indent(binding.assignments, 4),
+    ]
+    if binding.conditions:
+        lines += [
+            f"    if not ({' and '.join(binding.conditions)}):",
+            "        complain(tensors)",
+        ]
+    lines += _indent([*_outputs(signature), *_grid(signature), "if items:"], 4)
+    lines += _indent(_launch(signature), 8)
+    outputs = "".join(f"t{i}, " for i in range(len(signature.inputs), len(signature.params)))
+    return "\n".join([*lines, f"    return ({outputs})", ""])
+
+
+def _indent(lines: Iterable[str], columns: int) -> list[str]:
+    return [" " * columns + line for line in lines]
+
+
+def _tuple(names: list[str]) -> str:
+    """``(a, b, )``: right for no name and for one name too."""
+    return f"({''.join(f'{n}, ' for n in names)})"
+
+
+def _unpack(signature: Signature) -> Iterator[str]:
+    """Right number of tensors, each of the right dtype, place and rank; ``n0_1`` is a dimension."""
+    inputs = signature.inputs
+    yield f"{_tuple([f't{i}' for i in range(len(inputs))])} = tensors"
+    checks = [
+        f"t{i}.dtype is dtype{i} and t{i}.is_cpu and t{i}.layout is strided and not t{i}.is_neg()"
+        for i in range(len(inputs))
+    ]
+    yield f"fits = {' and '.join(checks) or 'True'}"
+    for i, type_ in enumerate(inputs):
+        yield f"{_tuple([f'n{i}_{d}' for d in range(len(type_.shape))])} = t{i}.shape"
+
+
+def _bind(signature: Signature) -> _Binding:
+    """Sizes from shapes: first the dimensions that are just a name, which hold for 0 too.
+
+    If ``N = 0`` and a dimension is ``N*M = 0``, then only another dimension can say what M is.
+    """
+    binding = _Binding()
+    pending = [
+        (size, f"n{i}_{d}")
+        for i, type_ in enumerate(signature.inputs)
+        for d, size in enumerate(type_.shape)
+    ]
+    pending.sort(key=lambda item: item[0].terms != Size.of(str(item[0])).terms)
+    while pending:
+        rest = [(size, name) for size, name in pending if not _solve(binding, size, name)]
+        if len(rest) == len(pending):
+            break
+        pending = rest
+    missing = [n for n in signature.needed_names() if n not in binding.known]
+    if missing or pending:
+        what = missing[0] if missing else str(pending[0][0])
+        raise BindError(f"{signature.name}: size {what} follows from no input")
+    return binding
+
+
+def _solve(binding: _Binding, size: Size, dimension: str) -> bool:
+    """Use ``dimension == size``: a check if it is known, else the value of its one unknown."""
+    unknown = size.names - binding.known
+    if unknown:
+        name = min(unknown)
+        factor = _factor(size, name) if len(unknown) == 1 else None
+        if factor is None:
+            return False
+        binding.known.add(name)
+        binding.assignments.append(f"{_name(name)} = {_quotient(dimension, factor)}")
+        if factor == Size.of(1):
+            return True
+    binding.conditions.append(f"{dimension} == {_expression(size)}")
+    return True
+
+
+def _factor(size: Size, name: str) -> Size | None:
+    """``size / name`` if size is a product with the name in it once."""
+    if len(size.terms) != 1 or size.terms[0][0].count(name) != 1:
+        return None
+    monomial, coefficient = size.terms[0]
+    return Size((((tuple(n for n in monomial if n != name)), coefficient),))
+
+
+def _quotient(dimension: str, factor: Size) -> str:
+    if factor == Size.of(1):
+        return dimension
+    text = _expression(factor)
+    # 0 = 0 * N leaves N open; it is 0 then, as bind_sizes has it
+    return f"{dimension} // ({text})" + ("" if factor.constant else f" if {text} else 0")
+
+
+def _name(size_name: str) -> str:
+    assert size_name.isidentifier(), f"a size is named {size_name!r}"
+    return f"size_{size_name}"
+
+
+def _expression(size: Size) -> str:
+    terms = ["*".join([str(c), *map(_name, monomial)]) for monomial, c in size.terms]
+    return " + ".join(t.removeprefix("1*") for t in terms) or "0"
+
+
+def _outputs(signature: Signature) -> Iterator[str]:
+    for i in range(len(signature.inputs), len(signature.params)):
+        shape = ", ".join(map(_expression, signature.params[i].shape))
+        # sizes one by one: torch parses a tuple of them much more slowly
+        yield f"t{i} = empty({shape or '()'}, dtype=dtype{i}, device=cpu)"
+
+
+def _grid(signature: Signature) -> Iterator[str]:
+    """Extents of the grid, ``grid0`` …, and the number of work items."""
+    for i, (size, tile) in enumerate(signature.grid):
+        text = _expression(size)
+        extent = text if tile == 1 else f"-(-({text}) // {tile})"
+        yield f"grid{i} = {extent if size.at_least(0) else f'max(0, {extent})'}"
+    yield f"items = {' * '.join(f'grid{i}' for i in range(len(signature.grid))) or '1'}"
+
+
+def _launch(signature: Signature) -> Iterator[str]:
+    """Fill the argument block and run. Block and scratch go back to their pools afterwards."""
+    words = ["address", f"address + {COUNTER_BYTES}", "scratch[0]"]
+    words += [str(signature.scratch_bytes), "items"]
+    words += [f"grid{i}" for i in range(len(signature.grid))] + list(map(_name, signature.sizes))
+    for i, type_ in enumerate(signature.params):
+        words += [f"p{i}"] + ([f"*t{i}.stride()"] if type_.shape else [])
+        yield f"p{i} = t{i}.data_ptr()"
+    pointers = [f"p{i}" for i in range(len(signature.params))]
+    yield f"if not ({' and '.join(pointers) or 'True'}):"
+    yield f"    check_memory({_tuple([f't{i}' for i in range(len(pointers))])})"
+    yield "workers = num_threads()"
+    yield "if workers > items:"
+    yield "    workers = items"
+    if signature.scratch_bytes:
+        yield f"scratch = take_scratch(workers * {signature.scratch_bytes})"
+    yield "frame = take_frame()"
+    yield "block, address = frame"
+    yield f"write(block, 0, 0, 0, {', '.join(words)})"
+    yield f"run(function, address + {ARGUMENTS_AT}, workers)"
+    yield "give_frame(frame)"
+    if signature.scratch_bytes:
+        yield "give_scratch(scratch)"
