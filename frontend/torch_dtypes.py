@@ -19,6 +19,7 @@ _NAMES: dict[torch.dtype, str] = {
     torch.uint8: "u8",
     torch.bool: "bool",
 }
+_TORCH = {name: dtype for dtype, name in _NAMES.items()}
 
 
 def ir_dtype(dtype: torch.dtype) -> DType:
@@ -32,3 +33,8 @@ def ir_dtype(dtype: torch.dtype) -> DType:
 def has_ir_dtype(dtype: torch.dtype) -> bool:
     """Whether ``ir_dtype`` knows the dtype."""
     return dtype in _NAMES
+
+
+def torch_dtype(dtype: DType) -> torch.dtype:
+    """The torch dtype of an element type that has one."""
+    return _TORCH[dtype.name]

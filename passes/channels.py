@@ -6,8 +6,9 @@ first element appears after
 
     source: 0    map, scan, repeat: latest input + 1    reduce over an axis of size S: input + S
 
-and a channel holds what is produced while its consumer waits, plus 2 for send and response. A depth
-that contains the size of a loop is *deep*: it has to be kept in memory, a border between kernels.
+and a channel holds what is produced while its consumer waits, plus 2 for send and response. Only
+paths that part and meet again force this: what comes from sources of its own simply starts later. A
+depth that contains the size of a loop is *deep*: it has to be kept in memory, a border between kernels.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class Channel:
 def find_channels(graph: Graph) -> list[Channel]:
     """All channels between nodes of a stream graph with their depths, symbolic in the sizes."""
     ready: dict[Value, Size] = {}
+    origins: dict[Value, frozenset[Op]] = {}
     loops: dict[str, Size] = {}
     channels: list[Channel] = []
     for op in graph.body.ops:
@@ -49,11 +51,16 @@ def find_channels(graph: Graph) -> list[Channel]:
         start = largest(ready[v] for v in inputs)
         for at, value in enumerate(op.operands):
             if value in ready:
-                channels.append(_channel(op, at, value, start - ready[value], loops))
+                others = [v for v in inputs if v is not value]
+                shared = any(origins[value] & origins[v] for v in others)
+                wait = start - ready[value] if shared else Size()
+                channels.append(_channel(op, at, value, wait, loops))
         if isinstance(op, m.Const):
             continue
         for result in op.results:
             ready[result] = _ready(op, start, loops)
+            own = frozenset({op}) if isinstance(op, s.Source | s.Index) else frozenset()
+            origins[result] = own.union(*(origins[v] for v in inputs))
     return channels
 
 

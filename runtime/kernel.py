@@ -111,7 +111,7 @@ class Kernel:
 
     def _take_frame(self) -> Frame:
         try:
-            return self._frames.pop()
+            return self._frames[-1]
         except IndexError:
             return _new_frame(ARGUMENTS_AT + 8 * self.signature.arguments)
 

@@ -5,6 +5,7 @@ llvmlite is imported when first needed. Loading an object needs neither MLIR nor
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import platform
 import struct
@@ -19,7 +20,6 @@ _ELF64_LITTLE = b"\x7fELF\x02\x01"
 _MACH_O = b"\xcf\xfa\xed\xfe"
 _ELF_MACHINES = {"x86_64": 62, "amd64": 62, "aarch64": 183, "arm64": 183}  # e_machine
 _SYMBOL_TABLE = 2  # sh_type of .symtab
-_GLOBAL_OFFSET_TABLE = "_GLOBAL_OFFSET_TABLE_"  # code of the large model names it; MCJIT makes it
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def load_object(data: bytes, symbol: str) -> NativeFunction:
     """Put an object file into this process and find a function in it."""
     llvm = _llvm()
     _check_form(data, symbol)
-    missing = [n for n in undefined_symbols(data) if not llvm.address_of_symbol(n)]
+    missing = [n for n in undefined_symbols(data) if not _resolve(llvm, n)]
     if missing:
         # MCJIT would end the process with a message of its own
         raise UnsupportedError(
@@ -83,6 +83,20 @@ def load_object(data: bytes, symbol: str) -> NativeFunction:
     if not address:
         raise TargetError(f"the object file has no function {symbol}")
     return NativeFunction(address, engine)
+
+
+def _resolve(llvm: Any, name: str) -> bool:
+    """True if the process has a symbol; one of the C library's is made known to LLVM."""
+    if llvm.address_of_symbol(name):
+        return True
+    for library in (None, "libm.so.6"):
+        try:
+            function = getattr(ctypes.CDLL(library), name)
+        except (OSError, AttributeError):
+            continue
+        llvm.add_symbol(name, ctypes.cast(function, ctypes.c_void_p).value)
+        return True
+    return False
 
 
 def _check_form(data: bytes, symbol: str) -> None:
@@ -104,7 +118,7 @@ def undefined_symbols(data: bytes) -> tuple[str, ...]:
     if not data.startswith(_ELF64_LITTLE):
         return ()
     found = {name for name, section in _symbols(data) if name and not section}
-    return tuple(sorted(found - {_GLOBAL_OFFSET_TABLE}))
+    return tuple(sorted(found))
 
 
 def _symbols(data: bytes) -> Iterator[tuple[str, int]]:

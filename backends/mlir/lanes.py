@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tilewright.backends.mlir.pointwise import Scalars, narrow_bf16
-from tilewright.backends.mlir.registers import Registers, register_map, spread
+from tilewright.backends.mlir.registers import Registers, is_uniform, register_map, spread
 from tilewright.backends.mlir.text import MlirText
 from tilewright.ir import ops_tile as t
 from tilewright.ir.dtypes import BF16, F32
@@ -60,6 +60,9 @@ class LaneEmitter:
         names = [self._tree(op.kind, groups[g], x.held) for g in sorted(groups)]
         for distance in lane_distances(x.type.layout, op.dim):
             names = [self._exchange(op.kind, n, distance, x) for n in names]
+        if is_uniform(result.layout) and not x.uniform:
+            zero = self.text.i64(0)
+            names = [self.text.op(f"llvm.extractelement {n}[{zero} : i64] : {x.held}") for n in names]
         return Registers(result, names)
 
     def _tree(self, kind: str, names: list[str], held: str) -> str:

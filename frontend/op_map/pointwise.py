@@ -8,18 +8,19 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from tilewright.frontend.op_map.emitter import Emitter, tensor_type
+from tilewright.frontend.op_map.emitter import ONE, Emitter, arithmetic_dtype, tensor_type
 from tilewright.frontend.op_map.promotion import Operand, as_value, promoted
 from tilewright.frontend.op_map.registry import Handler, Kind, handles
 from tilewright.ir import ops_math as m
 from tilewright.ir.core import Op, Value
-from tilewright.ir.dtypes import BOOL, F64, DType
+from tilewright.ir.dtypes import BOOL, DType
 from tilewright.ir.errors import UnsupportedError
 
 
 def binary(e: Emitter, cls: type[Op], lhs: Operand, rhs: Operand, dtype: DType) -> Value:
-    """An operation on two values or numbers, computed in ``dtype``."""
-    return e.compute(cls, as_value(e, lhs, dtype), as_value(e, rhs, dtype), dtype=dtype)
+    """An operation with a result of ``dtype``; numbers keep the precision of the arithmetic."""
+    wide = arithmetic_dtype(dtype)
+    return e.compute(cls, as_value(e, lhs, wide), as_value(e, rhs, wide), dtype=dtype)
 
 
 @handles("add", Kind.POINTWISE, [torch.add, operator.add], ["add", "__add__", "__radd__"])
@@ -94,7 +95,7 @@ def minimum(e: Emitter, input: Operand, other: Operand) -> Value:
 
 
 @handles(
-    "clamp", Kind.POINTWISE, [torch.clamp, torch.clip], ["clamp", "clip", "clamp_min", "clamp_max"]
+    "clamp", Kind.POINTWISE, [torch.clamp, torch.clip, torch.clamp_min], ["clamp", "clip", "clamp_min"]
 )
 def clamp(
     e: Emitter, input: Operand, min: Operand | None = None, max: Operand | None = None
@@ -106,11 +107,17 @@ def clamp(
     return value if max is None else binary(e, m.Min, value, max, e.dtype)
 
 
+@handles("clamp_max", Kind.POINTWISE, [torch.clamp_max], ["clamp_max"])
+def clamp_max(e: Emitter, input: Operand, max: Operand) -> Value:
+    """min(input, max)"""
+    return binary(e, m.Min, input, max, e.dtype)
+
+
 @handles("pow", Kind.POINTWISE, [torch.pow, operator.pow], ["pow", "__pow__"])
-def pow(e: Emitter, input: Operand, exponent: Operand) -> Value:
+def power(e: Emitter, input: Operand, exponent: Operand) -> Value:
     """Small constant exponents by multiplication and roots, others by math.pow"""
     dtype = e.dtype
-    if exponent in (2, 3) and isinstance(exponent, int | float):
+    if exponent in (2, 3):
         square = binary(e, m.Mul, input, input, dtype)
         return square if exponent == 2 else binary(e, m.Mul, square, input, dtype)
     if dtype.is_float and exponent in (0.5, -0.5) and isinstance(input, Value):
@@ -273,8 +280,6 @@ def nan_to_num(
     """NaN and infinities replaced; by 0 and the dtype's largest values if nothing is said"""
     dtype = e.dtype
     largest = (2 - dtype.epsilon) * 2.0 ** (2 ** (dtype.exponent - 1) - 1)
-    if dtype == F64:
-        largest = torch.finfo(torch.float64).max
     x = e.select(e.compare(input, input, "ne"), e.const(nan or 0.0, dtype), input, dtype)
     for infinite, wanted in ((float("inf"), posinf), (-float("inf"), neginf)):
         number = largest if infinite > 0 else -largest
@@ -309,8 +314,7 @@ def _register_triangle(name: str, relation: str) -> Handler:
     def triangle(e: Emitter, input: Value, diagonal: int = 0) -> Value:
         """select(column - row <= diagonal, input, 0); >= for the upper triangle"""
         shape = tensor_type(input).shape
-        one = e.shape[:0] + (type(shape[0]).of(1),)
-        rows, columns = e.iota((shape[-2], *one), 0), e.iota((*one, shape[-1]), 1)
+        rows, columns = e.iota((shape[-2], ONE), 0), e.iota((ONE, shape[-1]), 1)
         limit = binary(e, m.Add, rows, diagonal, tensor_type(rows).dtype) if diagonal else rows
         inside = e.compare(columns, limit, relation)
         return e.select(inside, input, e.const(0, e.dtype), e.dtype)

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+
 from tilewright.ir.dtypes import TABLE
 from tilewright.ir.sizes import SizeLike, parse_size
 from tilewright.ir.types import BufferType

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+
 from tilewright.runtime import doctor as doctor_module
 from tilewright.runtime import native
 from tilewright.runtime.doctor import BACKENDS, Package, doctor

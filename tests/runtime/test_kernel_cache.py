@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from tilewright.runtime import entry_file, fingerprint
 from tilewright.runtime.cache import Cache, CacheWarning
 from tilewright.runtime.fingerprint import cache_key
@@ -105,6 +106,16 @@ def test_least_recently_used_go_first(tmp_path: Path) -> None:
     assert [e.key for e in cache.entries()] == ["large"]
 
 
+def test_newcomer_stays_even_if_others_are_from_the_future(tmp_path: Path) -> None:
+    """As on a shared folder whose machines' clocks differ."""
+    cache = Cache(tmp_path, limit=3000)
+    for key in ("old1", "old2"):
+        cache.put(key, {}, bytes(1000))
+        os.utime(file_of(cache, key), (time.time() + 1000,) * 2)
+    cache.put("new", {}, bytes(1500))
+    assert cache.get("new") and len(cache.entries()) == 2
+
+
 def test_limit_of_zero_turns_it_off(tmp_path: Path) -> None:
     assert Cache(tmp_path).put(KEY, {}, b"x")
     off = Cache(tmp_path, limit=0)
@@ -153,6 +164,23 @@ def test_folder_may_vanish_at_any_time(cache: Cache) -> None:
     cache.root.rmdir()
     assert cache.get(KEY) is None
     assert cache.put(KEY, {}, b"x") and cache.get(KEY)
+
+
+def test_folder_may_vanish_while_a_file_is_made_in_it(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Path] = []
+    real = Path.mkdir
+
+    def make_and_lose(path: Path, mode: int, parents: bool, exist_ok: bool) -> None:
+        real(path, mode, parents, exist_ok)
+        made.append(path)
+        if len(made) == 1:
+            path.rmdir()
+
+    monkeypatch.setattr(Path, "mkdir", make_and_lose)
+    assert cache.put(KEY, {}, b"x") and cache.get(KEY)
+    assert len(made) == 2
 
 
 def _hammer(root: Path, seed: int, rounds: int) -> None:

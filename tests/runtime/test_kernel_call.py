@@ -14,15 +14,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
+
 from tilewright.ir.dtypes import F32
 from tilewright.ir.errors import BindError, UnsupportedError
-from tilewright.ir.sizes import Size, parse_size
+from tilewright.ir.sizes import Size, SizeLike, parse_size
 from tilewright.ir.types import BufferType
 from tilewright.runtime import kernel as kernel_module
 from tilewright.runtime import threads
 from tilewright.runtime.kernel import Kernel
 from tilewright.runtime.native import NativeFunction
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 MakeNative = Callable[[str, str], NativeFunction]
 MakeBuffer = Callable[..., BufferType]
@@ -83,7 +84,7 @@ def test_the_argument_block(make_native: MakeNative, buffer: MakeBuffer) -> None
     params = [buffer("2*N", "M", 3), buffer("M", dtype="bf16"), buffer("W", dtype="i64")]
     params.insert(2, buffer("W", dtype="u8"))
     words = 5 + 3 + 3 + (1 + 3) + (1 + 1) + (1 + 1) + (1 + 1)
-    grid = [("N*M", 4), (Size.of("M"), 1), (5, 2)]
+    grid: list[tuple[SizeLike, int]] = [("N*M", 4), (Size.of("M"), 1), (5, 2)]
     code = dump(make_native, words)
     kernel = Kernel("dump", params, ["M", "N", "W"], grid, 1, 100, code)
     x = torch.zeros(3, 9, 14)[:, ::3, ::2].permute(2, 1, 0)[:6]
@@ -133,6 +134,7 @@ def test_eight_python_threads_at_once(scaled_add: Kernel) -> None:
 def test_a_call_from_within_a_call(scaled_add: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
     """A finaliser may call the kernel between filling the arguments and running the code."""
     x, y = inputs(7, 9)
+    scaled_add(x, y)  # leaves an argument block in the pool
     inner: list[torch.Tensor] = []
     run = threads.run_parallel
 
@@ -161,6 +163,16 @@ def test_a_forked_child_computes_the_same(scaled_add: Kernel) -> None:
         signal.alarm(20)  # a hang ends with this signal instead of an exit code
         os._exit(0 if scaled_add(x, y)[0].equal(expected) else 1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_no_more_workers_than_items(scaled_add: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(kernel_module, "run_parallel", lambda f, a, workers: seen.append(workers))
+    scaled_add.call = scaled_add._compile()
+    threads.set_num_threads(4)
+    for shape in ((2, 3), (2, 4), (9, 9)):  # 1, 2 and 15 items
+        scaled_add(*inputs(*shape))
+    assert seen == [1, 2, 4]
 
 
 def test_pools_do_not_grow_with_calls(scaled_add: Kernel) -> None:
@@ -225,7 +237,7 @@ def test_sizes_that_no_input_gives(buffer: MakeBuffer) -> None:
         ([buffer("N*M"), buffer("N")], ["N"]),
         ([buffer("N + 1"), buffer("M")], ["N"]),
     ]:
-        with pytest.raises(BindError, match="f: size [NM] follows from no input"):
+        with pytest.raises(BindError, match=r"f: size [NM] follows from no input"):
             Kernel("f", params, sizes, [("N", 1)], 1, 0, NOTHING)
 
 

@@ -6,6 +6,7 @@ import ast
 from pathlib import Path
 
 import pytest
+
 from tilewright.ir.errors import SettingError
 from tilewright.runtime.settings import MIB, VARIABLES, Settings, settings
 

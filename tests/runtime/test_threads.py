@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+
 from tilewright.ir.errors import SettingError
 from tilewright.runtime import threads
 from tilewright.runtime.native import NativeFunction

@@ -1,0 +1,98 @@
+"""Matrix products and einsum as tensor.contract."""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+
+from tilewright.frontend.op_map.emitter import Emitter, tensor_type
+from tilewright.frontend.op_map.pointwise import binary
+from tilewright.frontend.op_map.registry import Kind, handles
+from tilewright.ir import ops_math as m
+from tilewright.ir.core import Value
+from tilewright.ir.errors import UnsupportedError
+
+# names of leading dimensions, innermost last: [h], [b, h], [a, b, h], …
+_LEADING = "zyxwvutsrqpabh"
+_FREE = "ndmecfgijkl"
+
+
+def leading_letters(count: int) -> str:
+    """Letters for batch dimensions."""
+    if count > len(_LEADING):
+        raise UnsupportedError(f"a product with {count} batch dimensions")
+    return _LEADING[len(_LEADING) - count :]
+
+
+def _matrix_letters(e: Emitter, lhs: Value, rhs: Value) -> tuple[str, str, str]:
+    """Letters of both operands and the result; a result of a product keeps its letters, so that
+    softmax(q k) v reads "bhnd,bhdm->bhnm" and then "bhnm,bhme->bhne"."""
+    left, right = len(tensor_type(lhs).shape), len(tensor_type(rhs).shape)
+    batch = leading_letters(max(left - 2, right - 2, 0))
+    known = e.letters.get(lhs, "")[-2:]
+    row, inner = known if len(known) == 2 and not set(known) & set(batch) else "nd"
+    column = next(c for c in ("m", *_FREE[3:]) if c not in (row, inner, *batch))
+    outer = batch[len(batch) - max(left - 2, 0) :]
+    a = outer + row + inner if left > 1 else inner
+    outer = batch[len(batch) - max(right - 2, 0) :]
+    b = outer + inner + column if right > 1 else inner
+    out = batch + (row if left > 1 else "") + (column if right > 1 else "")
+    return a, b, out
+
+
+@handles(
+    "matmul",
+    Kind.CONTRACTION,
+    [torch.matmul, operator.matmul, torch.bmm, torch.mm, torch.mv, torch.dot],
+    ["matmul", "bmm", "mm", "mv", "dot", "__matmul__"],
+)
+def matmul(e: Emitter, input: Value, other: Value) -> Value:
+    """torch.matmul of any ranks, batch dimensions broadcast; sums in f32"""
+    a, b, out = _matrix_letters(e, input, other)
+    return e.contract(f"{a},{b}->{out}", input, other, e.dtype)
+
+
+@handles("baddbmm", Kind.CONTRACTION, [torch.baddbmm], ["baddbmm"])
+def baddbmm(
+    e: Emitter, input: Value, batch1: Value, batch2: Value, *, beta: float = 1, alpha: float = 1
+) -> Value:
+    """beta * input + alpha * (batch1 @ batch2); input is not read if beta is 0"""
+    product = matmul(e, batch1, batch2)
+    if alpha != 1:
+        product = binary(e, m.Mul, product, alpha, e.dtype)
+    if beta == 0:
+        return product
+    scaled = input if beta == 1 else binary(e, m.Mul, input, beta, e.dtype)
+    return binary(e, m.Add, scaled, product, e.dtype)
+
+
+@handles("einsum", Kind.CONTRACTION, [torch.einsum, torch.functional.einsum], [])
+def einsum(e: Emitter, equation: str, *operands: Value | tuple[Value, ...]) -> Value:
+    """einsum of two tensors, with ``...`` and an implicit result too"""
+    flat = [v for entry in operands for v in (entry if isinstance(entry, tuple) else (entry,))]
+    if len(flat) != 2:
+        raise UnsupportedError(f"einsum of {len(flat)} tensors; only of two")
+    left, right, out = _einsum_letters(equation.replace(" ", ""), flat)
+    return e.contract(f"{left},{right}->{out}", flat[0], flat[1], e.dtype)
+
+
+def _einsum_letters(equation: str, operands: list[Value]) -> tuple[str, str, str]:
+    """The three terms with ``...`` spelled out and the result made explicit."""
+    inputs, _, given = equation.partition("->")
+    terms = inputs.split(",")
+    ranks = [len(tensor_type(v).shape) for v in operands]
+    extra = [r - len(term.replace("...", "")) for r, term in zip(ranks, terms, strict=True)]
+    widest = max([n for n, term in zip(extra, terms, strict=True) if "..." in term], default=0)
+    spare = [c for c in reversed(_LEADING) if c not in equation][:widest]
+    dots = "".join(reversed(spare))
+    full = [
+        term.replace("...", dots[len(dots) - n :] if n else "")
+        for n, term in zip(extra, terms, strict=True)
+    ]
+    if any(len(set(term)) != len(term) for term in full):
+        raise UnsupportedError("einsum that takes a diagonal (a letter twice in one tensor)")
+    if "->" in equation:
+        return full[0], full[1], given.replace("...", dots)
+    once = sorted(c for c in set(inputs) if c.isalpha() and inputs.count(c) == 1)
+    return full[0], full[1], dots + "".join(once)

@@ -1,0 +1,130 @@
+"""Reductions over dimensions: softmax, sum, mean, max, min, logsumexp."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from tilewright.frontend.op_map.emitter import Emitter, arithmetic_dtype, tensor_type
+from tilewright.frontend.op_map.pointwise import maximum, minimum
+from tilewright.frontend.op_map.registry import Handler, Kind, handles
+from tilewright.frontend.torch_dtypes import ir_dtype
+from tilewright.ir import ops_math as m
+from tilewright.ir import ops_tensor as t
+from tilewright.ir.core import Value
+from tilewright.ir.errors import UnsupportedError
+from tilewright.ir.sizes import product
+
+Axes = int | tuple[int, ...] | None
+
+
+def axes_of(x: Value, dim: Axes) -> tuple[int, ...]:
+    """The dimensions that ``dim`` names; all for None or an empty tuple."""
+    rank = len(tensor_type(x).shape)
+    if dim is None or dim == ():
+        return tuple(range(rank))
+    return (dim,) if isinstance(dim, int) else dim
+
+
+@handles("softmax", Kind.SOFTMAX, [torch.softmax], ["softmax"])
+def softmax(e: Emitter, input: Value, dim: int, dtype: torch.dtype | None = None) -> Value:
+    """torch.softmax: computed in f32, NaN for a row of -inf; ``dtype`` converts the input first"""
+    if dtype is not None:
+        input = e.cast(input, ir_dtype(dtype))
+    wide = e.cast(input, arithmetic_dtype(e.dtype))
+    return e.cast(e.op(t.Softmax, wide, axis=dim % len(e.shape)), e.dtype)
+
+
+@handles("functional.softmax", Kind.SOFTMAX, [F.softmax], [])
+def functional_softmax(
+    e: Emitter,
+    input: Value,
+    dim: int | None = None,
+    _stacklevel: int = 3,
+    dtype: torch.dtype | None = None,
+) -> Value:
+    """F.softmax, whose third positional argument is a stack level"""
+    if dim is None:
+        raise UnsupportedError("softmax without dim; say which dimension")
+    return softmax(e, input, dim, dtype)
+
+
+@handles("sum", Kind.REDUCTION, [torch.sum], ["sum"])
+def reduce_sum(
+    e: Emitter,
+    input: Value,
+    dim: Axes = None,
+    keepdim: bool = False,
+    dtype: torch.dtype | None = None,
+) -> Value:
+    """Sums in f32 (f64, i64)"""
+    wide = e.cast(e.cast(input, e.dtype), arithmetic_dtype(e.dtype))
+    return e.cast(e.reduce(wide, "sum", axes_of(input, dim), keepdim), e.dtype)
+
+
+@handles("mean", Kind.REDUCTION, [torch.mean], ["mean"])
+def reduce_mean(
+    e: Emitter,
+    input: Value,
+    dim: Axes = None,
+    keepdim: bool = False,
+    dtype: torch.dtype | None = None,
+) -> Value:
+    """The sum divided by the number of elements"""
+    wide = arithmetic_dtype(e.dtype)
+    axes = axes_of(input, dim)
+    total = e.reduce(e.cast(e.cast(input, e.dtype), wide), "sum", axes, keepdim)
+    shape = tensor_type(input).shape
+    count = product(shape[a] for a in axes)
+    if count.constant is not None:
+        number = e.const(float(count.constant), wide)
+    else:  # the IR has no value for a size: count by adding ones
+        number = e.reduce(e.broadcast(e.const(1.0, wide), shape), "sum", axes, keepdim)
+    return e.cast(e.op(m.Div, total, number), e.dtype)
+
+
+def _register_extremum(kind: str) -> Handler:
+    functions = [getattr(torch, f"a{kind}")]
+
+    @handles(f"a{kind}", Kind.REDUCTION, functions, [f"a{kind}"])
+    def extremum(e: Emitter, input: Value, dim: Axes = None, keepdim: bool = False) -> Value:
+        wide = e.cast(input, arithmetic_dtype(e.dtype))
+        return e.cast(e.reduce(wide, kind, axes_of(input, dim), keepdim), e.dtype)
+
+    return extremum
+
+
+amax, amin = _register_extremum("max"), _register_extremum("min")
+
+
+def _register_overloaded(kind: str, pointwise: Handler, reduction: Handler) -> Handler:
+    @handles(kind, Kind.REDUCTION, [getattr(torch, kind)], [kind])
+    def overloaded(
+        e: Emitter, input: Value, dim: int | Value | None = None, keepdim: bool = False
+    ) -> Value | tuple[Value, ...]:
+        """max(x), max(x, y), or max(x, dim), whose result is a tuple of which [0] is known"""
+        if isinstance(dim, Value):
+            result: Value = pointwise(e, input, dim)
+            return result
+        result = reduction(e, input, dim, keepdim)
+        return result if dim is None else (result,)
+
+    return overloaded
+
+
+_register_overloaded("max", maximum, amax)
+_register_overloaded("min", minimum, amin)
+
+
+@handles("logsumexp", Kind.REDUCTION, [torch.logsumexp], ["logsumexp"])
+def logsumexp(e: Emitter, input: Value, dim: Axes, keepdim: bool = False) -> Value:
+    """log(sum(exp(x - max))) + max, with the maximum taken as 0 where it is infinite"""
+    wide = arithmetic_dtype(e.dtype)
+    axes = axes_of(input, dim)
+    x = e.cast(e.cast(input, e.dtype), wide)
+    top = e.reduce(x, "max", axes, keep=True)
+    infinite = e.compare(e.op(m.Abs, top), e.const(float("inf"), wide), "eq")
+    top = e.select(infinite, e.const(0.0, wide), top, wide)
+    total = e.reduce(e.op(m.Exp, e.op(m.Sub, x, top)), "sum", axes, keep=True)
+    result = e.op(m.Add, e.op(m.Log, total), top)
+    return e.cast(e.reshape(result, e.shape), e.dtype)

@@ -1,0 +1,57 @@
+"""Products of 16-bit floats in f32, and no needless narrowing between them.
+
+torch's products of bf16 and f16 sum in f32 and round once at the end; so does
+
+    %s = tensor.contract %q, %k : bf16   ->   cast to f32, contract, cast to bf16
+
+Then a value narrowed and widened again keeps its f32 form (more precise than asked), unless a product
+takes it: there the narrow form lets the dot instruction of 16-bit floats be used.
+"""
+
+from __future__ import annotations
+
+from tilewright.ir import ops_math as m
+from tilewright.ir import ops_tensor as t
+from tilewright.ir.core import Graph, Module, Op, Value
+from tilewright.ir.dtypes import F32
+from tilewright.ir.types import TensorType
+from tilewright.passes.rewrite import Rewriter, for_each_graph, rewrite_graph
+
+
+def _narrow(value: Value) -> bool:
+    assert isinstance(value.type, TensorType)
+    return value.type.dtype.is_float and value.type.dtype.bits == 16
+
+
+def widen_products(b: Rewriter, op: Op) -> Value | None:
+    """contract(x, y): 16 bit -> cast(contract(cast x, cast y))"""
+    if not isinstance(op, t.Contract) or not _narrow(op.lhs):
+        return None
+    lhs, rhs = (b(m.Cast, v, dtype=F32, hint=v.hint) for v in op.operands)
+    wide = b(t.Contract, lhs, rhs, equation=op.equation, hint=op.result.hint)
+    assert isinstance(op.lhs.type, TensorType)
+    return b(m.Cast, wide, dtype=op.lhs.type.dtype, hint=op.result.hint)
+
+
+def keep_wide(graph: Graph) -> Graph:
+    """cast(cast(x: f32, 16 bit), f32) -> x, unless a product takes it"""
+    uses = graph.uses()
+
+    def rule(b: Rewriter, op: Op) -> Value | None:
+        if not isinstance(op, m.Cast) or op.dtype != F32:
+            return None
+        inner = b.producer(op.x, m.Cast)
+        original = b.original.results[0] if b.original else op.result
+        product = any(isinstance(user, t.Contract) for user in uses.get(original, []))
+        if inner is None or product or not _narrow(op.x):
+            return None
+        wide = inner.operands[0]
+        assert isinstance(wide.type, TensorType)
+        return wide if wide.type.dtype == F32 else None
+
+    return rewrite_graph(graph, rule)
+
+
+def precision(module: Module) -> Module:
+    """Both rules on every tensor graph."""
+    return for_each_graph(module, lambda g: keep_wide(rewrite_graph(g, widen_products)), "graph")

@@ -1,0 +1,208 @@
+"""How each back end makes a callable kernel from a variant; the disk cache stands in front."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+
+from tilewright.ir.core import Graph
+from tilewright.ir.errors import BackendMissingError
+from tilewright.ir.evaluate import evaluate_graph
+from tilewright.ir.printer import print_graph
+from tilewright.ir.sizes import Size, parse_size
+from tilewright.ir.target import Target, named_target
+from tilewright.ir.types import BufferType, TensorType
+from tilewright.passes.to_tile import kernel_to_tile
+from tilewright.runtime.cache import Cache
+from tilewright.runtime.family import Call, Variant
+from tilewright.runtime.fingerprint import cache_key
+from tilewright.runtime.kernel import TORCH_DTYPES, Kernel
+from tilewright.runtime.native import compile_llvm, load_object
+from tilewright.runtime.report import VariantReport
+
+SYMBOL = "tilewright_kernel"
+BACKENDS = ("mlir", "numba", "interpreter")
+
+
+@dataclass(frozen=True)
+class NativeParts:
+    """What a compiled kernel needs besides its code."""
+
+    scratch_bytes: int
+    grid: tuple[tuple[Size, int], ...]
+    outputs: tuple[BufferType, ...]
+
+
+@cache
+def kernel_cache() -> Cache:
+    """The disk cache of this process."""
+    return Cache()
+
+
+def default_backend() -> str:
+    """``mlir`` where LLVM's code generator is installed, else ``numba``, else the interpreter."""
+    if importlib.util.find_spec("llvmlite") is not None:
+        have = any(importlib.util.find_spec(p) for p in ("mlir", "torch_mlir"))
+        if have:
+            return "mlir"
+    return "numba" if importlib.util.find_spec("numba") else "interpreter"
+
+
+def layout_class(rows: int) -> str:
+    """A row class in words."""
+    return f"up to {rows} rows" if rows else "any number of rows"
+
+
+def _units(variant: Variant) -> dict[str, int]:
+    names = [p.hint for p in variant.graph.params]
+    return dict(zip(names, variant.units, strict=True))
+
+
+def lower_variant(variant: Variant, target: Target) -> Graph:
+    """The tile program of a variant."""
+    return kernel_to_tile(variant.graph, target, variant.rows, _units(variant))
+
+
+def make_mlir(variant: Variant, target: Target) -> tuple[Call, VariantReport]:
+    """Machine code through MLIR and LLVM, from the disk cache if it is there."""
+    options = f"rows {variant.rows}, units {variant.units}"
+    key = cache_key(print_graph(variant.graph), "mlir", options, target.isa)
+    entry = kernel_cache().get(key)
+    if entry is None:
+        parts, data = _compile_mlir(variant, target)
+        kernel_cache().put(key, _to_metadata(variant, target, parts), data)
+    else:
+        parts, data = _from_metadata(entry.metadata, variant), entry.payload
+    inputs = _input_types(variant)
+    kernel = Kernel(
+        variant.graph.name,
+        [*inputs, *parts.outputs],
+        variant.graph.sizes,
+        parts.grid,
+        len(parts.outputs),
+        parts.scratch_bytes,
+        load_object(data, SYMBOL),
+        [p.hint for p in variant.graph.params],
+    )
+    report = _report(variant, target.name, "mlir", parts.scratch_bytes, entry is not None)
+    return kernel.call, report
+
+
+def _compile_mlir(variant: Variant, target: Target) -> tuple[NativeParts, bytes]:
+    from tilewright.backends.mlir.build import to_llvm_ir
+    from tilewright.backends.mlir.emit import emit_module, scratch_bytes
+
+    program = lower_variant(variant, target)
+    llvm_ir = to_llvm_ir(emit_module(program, target, SYMBOL))
+    data = compile_llvm(llvm_ir, target.cpu, target.features)
+    count = int(program.attrs["outputs"])
+    outputs = tuple(p.type for p in program.params[-count:])
+    grid = tuple((Size.of(size), int(tile)) for size, tile in program.attrs["grid"])
+    typed = tuple(x for x in outputs if isinstance(x, BufferType))
+    return NativeParts(scratch_bytes(program), grid, typed), data
+
+
+def _input_types(variant: Variant) -> list[BufferType]:
+    out = []
+    for param, unit in zip(variant.graph.params, variant.units, strict=True):
+        assert isinstance(param.type, TensorType)
+        out.append(BufferType(param.type.shape, param.type.dtype, unit))
+    return out
+
+
+def _to_metadata(variant: Variant, target: Target, parts: NativeParts) -> dict[str, Any]:
+    return {
+        "kernel": variant.graph.name,
+        "target": target.name,
+        "layout_class": layout_class(variant.rows),
+        "scratch_bytes": parts.scratch_bytes,
+        "grid": [[str(size), tile] for size, tile in parts.grid],
+        "outputs": [[str(s) for s in out.shape] for out in parts.outputs],
+    }
+
+
+def _from_metadata(facts: dict[str, Any], variant: Variant) -> NativeParts:
+    grid = tuple((parse_size(size), int(tile)) for size, tile in facts["grid"])
+    outputs = []
+    for value, shape in zip(variant.graph.results, facts["outputs"], strict=True):
+        assert isinstance(value.type, TensorType)
+        sizes = tuple(parse_size(s) for s in shape)
+        outputs.append(BufferType(sizes, value.type.dtype, len(sizes) - 1))
+    return NativeParts(int(facts["scratch_bytes"]), grid, tuple(outputs))
+
+
+def _report(
+    variant: Variant, target: str, backend: str, scratch: int, cached: bool
+) -> VariantReport:
+    return VariantReport(
+        layout_class(variant.rows),
+        target,
+        backend,
+        variant.units,
+        variant.static_sizes,
+        scratch,
+        cached,
+        0.0,
+    )
+
+
+def _to_numpy(tensor: torch.Tensor) -> Any:
+    """A NumPy array of the values (16-bit floats widened to f32)."""
+    wide = tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+    return wide.detach().numpy()
+
+
+def _from_numpy(array: Any, type_: TensorType) -> torch.Tensor:
+    import numpy as np
+
+    return torch.from_numpy(np.ascontiguousarray(array)).to(TORCH_DTYPES[str(type_.dtype)])
+
+
+def make_interpreter(variant: Variant, target: Target) -> tuple[Call, VariantReport]:
+    """The tile program run by the interpreter: slow, the oracle of the others."""
+    program = lower_variant(variant, target)
+
+    def call(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        arrays = evaluate_graph(program, *(_to_numpy(x) for x in tensors))
+        types = [v.type for v in variant.graph.results]
+        return tuple(
+            _from_numpy(a, x)
+            for a, x in zip(arrays, types, strict=True)
+            if isinstance(x, TensorType)
+        )
+
+    return call, _report(variant, target.name, "interpreter", 0, False)
+
+
+def run_on_host(graph: Graph, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """A kernel that no schedule covers yet, in NumPy by the meaning of its stream program."""
+    arrays = evaluate_graph(graph, *(_to_numpy(x) for x in tensors))
+    types = [v.type for v in graph.results]
+    return tuple(
+        _from_numpy(a, x) for a, x in zip(arrays, types, strict=True) if isinstance(x, TensorType)
+    )
+
+
+def make_numba(variant: Variant, target: Target) -> tuple[Call, VariantReport]:
+    """Plain loops compiled by Numba."""
+    from tilewright.runtime.numba_kernel import make_numba_kernel
+
+    scalar = named_target("scalar")
+    return make_numba_kernel(lower_variant(variant, scalar)), _report(
+        variant, "scalar", "numba", 0, False
+    )
+
+
+MAKERS = {"mlir": make_mlir, "interpreter": make_interpreter, "numba": make_numba}
+
+
+def choose_backend(name: str | None) -> str:
+    """A back end's name, checked. Raises BackendMissingError for an unknown one."""
+    chosen = name or default_backend()
+    if chosen not in MAKERS:
+        raise BackendMissingError(f"unknown back end {name!r}; known: {', '.join(MAKERS)}")
+    return chosen
