@@ -6,7 +6,7 @@ Works on the shapes that Dynamo's fake tensors carry; it never looks at numbers.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -190,18 +190,3 @@ def _shapes(nodes: Sequence[Node]) -> list[Sequence[Any]]:
     fakes = [fake_of(n) for n in nodes]
     tensors = [f[0] if isinstance(f, tuple) and f else f for f in fakes]
     return [t.shape for t in tensors if isinstance(t, torch.Tensor)]
-
-
-def float_guards(floats: Sequence[torch.SymFloat], fixed: Mapping[str, int]) -> None:
-    """Guards the values of floats that a graph took as constants.
-
-    A float that depends on a size that stays symbolic (a length) would be compiled again for every
-    value of it: UnsupportedError.
-    """
-    for value in floats:
-        expr = value.node.expr
-        if expr.is_number:
-            continue
-        if any(str(s).startswith("s") for s in expr.free_symbols):
-            raise UnsupportedError(f"the number {expr} depends on a size that may change")
-        float(value)

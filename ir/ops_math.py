@@ -193,6 +193,13 @@ class Larger(Binary, name="math.larger"):
         return np.where(np.greater(lhs, rhs), lhs, rhs)
 
 
+class Smaller(Binary, name="math.smaller"):
+    """lhs if lhs < rhs else rhs: the minimum of the machine, which lets rhs through if one is NaN."""
+
+    def reference(self, lhs: Any, rhs: Any) -> Any:
+        return np.where(np.less(lhs, rhs), lhs, rhs)
+
+
 class Compare(Binary, name="math.compare"):
     """A comparison, ``relation`` one of lt le gt ge eq ne; false for NaN except ne."""
 

@@ -29,6 +29,7 @@ EXP2 = (
     0.0001534581201580928,
 )
 LOWEST_EXPONENT = -150.0  # 2**-150 rounds to zero in f32
+HIGHEST_EXPONENT = 129.0  # 2**129 is infinite in f32
 
 
 def _rank(value: Value) -> int:
@@ -44,6 +45,7 @@ def exp2_parts(b: Rewriter, op: Any) -> Value:
     """exp2 of f32: NaN passes, -inf gives 0, +inf and overflow give inf."""
     x = op.operands[0]
     bounded = b(m.Larger, _number(b, x, LOWEST_EXPONENT), x, hint="bounded")
+    bounded = b(m.Smaller, _number(b, x, HIGHEST_EXPONENT), bounded, hint="bounded")
     whole = b(m.Round, bounded, hint="whole")
     f = b(m.Sub, bounded, whole, hint="fraction")
     acc = _number(b, x, EXP2[-1])

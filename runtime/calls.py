@@ -3,6 +3,14 @@
 It is written once per kernel, as straight-line code for its very ranks and sizes, so that a call
 costs a few microseconds. It decides only whether a call is right; what is wrong with a call that is
 not is found again, slowly and in words, by ``complain``. Running and memory are not its business.
+
+The native ABI: ``void kernel(int64_t *args)`` runs once on every worker, and ``args`` are
+    0  address of the work counter: a worker adds 1 to claim the item that it held (0 at first)
+    1  address of the slot counter: a worker adds 1 to get the number of its part of the scratch
+    2  address of the scratch memory (64-byte aligned), 3  bytes of it for each worker
+    4  number of work items, then the extents of the grid, the last one running fastest
+    then the values of the size names; then for every buffer, inputs first, its address and its
+    strides in elements.
 """
 
 from __future__ import annotations
@@ -118,9 +126,10 @@ def _unpack(signature: Signature) -> Iterator[str]:
 
 
 def _bind(signature: Signature) -> _Binding:
-    """Sizes from shapes: first the dimensions that are just a name, which hold for 0 too.
+    """Sizes from shapes: first the dimensions with one name in them, which decide it for 0 too.
 
-    If ``N = 0`` and a dimension is ``N*M = 0``, then only another dimension can say what M is.
+    If ``N = 0`` and a dimension is ``N*M = 0``, then only another dimension can say what M is; if
+    none has M alone, M counts as 0.
     """
     binding = _Binding()
     pending = [
@@ -128,7 +137,7 @@ def _bind(signature: Signature) -> _Binding:
         for i, type_ in enumerate(signature.inputs)
         for d, size in enumerate(type_.shape)
     ]
-    pending.sort(key=lambda item: item[0].terms != Size.of(str(item[0])).terms)
+    pending.sort(key=lambda item: (len(item[0].terms), _degree(item[0])))
     while pending:
         rest = [(size, name) for size, name in pending if not _solve(binding, size, name)]
         if len(rest) == len(pending):
@@ -155,6 +164,10 @@ def _solve(binding: _Binding, size: Size, dimension: str) -> bool:
             return True
     binding.conditions.append(f"{dimension} == {_expression(size)}")
     return True
+
+
+def _degree(size: Size) -> int:
+    return max((len(monomial) for monomial, _ in size.terms), default=0)
 
 
 def _factor(size: Size, name: str) -> Size | None:
@@ -222,3 +235,20 @@ def _launch(signature: Signature) -> Iterator[str]:
     yield "give_frame(frame)"
     if signature.scratch_bytes:
         yield "give_scratch(scratch)"
+
+
+def key_source(signature: Signature, static: tuple[str, ...], rows: Size) -> str:
+    """The text of ``def key(*tensors)``: (units, values of ``static``, number of rows) of a call.
+
+    ``unit`` is taken from the surroundings; shapes that do not fit raise ValueError or give a key
+    whose kernel then complains.
+    """
+    binding = _bind(signature)
+    inputs = signature.inputs
+    lines = ["def key(*tensors):", f"    {_tuple([f't{i}' for i in range(len(inputs))])} = tensors"]
+    for i, type_ in enumerate(inputs):
+        lines.append(f"    {_tuple([f'n{i}_{d}' for d in range(len(type_.shape))])} = t{i}.shape")
+    lines += _indent(binding.assignments, 4)
+    units = _tuple([f"unit(t{i})" for i in range(len(inputs))])
+    values = _tuple([_name(n) for n in static])
+    return "\n".join([*lines, f"    return {units}, {values}, {_expression(rows)}", ""])

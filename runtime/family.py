@@ -15,12 +15,14 @@ import torch
 
 from tilewright.ir.bind import bind_sizes
 from tilewright.ir.core import Graph
+from tilewright.ir.errors import BindError
 from tilewright.ir.sizes import Size
 from tilewright.ir.target import Target
-from tilewright.ir.types import StreamType, TensorType
+from tilewright.ir.types import BufferType, StreamType, TensorType
 from tilewright.passes.to_tile.kernel_info import analyse
 from tilewright.passes.to_tile.schedule import row_classes
 from tilewright.passes.specialise import specialise
+from tilewright.runtime.calls import Signature, key_source
 from tilewright.runtime.report import VariantReport
 
 Call = Callable[..., tuple[torch.Tensor, ...]]
@@ -52,7 +54,7 @@ class KernelFamily:
         self.forms: dict[Key, Call] = {}
         self.reports: list[VariantReport] = []
         self.lock = threading.Lock()
-        self._where = _places(graph)
+        self._facts = self._key_function()
 
     def __call__(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         key = self.key(tensors)
@@ -63,19 +65,40 @@ class KernelFamily:
 
     def key(self, tensors: tuple[torch.Tensor, ...]) -> Key:
         """What decides the form for these inputs. Raises BindError if they do not fit."""
-        sizes = self._sizes(tensors)
-        static = tuple(sizes[n] for n in self.static_names)
-        rows = self.row_count.evaluate(sizes)
-        units = tuple(_unit(x) for x in tensors)
-        return units, static, next((c for c in self.classes if c and rows <= c), 0)
+        try:
+            units, static, rows = self._facts(*tensors)
+        except (AttributeError, TypeError, ValueError):
+            self._complain(tensors)
+            raise
+        for known in self.classes:
+            if known and rows <= known:
+                return units, static, known
+        return units, static, 0
 
-    def _sizes(self, tensors: tuple[torch.Tensor, ...]) -> dict[str, int]:
-        if self._where is not None and len(tensors) == len(self.graph.params):
-            try:
-                return {n: tensors[i].shape[d] for n, i, d in self._where}
-            except IndexError:
-                pass
-        return bind_sizes(self.graph, [tuple(x.shape) for x in tensors])
+    def _complain(self, tensors: tuple[object, ...]) -> None:
+        """BindError that says which input does not fit."""
+        for param, tensor in zip(self.graph.params, tensors, strict=False):
+            if not isinstance(tensor, torch.Tensor):
+                kind = type(tensor).__name__
+                raise BindError(f"%{param.hint} must be a torch tensor, the input is a {kind}")
+        shapes = [tuple(x.shape) for x in tensors if isinstance(x, torch.Tensor)]
+        bind_sizes(self.graph, shapes)
+
+    def _key_function(self) -> Callable[..., Key]:
+        """Reads the facts off the inputs, written as Python for this kernel's shapes."""
+        inputs = tuple(
+            BufferType(p.type.shape, p.type.dtype)
+            for p in self.graph.params
+            if isinstance(p.type, TensorType)
+        )
+        hints = tuple(p.hint for p in self.graph.params)
+        signature = Signature(self.graph.name, inputs, hints, 0, self.graph.sizes, (), 0)
+        names: dict[str, object] = {"unit": _unit}
+        source = key_source(signature, self.static_names, self.row_count)
+        exec(compile(source, f"<key of kernel {self.graph.name}>", "exec"), names)
+        function = names["key"]
+        assert callable(function)
+        return function
 
     def _make(self, key: Key) -> Call:
         with self.lock:
@@ -94,7 +117,10 @@ class KernelFamily:
 
 def _unit(tensor: torch.Tensor) -> int:
     """The last dimension with stride one (or of at most one element), -1 if none."""
-    shape, strides = tensor.shape, tensor.stride()
+    strides = tensor.stride()
+    if strides and strides[-1] == 1:
+        return len(strides) - 1
+    shape = tensor.shape
     for dim in range(len(shape) - 1, -1, -1):
         if strides[dim] == 1 or (shape[dim] <= 1 and dim == len(shape) - 1):
             return dim
@@ -106,16 +132,3 @@ def _static_names(graph: Graph) -> set[str]:
     types = [v.type for op in graph.body.ops for v in op.results]
     axes = [a for x in types if isinstance(x, StreamType) for a in x.element]
     return {name for axis in axes for name in axis.size.names}
-
-
-def _places(graph: Graph) -> list[tuple[str, int, int]] | None:
-    """(size name, input, dimension) for every name that is a dimension by itself; None if not all."""
-    found: dict[str, tuple[str, int, int]] = {}
-    for at, param in enumerate(graph.params):
-        assert isinstance(param.type, TensorType)
-        for dim, size in enumerate(param.type.shape):
-            text = str(size)
-            if text in graph.sizes and text not in found:
-                found[text] = (text, at, dim)
-    used = {n for p in graph.params for s in getattr(p.type, "shape", ()) for n in s.names}
-    return list(found.values()) if used <= set(found) else None

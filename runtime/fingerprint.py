@@ -58,7 +58,12 @@ def _files(package: Path) -> Iterator[Path]:
     for folder in FOLDERS:
         for place, names, files in os.walk(package / folder):
             names[:] = sorted(n for n in names if n != "__pycache__")
-            yield from (Path(place, n) for n in sorted(files) if not n.endswith((".pyc", "~")))
+            yield from (Path(place, n) for n in sorted(files) if not _is_scrap(n))
+
+
+def _is_scrap(name: str) -> bool:
+    """Byte code, and what editors leave for a moment."""
+    return name.startswith(".") or name.endswith((".pyc", "~"))
 
 
 def _version(package: str) -> str:

@@ -47,7 +47,7 @@ Scratch = tuple[int, int, torch.Tensor]  # aligned address, usable bytes, what o
 
 
 class Kernel:
-    """Native code with the ABI of DESIGN's tile programs, callable with torch tensors on the CPU.
+    """Native code with the ABI of ``calls.py``, callable with torch tensors on the CPU.
 
     ``params`` are the inputs and then ``outputs`` outputs; ``sizes`` the size names in the order in
     which the code expects their values; ``grid`` has for every dimension of the work the size and
@@ -111,7 +111,7 @@ class Kernel:
 
     def _take_frame(self) -> Frame:
         try:
-            return self._frames[-1]
+            return self._frames.pop()
         except IndexError:
             return _new_frame(ARGUMENTS_AT + 8 * self.signature.arguments)
 

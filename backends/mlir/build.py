@@ -30,8 +30,8 @@ def bindings(part: str) -> Any:
     )
 
 
-_SPECIAL = re.compile(
-    r"\b(half|bfloat|float|double) (?:([+-]?)(inf|nan|qnan)\b|f0x([0-9A-Fa-f]+))"
+_TOKEN = re.compile(
+    r"\b(half|bfloat|float|double)\b|(?<![\w.%@\"])(?:([+-]?)(inf|nan|qnan)\b|f0x([0-9A-Fa-f]+))|\n"
 )
 _PREFIX = {"half": "0xH", "bfloat": "0xR", "float": "0x", "double": "0x"}
 _INFINITY = {"half": 0x7C00, "bfloat": 0x7F80, "float": 0x7F800000, "double": 0x7FF << 52}
@@ -42,20 +42,31 @@ _BITS = {"half": 16, "bfloat": 16, "float": 32, "double": 64}
 def _older_spelling(text: str) -> str:
     """Float constants as llvmlite's LLVM reads them: the wheel's newer LLVM prints words and f0x."""
 
-    def spell(found: re.Match[str]) -> str:
-        type_, sign, word, digits = found.groups()
-        bits = int(digits, 16) if digits else _INFINITY[type_]
-        if word in ("nan", "qnan"):
-            bits |= _QUIET[type_]
-        if sign == "-":
-            bits |= 1 << (_BITS[type_] - 1)
-        if type_ == "float":  # written with the bits of the same value in double precision
-            number = struct.unpack("<f", struct.pack("<I", bits))[0]
-            bits = struct.unpack("<Q", struct.pack("<d", number))[0]
-        width = 4 if type_ in ("half", "bfloat") else 16
-        return f"{type_} {_PREFIX[type_]}{bits:0{width}X}"
+    current = "float"
 
-    return _SPECIAL.sub(spell, text)
+    def spell(found: re.Match[str]) -> str:
+        nonlocal current
+        type_, sign, word, digits = found.groups()
+        if type_:
+            current = type_  # a constant has the type last named on its line
+        if not word and not digits:
+            return found.group()
+        return _spell_constant(current, sign, word, digits)
+
+    return _TOKEN.sub(spell, text)
+
+
+def _spell_constant(type_: str, sign: str, word: str | None, digits: str | None) -> str:
+    bits = int(digits, 16) if digits else _INFINITY[type_]
+    if word in ("nan", "qnan"):
+        bits |= _QUIET[type_]
+    if sign == "-":
+        bits |= 1 << (_BITS[type_] - 1)
+    if type_ == "float":  # written with the bits of the same value in double precision
+        number = struct.unpack("<f", struct.pack("<I", bits))[0]
+        bits = struct.unpack("<Q", struct.pack("<d", number))[0]
+    width = 4 if type_ in ("half", "bfloat") else 16
+    return f"{_PREFIX[type_]}{bits:0{width}X}"
 
 
 def to_llvm_ir(mlir: str) -> str:

@@ -124,6 +124,13 @@ def _larger(s: Scalars, op: Op, inputs: list[str]) -> str:
     return _choose(s, greater, inputs[0], inputs[1], s.type)
 
 
+@emits(m.Smaller)
+def _smaller(s: Scalars, op: Op, inputs: list[str]) -> str:
+    """lhs < rhs ? lhs : rhs is the machine's own minimum."""
+    less = s.text.op(f"arith.cmpf olt, {inputs[0]}, {inputs[1]} : {s.type}")
+    return _choose(s, less, inputs[0], inputs[1], s.type)
+
+
 def _choose(s: Scalars, condition: str, a: str, b: str, type_: str) -> str:
     if s.lanes == 1:
         return s.text.op(f"arith.select {condition}, {a}, {b} : {type_}")

@@ -12,6 +12,7 @@ from tilewright.frontend import symbols
 from tilewright.frontend.op_map.contractions import leading_letters
 from tilewright.frontend.op_map.emitter import ONE, Emitter, Shape, arithmetic_dtype, tensor_type
 from tilewright.frontend.op_map.registry import Kind, handles
+from tilewright.frontend.op_map.shape import settle_ratios_above
 from tilewright.ir import ops_math as m
 from tilewright.ir import ops_tensor as t
 from tilewright.ir.core import Value
@@ -23,6 +24,7 @@ from tilewright.ir.sizes import Size
 def settle_attention(node: Node) -> None:
     """Guards what torch checks only when it runs: keys and values of one length, heads that are a
     multiple of key heads; and fixes the head sizes, which kernels are compiled for."""
+    settle_ratios_above(node)
     query, key, value = (_argument(node, at, name) for at, name in enumerate(_NAMES))
     symbols.make_static(query.shape[-1])
     symbols.make_static(value.shape[-1])
@@ -152,13 +154,13 @@ def _scaled(e: Emitter, scores: Value, scale: float | None, width: Size) -> Valu
 
 def _masked(e: Emitter, scores: Value, mask: Value | None, causal: bool) -> Value:
     dtype = tensor_type(scores).dtype
+    if mask is None and not causal:
+        return scores
+    if mask is not None and tensor_type(mask).dtype != BOOL:
+        return e.op(m.Add, scores, e.cast(mask, dtype))
     outside = e.const(-math.inf, dtype)
-    if causal:
+    if mask is None:
         shape: Sequence[Size] = tensor_type(scores).shape
         rows, columns = e.iota((shape[-2], ONE), 0, I64), e.iota((ONE, shape[-1]), 1, I64)
-        return e.op(m.Select, e.compare(rows, columns, "ge"), scores, outside)
-    if mask is None:
-        return scores
-    if tensor_type(mask).dtype == BOOL:
-        return e.op(m.Select, mask, scores, outside)
-    return e.op(m.Add, scores, e.cast(mask, dtype))
+        mask = e.compare(rows, columns, "ge")
+    return e.op(m.Select, mask, scores, outside)

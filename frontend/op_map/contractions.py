@@ -9,6 +9,7 @@ import torch
 from tilewright.frontend.op_map.emitter import Emitter, tensor_type
 from tilewright.frontend.op_map.pointwise import binary
 from tilewright.frontend.op_map.registry import Kind, handles
+from tilewright.frontend.op_map.shape import settle_ratios_above
 from tilewright.ir import ops_math as m
 from tilewright.ir.core import Value
 from tilewright.ir.errors import UnsupportedError
@@ -46,6 +47,7 @@ def _matrix_letters(e: Emitter, lhs: Value, rhs: Value) -> tuple[str, str, str]:
     Kind.CONTRACTION,
     [torch.matmul, operator.matmul, torch.bmm, torch.mm, torch.mv, torch.dot],
     ["matmul", "bmm", "mm", "mv", "dot", "__matmul__"],
+    settle=settle_ratios_above,
 )
 def matmul(e: Emitter, input: Value, other: Value) -> Value:
     """torch.matmul of any ranks, batch dimensions broadcast; sums in f32"""
@@ -53,7 +55,9 @@ def matmul(e: Emitter, input: Value, other: Value) -> Value:
     return e.contract(f"{a},{b}->{out}", input, other, e.dtype)
 
 
-@handles("baddbmm", Kind.CONTRACTION, [torch.baddbmm], ["baddbmm"])
+@handles(
+    "baddbmm", Kind.CONTRACTION, [torch.baddbmm], ["baddbmm"], settle=settle_ratios_above
+)
 def baddbmm(
     e: Emitter, input: Value, batch1: Value, batch2: Value, *, beta: float = 1, alpha: float = 1
 ) -> Value:
@@ -67,7 +71,7 @@ def baddbmm(
     return binary(e, m.Add, scaled, product, e.dtype)
 
 
-@handles("einsum", Kind.CONTRACTION, [torch.einsum, torch.functional.einsum], [])
+@handles("einsum", Kind.CONTRACTION, [torch.einsum], settle=settle_ratios_above)
 def einsum(e: Emitter, equation: str, *operands: Value | tuple[Value, ...]) -> Value:
     """einsum of two tensors, with ``...`` and an implicit result too"""
     flat = [v for entry in operands for v in (entry if isinstance(entry, tuple) else (entry,))]

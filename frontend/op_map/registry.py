@@ -78,6 +78,11 @@ def lookup(node: Node) -> Entry | None:
     return _FUNCTIONS.get(node.target)
 
 
+def method_entry(name: str) -> Entry | None:
+    """The entry for a tensor method's name."""
+    return _METHODS.get(name)
+
+
 def entries() -> list[Entry]:
     """Every entry once, for tests and documentation."""
     return list(dict.fromkeys([*_FUNCTIONS.values(), *_METHODS.values()]))

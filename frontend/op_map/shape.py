@@ -12,7 +12,7 @@ from torch.fx import Node
 
 from tilewright.frontend import symbols
 from tilewright.frontend.op_map.emitter import ONE, Emitter, tensor_type
-from tilewright.frontend.op_map.registry import Kind, handles
+from tilewright.frontend.op_map.registry import Kind, handles, lookup
 from tilewright.ir.core import Value
 from tilewright.ir.errors import UnsupportedError
 
@@ -31,6 +31,17 @@ def settle_ratios(node: Node) -> None:
             parts = [a.meta["example_value"] for a in source.args if isinstance(a, Node)]
             if len(parts) == 2:
                 symbols.must_be_multiple(parts[0], parts[1])
+
+
+def settle_ratios_above(node: Node) -> None:
+    """The same for all shape changes that lead to the operands of a product."""
+    stack = list(node.all_input_nodes)
+    while stack:
+        source = stack.pop()
+        entry = lookup(source)
+        if entry is not None and entry.kind is Kind.SHAPE:
+            settle_ratios(source)
+            stack.extend(source.all_input_nodes)
 
 
 def _is_tensor(node: Node) -> bool:

@@ -223,11 +223,14 @@ class BlockLowering:
         roots = [*kept, *(op.x for op in scans), *(op.x for op in sums)]
         if not roots:
             return
+        product = any(self._has_product(block, root, phase) for root in roots)
+        step = self.schedule.inner_tile if product else self.schedule.pointwise_tile
+        self.state.tile_positions = step
         for root in roots:
             self._prepare(block, root, phase)
         starts = [self._neutral(op) for op in [*scans, *sums]]
         b = self.build
-        with b.loop(b.index(0), block.count, self.schedule.inner_tile, starts, "tile") as loop:
+        with b.loop(b.index(0), block.count, step, starts, "tile") as loop:
             tile = self._open_tile(block, loop.counter)
             for value in kept:
                 self._store_tile(block, tile, value, phase)
@@ -239,6 +242,17 @@ class BlockLowering:
             block.stored[value] = value
         for op, partial in zip([*scans, *sums], loop.results, strict=True):
             self._settle(block, op, partial)
+
+    def _has_product(self, block: Block, value: Value, phase: int) -> bool:
+        """True if building the root in this phase forms a contraction."""
+        if value in block.stored and self.info.phase[value] < phase:
+            return False
+        op = self.info.made.get(value)
+        if op is None or not self.info.varies(value):
+            return False
+        return isinstance(op, s.Contract) or any(
+            self._has_product(block, v, phase) for v in op.operands
+        )
 
     def _open_tile(self, block: Block, offset: Value) -> Tile:
         b = self.build

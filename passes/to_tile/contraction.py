@@ -101,7 +101,9 @@ class Contraction:
         self.state, self.rows = state, rows
         self.build, self.schedule = state.build, state.schedule
         self.inner: dict[Value, InnerOperand] = {}
-        self.prepared = False
+        for op in state.info.graph.body.ops:
+            if isinstance(op, s.Contract) and not rows.pairs_for(op):
+                self._operand(op)  # here, so that its scratch is known to all blocks
 
     def begin_block(self, first: Value, count: Value, limit: Value, masked: bool) -> None:
         """Converts the shared operands of a block where they cannot be read in place."""
@@ -255,6 +257,14 @@ def unrolled(
     return acc
 
 
+def add_block(state: LoweringState, old: Value, rescale: Value | None, block: Value) -> Value:
+    """old * rescale + block. A block's terms are summed by themselves first: the error then grows
+    with the block's length plus the number of blocks, not with their product."""
+    if rescale is None:
+        return state.build(m.Add, old, block, hint=old.hint)
+    return state.build(m.Fma, old, rescale, block, hint=old.hint)
+
+
 class OuterSum:
     """Vector-valued sums along the inner axis: state[e] += sum over positions of scalar * vector[e]."""
 
@@ -362,9 +372,6 @@ class OuterSum:
     ) -> None:
         b, y, sums = self.build, self.schedule, self.state.sums[op.result]
         layout = Layout(2).local(size, y.rows // y.lanes).spatial(1, y.lanes)
-        acc = b.load(sums, [start, b.index(0)], [0, 1], layout, hint=op.result.hint)
-        if rescale is not None:
-            acc = b(m.Mul, acc, rescale, hint=op.result.hint)
         packed = 2 if vector in self.pair_vectors else 1
         a_layout = Layout(3).local(size, 1, 1).replicate(y.lanes).local(1, 1, packed)
         b_layout = row_tile_layout(self.state, packed)
@@ -382,8 +389,10 @@ class OuterSum:
 
         count = block.count if packed == 1 else b.div(b.add(block.count, 1), 2)
         known = None if block.masked else y.inner_block // packed
+        acc = b.filled(0.0, F32, layout)
         acc = unrolled(self.state, b.index(0), count, y.unroll, acc, step, known)
-        b.store(acc, sums, [start, b.index(0)], [0, 1])
+        old = b.load(sums, [start, b.index(0)], [0, 1], layout, hint=op.result.hint)
+        b.store(add_block(self.state, old, rescale, acc), sums, [start, b.index(0)], [0, 1])
 
     def _rows_in_registers(
         self, op: s.Reduce, kept: Value, vector: Value, rescale: Value | None, block: BlockLike
@@ -417,9 +426,6 @@ class OuterSum:
         sums, axis = self.state.sums[op.result], info.element(vector)[0]
         layout = Layout(2).local(y.rows, width).spatial(1, y.lanes)
         at = [b.index(0), b.index(start)]
-        acc = b.load(sums, at, [0, 1], layout, hint=op.result.hint)
-        if factor is not None:
-            acc = b(m.Mul, acc, factor, hint=op.result.hint)
         v_layout = self.state.lane_layout(width)
         p_layout = Layout(2).local(y.rows, 1).replicate(y.lanes)
         length = axis.size.constant or 0
@@ -437,5 +443,7 @@ class OuterSum:
             return b(m.Fma, p, v, total, hint=op.result.hint)
 
         known = None if block.masked else y.inner_block
+        acc = b.filled(0.0, F32, layout)
         acc = unrolled(self.state, b.index(0), block.count, 2, acc, step, known)
-        b.store(acc, sums, at, [0, 1])
+        old = b.load(sums, at, [0, 1], layout, hint=op.result.hint)
+        b.store(add_block(self.state, old, factor, acc), sums, at, [0, 1])

@@ -16,7 +16,8 @@ from tilewright.ir.target import Target
 class Schedule:
     """How one block is computed.
 
-    ``rows``: rows of a block; ``inner_tile``: positions of the inner axis in one register tile;
+    ``rows``: rows of a block; ``inner_tile``: positions of the inner axis in one register tile
+    of a product, ``pointwise_tile`` of one without (functions need registers for themselves);
     ``inner_block``: positions between two updates of running statistics; ``element_tile``: elements
     of a vector-valued sum in one register tile (rows on lanes) or vectors of them (rows in registers).
     """
@@ -25,6 +26,7 @@ class Schedule:
     lanes: int
     rows: int
     inner_tile: int
+    pointwise_tile: int
     inner_block: int
     element_tile: int
     unroll: int
@@ -48,11 +50,11 @@ def choose_schedule(target: Target, rows: int, contracted: int, element: int) ->
     vector-valued sum (0: none).
     """
     if target.lanes == 1:
-        return Schedule(True, 1, 4, 4, 32, 4, 1, False)
+        return Schedule(True, 1, 4, 4, 1, 32, 4, 1, False)
     if rows and rows <= target.lanes // 2:
         tile = target.lanes // rows
         vectors = max(1, min(target.lanes // rows, 4, -(-element // target.lanes) or 1))
-        return Schedule(False, target.lanes, rows, tile, max(64, tile), vectors, 4, False)
+        return Schedule(False, target.lanes, rows, tile, tile, max(64, tile), vectors, 4, False)
     limit = 1 if rows else 3
     candidates = [
         (_cost(target, vectors, broadcast), -broadcast * vectors, vectors, broadcast)
@@ -61,9 +63,17 @@ def choose_schedule(target: Target, rows: int, contracted: int, element: int) ->
         if _fits(target, vectors, broadcast)
     ]
     _, _, vectors, broadcast = min(candidates)
-    block = _inner_block(target, vectors, broadcast, contracted + element)
+    block = _inner_block(target, vectors, broadcast)
     return Schedule(
-        True, target.lanes, vectors * target.lanes, broadcast, block, broadcast, 4, target.bf16_dot
+        rows_on_lanes=True,
+        lanes=target.lanes,
+        rows=vectors * target.lanes,
+        inner_tile=broadcast,
+        pointwise_tile=2,
+        inner_block=block,
+        element_tile=broadcast,
+        unroll=4,
+        bf16_dot=target.bf16_dot,
     )
 
 
@@ -81,7 +91,7 @@ def _cost(target: Target, vectors: int, broadcast: int) -> float:
     return round(cycles / work, 3) + 0.01 * loads / work
 
 
-def _inner_block(target: Target, vectors: int, broadcast: int, elements: int) -> int:
+def _inner_block(target: Target, vectors: int, broadcast: int) -> int:
     """Block length so that scores stay in the first-level cache, at least four register tiles."""
     row_bytes = vectors * target.lanes * 4
     wanted = max(32, min(96, target.l1_bytes // 2 // row_bytes))

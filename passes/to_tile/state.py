@@ -40,13 +40,18 @@ class LoweringState:
     row_vectors: dict[RowKey, Value] = field(default_factory=dict)  # a scalar per row, in scratch
     sums: dict[Value, Value] = field(default_factory=dict)  # state of a reduction, in scratch
 
+    tile_positions: int = 0  # positions of the register tiles being built
+
+    def __post_init__(self) -> None:
+        self.tile_positions = self.schedule.inner_tile
+
     @property
     def tile_layout(self) -> Layout:
         """Layout of a register tile [inner positions, rows]."""
         y = self.schedule
         if y.rows_on_lanes:
-            return Layout(2).local(y.inner_tile, y.rows // y.lanes).spatial(1, y.lanes)
-        return Layout(2).spatial(y.inner_tile, y.rows)
+            return Layout(2).local(self.tile_positions, y.rows // y.lanes).spatial(1, y.lanes)
+        return Layout(2).spatial(self.tile_positions, y.rows)
 
     @property
     def row_layout(self) -> Layout:

@@ -1,0 +1,183 @@
+"""The Dynamo backend: finds regions in a captured FX graph and puts kernels in their place.
+
+Registered as ``torch.compile(model, backend="tilewright")``; ``tilewright.compile`` uses it too.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.fx import GraphModule, Node
+
+import tilewright.frontend.op_map  # noqa: F401  (fills the registry)
+from tilewright.frontend.build import build_module
+from tilewright.frontend.classify import Analysis, is_weight
+from tilewright.frontend.functionalise import functionalise_scores
+from tilewright.frontend.op_map.kept import kept_reason, operation_name
+from tilewright.frontend.op_map.registry import Kind, lookup
+from tilewright.frontend.options import Options
+from tilewright.frontend.provenance import location_of
+from tilewright.frontend.region_call import RegionCall
+from tilewright.frontend.regions import Region, find_regions
+from tilewright.frontend.replace import replace_region
+from tilewright.frontend.report import GraphReport, LeftRow, RegionReport, Report
+from tilewright.frontend.strictness import is_bookkeeping, offences, refuse
+from tilewright.frontend.translate import operand_nodes
+from tilewright.ir.errors import UnsupportedError
+
+_CALLS = ("call_function", "call_method", "call_module")
+
+
+@dataclass
+class CapturedGraph:
+    """What became of one captured graph."""
+
+    calls: list[RegionCall] = field(default_factory=list)
+    refused: list[RegionReport] = field(default_factory=list)
+    left: list[LeftRow] = field(default_factory=list)
+
+    def report(self) -> GraphReport:
+        """The state now, with the calls made so far."""
+        return GraphReport([region_report(c) for c in self.calls] + self.refused, self.left)
+
+
+class Capture:
+    """A Dynamo backend with options that remembers the graphs it was given (the last ``keep``)."""
+
+    __name__ = "tilewright"
+
+    def __init__(self, options: Options, keep: int | None = None) -> None:
+        self.options = options
+        self.graphs: deque[CapturedGraph] = deque(maxlen=keep)
+
+    def __call__(self, gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        """Rewrites the graph in place and returns what runs it."""
+        self.graphs.append(self._rewrite(gm))
+        gm.graph.lint()
+        gm.recompile()
+        return gm.forward
+
+    def report(self) -> Report:
+        return Report([graph.report() for graph in self.graphs])
+
+    def _rewrite(self, gm: GraphModule) -> CapturedGraph:
+        functionalise_scores(gm)
+        analysis = Analysis(gm.graph)
+        captured = CapturedGraph()
+        found = [(region, _build(region)) for region in find_regions(analysis)]
+        built = [(r, b) for r, b in found if not isinstance(b, str)]
+        refused = {n: b for r, b in found if isinstance(b, str) for n in r.core}
+        if self.options.strict:
+            refuse(_all_offences(analysis, built, refused))
+        captured.refused = [_refused_report(r, b) for r, b in found if isinstance(b, str)]
+        inside = {n for region, _ in built for n in region.core}
+        reasons = {n: _reason(analysis, n, refused) for n in analysis.nodes if n not in inside}
+        for at, (region, result) in enumerate(built):
+            name = f"{result.module.main.name}_{at}"
+            captured.calls.append(replace_region(gm, region, result, name, self.options))
+        _drop_unused_numbers(gm)
+        captured.left = _left(gm, reasons)
+        return captured
+
+
+DEFAULT = Capture(Options(), keep=64)
+
+
+def dynamo_backend(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+    """The backend ``"tilewright"`` of ``torch.compile``; ``last_report()`` tells what it did."""
+    return DEFAULT(gm, example_inputs)
+
+
+def last_report() -> Report:
+    """The report of graphs captured through ``torch.compile(…, backend="tilewright")``."""
+    return DEFAULT.report()
+
+
+def register_backend() -> None:
+    """Makes the name "tilewright" known to Dynamo (the entry point in pyproject does it too)."""
+    from torch._dynamo.backends.registry import list_backends
+    from torch._dynamo.backends.registry import register_backend as register
+
+    if "tilewright" not in list_backends():
+        register(dynamo_backend, name="tilewright")
+
+
+def _build(region: Region) -> Any:
+    """The module for a region, or the reason why there is none."""
+    if region.refused is not None:
+        return region.refused
+    try:
+        return build_module(region)
+    except UnsupportedError as error:
+        return str(error)
+
+
+def _all_offences(
+    analysis: Analysis, built: list[tuple[Region, Any]], refused: dict[Node, str]
+) -> list[tuple[Node, str]]:
+    inside = {n for region, _ in built for n in region.nodes}
+    return [*refused.items(), *offences(analysis, inside | set(refused))]
+
+
+def _reason(analysis: Analysis, node: Node, refused: dict[Node, str]) -> str:
+    entry = lookup(node)
+    if node in refused:
+        return refused[node]
+    if entry is None:
+        return kept_reason(node) or "not in the op map"
+    if entry.kind is Kind.CONTRACTION:
+        if any(is_weight(n) for n in operand_nodes(node)):
+            return "a contraction with a parameter stays with torch"
+        return analysis.known_reason(node) or "a single product stays with torch"
+    return analysis.known_reason(node) or f"{entry.kind.value} work outside a kernel region stays with torch"
+
+
+def _left(gm: GraphModule, reasons: dict[Node, str]) -> list[LeftRow]:
+    """What the rewritten graph still asks torch for, equal rows counted."""
+    counted: Counter[tuple[str, str, str, str]] = Counter()
+    for node in gm.graph.nodes:
+        if node.op not in _CALLS or node not in reasons or is_bookkeeping(node):
+            continue
+        where = location_of(node)
+        counted[operation_name(node), str(where), where.text, reasons[node]] += 1
+    return [LeftRow(op, n, line, text, why) for (op, line, text, why), n in counted.items()]
+
+
+def _drop_unused_numbers(gm: GraphModule) -> None:
+    """``scale.item()`` that nothing uses since the scale is part of a kernel."""
+    for node in reversed(list(gm.graph.nodes)):
+        if node.op == "call_method" and node.target == "item" and not node.users:
+            gm.graph.erase_node(node)
+
+
+def region_report(call: RegionCall) -> RegionReport:
+    """One region's report with its kernels, if they were built."""
+    status = "kernel" if call.program is not None else "not called yet"
+    if call.failure is not None or (call.calls and call.program is None):
+        status = "torch"
+    report = RegionReport(
+        name=call.__name__,
+        status=status,
+        reason=call.failure or "",
+        lines=[f"{where}  {where.text}" for where in call.locations],
+        ir=str(call.module),
+        calls=call.calls,
+        fallbacks=dict(call.fallbacks),
+    )
+    if call.program is not None:
+        kernels = call.program.explain()
+        report.kernels, report.kernels_text = kernels.to_dict(), str(kernels)
+    return report
+
+
+def _refused_report(region: Region, reason: str) -> RegionReport:
+    places = dict.fromkeys(location_of(n) for n in region.nodes if n in region.core)
+    name = operation_name(region.anchor)
+    return RegionReport(name, "torch", reason, [f"{p}  {p.text}" for p in places], ir="")
+
+
+__all__ = ["Capture", "dynamo_backend", "last_report", "register_backend"]

@@ -1,0 +1,92 @@
+"""What each FX node is to the compiler: its entry in the op map, whether it can be translated, and
+the rules about contractions and parameters that decide what becomes a kernel.
+"""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch.fx import Graph, Node
+
+from tilewright.frontend.op_map.registry import Entry, Kind, lookup
+from tilewright.frontend.translate import fake_of, operand_nodes, probe
+
+def is_weight(node: Node) -> bool:
+    """Whether a tensor is a parameter, seen through changes of shape and dtype only."""
+    while True:
+        entry = lookup(node)
+        through = entry is not None and (entry.kind is Kind.SHAPE or entry.name == "cast")
+        operands = [n for n in node.all_input_nodes if isinstance(fake_of(n), torch.Tensor)]
+        if not through or not operands:
+            return node.op == "get_attr" or isinstance(fake_of(node), torch.nn.Parameter)
+        node = operands[0]
+
+
+def is_kernel_contraction(node: Node) -> bool:
+    """Contractions that Tilewright makes kernels of: both operands are activations.
+
+    The one place that keeps products with parameters with torch; ``F.linear`` joins here.
+    """
+    entry = lookup(node)
+    if entry is None or entry.kind is not Kind.CONTRACTION:
+        return False
+    return not any(is_weight(operand) for operand in operand_nodes(node))
+
+
+class Analysis:
+    """Entries, order and usability of a graph's nodes, found when asked for."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.nodes: list[Node] = list(graph.nodes)
+        self.position = {node: at for at, node in enumerate(self.nodes)}
+        self._reasons: dict[Node, str | None] = {}
+        self._generated: dict[Node, bool] = {}
+
+    def entry(self, node: Node) -> Entry | None:
+        return lookup(node)
+
+    def kind(self, node: Node) -> Kind | None:
+        """The node's kind if it can be translated, else None."""
+        entry = lookup(node)
+        return entry.kind if entry is not None and self.reason(node) is None else None
+
+    def reason(self, node: Node) -> str | None:
+        """Why the node cannot be part of a kernel; None if it can."""
+        if node not in self._reasons:
+            self._reasons[node] = self._find_reason(node)
+        return self._reasons[node]
+
+    def known_reason(self, node: Node) -> str | None:
+        """The reason if it was asked for before; asking adds guards."""
+        return self._reasons.get(node)
+
+    def usable(self, node: Node) -> bool:
+        return self.reason(node) is None
+
+    def generated(self, node: Node) -> bool:
+        """Whether a tensor is made of positions and constants only."""
+        if node not in self._generated:
+            entry = lookup(node)
+            sources = operand_nodes(node)
+            from_nothing = entry is not None and entry.kind is Kind.GENERATOR
+            pointwise = entry is not None and entry.kind in (Kind.POINTWISE, Kind.SHAPE)
+            derived = pointwise and bool(sources) and all(map(self.generated, sources))
+            self._generated[node] = from_nothing or derived
+        return self._generated[node]
+
+    def multiplies(self, node: Node) -> bool:
+        """Whether this is a usable product of activations."""
+        return is_kernel_contraction(node) and self.usable(node)
+
+    def _find_reason(self, node: Node) -> str | None:
+        entry = lookup(node)
+        if entry is None:
+            return "not in the op map"
+        if isinstance(fake_of(node), tuple) and not _takes_values_only(node):
+            return f"{entry.name}: positions of the maximum are asked for; only its values are known"
+        return probe(node)
+
+
+def _takes_values_only(node: Node) -> bool:
+    return all(u.target is operator.getitem and u.args[1] == 0 for u in node.users)

@@ -1,0 +1,185 @@
+"""``tilewright.compile``: wraps a function or a module so that its attention runs in our kernels."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, overload
+
+import torch
+
+from tilewright.frontend.capture import Capture, register_backend
+from tilewright.frontend.options import Options
+from tilewright.frontend.report import Report
+from tilewright.ir.errors import TilewrightError
+
+Function = Callable[..., Any]
+
+
+class _Compiled:
+    """A callable under torch.compile with our capture; shared by both wrappers."""
+
+    def __init__(self, function: Function, options: Options, dynamic: bool | None) -> None:
+        register_backend()
+        self.capture = Capture(options)
+        self.run = torch.compile(function, backend=self.capture, dynamic=dynamic)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return self.run(*args, **kwargs)
+        except torch._dynamo.exc.BackendCompilerFailed as failure:
+            if isinstance(failure.inner_exception, TilewrightError):
+                raise failure.inner_exception from None
+            raise
+
+
+class CompiledFunction:
+    """A compiled function. ``explain()`` says what became of it."""
+
+    def __init__(self, function: Function, options: Options, dynamic: bool | None) -> None:
+        self._compiled = _Compiled(function, options, dynamic)
+        functools.update_wrapper(self, function)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._compiled(*args, **kwargs)
+
+    def __get__(self, owner: object, _type: type | None = None) -> Any:
+        """Works as a method, too."""
+        return self if owner is None else types.MethodType(self, owner)
+
+    def explain(self) -> Report:
+        """The regions, their kernels, and what stayed with torch, of all calls so far."""
+        return self._compiled.capture.report()
+
+
+_OWN = {"_orig_mod", "_compiled", "_installed", "training"}
+
+
+class CompiledModule(torch.nn.Module):
+    """A compiled module: calls go through the kernels, attributes are those of the module.
+
+    The module itself is not changed. Its methods (such as ``generate``) see the compiled call while
+    they run, so that loops over the model inside them are fast.
+    """
+
+    def __init__(self, module: torch.nn.Module, options: Options, dynamic: bool | None) -> None:
+        super().__init__()
+        self._orig_mod = module
+        self._compiled = _Compiled(module._call_impl, options, dynamic)
+        self._installed = _Installed(module, self._compiled)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._compiled(*args, **kwargs)
+
+    def explain(self) -> Report:
+        """The regions, their kernels, and what stayed with torch, of all calls so far."""
+        return self._compiled.capture.report()
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self.__dict__.get("_modules", {}):
+            return self._modules[name]
+        module = self._modules["_orig_mod"]
+        value = getattr(module, name)
+        if inspect.ismethod(value) and value.__self__ is module:
+            return self._installed.wrapping(value)
+        return value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _OWN or "_orig_mod" not in self.__dict__.get("_modules", {}):
+            super().__setattr__(name, value)
+        else:
+            setattr(self._orig_mod, name, value)
+
+
+class _Installed:
+    """Makes ``module(...)`` the compiled call while one of its methods runs (in any thread)."""
+
+    def __init__(self, module: torch.nn.Module, compiled: Function) -> None:
+        self._module = module
+        self._compiled = compiled
+        self._depth = 0
+        self._lock = threading.Lock()
+
+    def wrapping(self, method: Function) -> Function:
+        @functools.wraps(method)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            with self._active():
+                return method(*args, **kwargs)
+
+        return wrapped
+
+    @contextmanager
+    def _active(self) -> Iterator[None]:
+        with self._lock:
+            self._depth += 1
+            self._module._compiled_call_impl = self._compiled
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._depth -= 1
+                if not self._depth:
+                    self._module._compiled_call_impl = None
+
+
+@overload
+def compile(
+    fn_or_module: torch.nn.Module,
+    *,
+    target: str | None = ...,
+    dynamic: bool | None = ...,
+    strict: bool = ...,
+    verify: bool = ...,
+) -> CompiledModule: ...
+
+
+@overload
+def compile(
+    fn_or_module: Function,
+    *,
+    target: str | None = ...,
+    dynamic: bool | None = ...,
+    strict: bool = ...,
+    verify: bool = ...,
+) -> CompiledFunction: ...
+
+
+@overload
+def compile(
+    fn_or_module: None = ...,
+    *,
+    target: str | None = ...,
+    dynamic: bool | None = ...,
+    strict: bool = ...,
+    verify: bool = ...,
+) -> Callable[[Function], CompiledFunction]: ...
+
+
+def compile(
+    fn_or_module: Function | None = None,
+    *,
+    target: str | None = None,
+    dynamic: bool | None = True,
+    strict: bool = False,
+    verify: bool = False,
+) -> Any:
+    """Compiles a function of tensors or a module; also a decorator, with or without arguments.
+
+    What we have kernels for runs in them, everything else runs in torch as before; ``.explain()``
+    of the result lists both. ``target`` names a processor (None: this one). ``dynamic=True`` compiles
+    once for all lengths and batch sizes. ``strict=True`` raises FallbackError where an operation
+    would unexpectedly stay with torch. ``verify=True`` compares every kernel's result with torch in
+    float64 and raises EvaluationError if they differ.
+    """
+    options = Options(target=target, strict=strict, verify=verify)
+    if fn_or_module is None:
+        return functools.partial(
+            compile, target=target, dynamic=dynamic, strict=strict, verify=verify
+        )
+    if isinstance(fn_or_module, torch.nn.Module):
+        return CompiledModule(fn_or_module, options, dynamic)
+    return CompiledFunction(fn_or_module, options, dynamic)

@@ -1,0 +1,56 @@
+"""Programs shared by regions with the same text: all layers of a model use one."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+
+from tilewright.ir.core import Module
+from tilewright.ir.errors import UnsupportedError
+
+
+class ProgramLike(Protocol):
+    """What the frontend needs of ``tilewright.runtime.program.Program``."""
+
+    def __call__(self, *inputs: torch.Tensor) -> Sequence[torch.Tensor]: ...
+
+    def explain(self) -> Any: ...
+
+
+_lock = threading.Lock()
+_programs: dict[tuple[str, str | None], ProgramLike | UnsupportedError] = {}
+
+
+def make_program(module: Module, target: str | None) -> ProgramLike:
+    """A new program; the runtime is imported on the first call only."""
+    from tilewright.runtime.program import Program
+
+    program: ProgramLike = Program(module, target=target)
+    return program
+
+
+def shared_program(module: Module, target: str | None) -> ProgramLike:
+    """The program for a module's text and target, built once.
+
+    Raises UnsupportedError, again on every call, if no kernels can be made of it.
+    """
+    key = (str(module), target)
+    with _lock:
+        if key not in _programs:
+            try:
+                _programs[key] = make_program(module, target)
+            except UnsupportedError as error:
+                _programs[key] = error
+        found = _programs[key]
+    if isinstance(found, UnsupportedError):
+        raise found
+    return found
+
+
+def forget_programs() -> None:
+    """Drops all shared programs (tests; freeing memory)."""
+    with _lock:
+        _programs.clear()

@@ -1,0 +1,102 @@
+"""A region at run time: calls its program, or torch where a kernel must not or cannot be used."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+from torch._C import _functorch
+
+from tilewright.frontend.build import Order
+from tilewright.frontend.options import Options
+from tilewright.frontend.programs import ProgramLike, shared_program
+from tilewright.frontend.verify import check_against
+from tilewright.ir.core import Module
+from tilewright.ir.errors import FallbackError, Location, UnsupportedError
+
+GRADIENTS = "inputs require gradients: stays with torch; use torch.no_grad()"
+
+
+class RegionCall:
+    """The callable that stands for a region in the FX graph.
+
+    Takes the tensors of the module's parameters first, then what only the torch fallback needs
+    (sizes, model tensors). Returns one tensor, or a tuple if there are several results.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        module: Module,
+        orders: tuple[Order | None, ...],
+        fallback: torch.fx.GraphModule,
+        locations: tuple[Location, ...],
+        options: Options,
+    ) -> None:
+        self.__name__ = name
+        self.__module__ = "tilewright_regions"
+        self.module = module
+        self.orders = orders
+        self.fallback = fallback
+        self.locations = locations
+        self.options = options
+        self.tensors = len(module.main.params)
+        self.program: ProgramLike | None = None
+        self.failure: str | None = None
+        self.calls = 0
+        self.fallbacks: Counter[str] = Counter()
+
+    def __call__(self, *args: Any) -> Any:
+        self.calls += 1
+        inputs = args[: self.tensors]
+        reason = refusal(inputs) or self._build()
+        if reason is not None:
+            return self._with_torch(reason, args)
+        assert self.program is not None
+        results = self.program(*inputs)
+        if self.options.verify:
+            check_against(self.fallback, args, self._ordered(results), self.locations[-1])
+        return self._unpacked(self._ordered(results))
+
+    def _build(self) -> str | None:
+        """Builds the program on the first call; why not, if there is none."""
+        if self.program is None and self.failure is None:
+            try:
+                self.program = shared_program(self.module, self.options.target)
+            except UnsupportedError as error:
+                self.failure = f"no kernel could be made: {error}"
+        return self.failure
+
+    def _with_torch(self, reason: str, args: tuple[Any, ...]) -> Any:
+        self.fallbacks[reason] += 1
+        if self.options.strict:
+            message = f"strict=True, but this attention would run with torch: {reason}"
+            raise FallbackError(message, self.locations[-1])
+        return self._unpacked(self.fallback(*args))
+
+    def _ordered(self, results: Any) -> tuple[torch.Tensor, ...]:
+        return tuple(
+            r if order is None else r.permute(order)
+            for r, order in zip(results, self.orders, strict=True)
+        )
+
+    def _unpacked(self, results: Any) -> Any:
+        return results[0] if len(self.orders) == 1 else results
+
+
+def refusal(inputs: tuple[torch.Tensor, ...]) -> str | None:
+    """Why a kernel must not get these inputs; None if it may."""
+    gradients = torch.is_grad_enabled()
+    for x in inputs:
+        if type(x) is not torch.Tensor and type(x) is not torch.nn.Parameter:
+            return f"an input is a {type(x).__name__}: tensor subclasses stay with torch"
+        if gradients and x.requires_grad:
+            return GRADIENTS
+        if not x.is_cpu:
+            return f"an input is on {x.device}: stays with torch; only CPU tensors have kernels yet"
+        if x.layout is not torch.strided or x.is_neg():
+            return "an input is sparse or lazily negated: stays with torch"
+    if _functorch.maybe_current_level() is not None:
+        return "called under a torch.func transform (vmap, grad): stays with torch"
+    return None

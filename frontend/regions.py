@@ -1,0 +1,191 @@
+"""Regions: which FX nodes become one IR graph.
+
+A stream of scores opens with a product of activations (or a softmax of something torch made) and
+closes with the next product: the nodes on the paths between are the core. An SDPA node is a core of
+its own. What feeds a core and is cheaper to redo than to read is absorbed (``absorb.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from torch.fx import Node
+
+from tilewright.frontend.absorb import absorb_inputs
+from tilewright.frontend.classify import Analysis
+from tilewright.frontend.hazards import Hazards
+from tilewright.frontend.op_map.registry import Kind
+from tilewright.frontend.translate import fake_of, operand_nodes
+
+
+@dataclass
+class Region:
+    """``nodes`` in graph order compute ``outputs`` from ``inputs``; ``anchor`` is the last of the
+    core, at whose place the kernel will be called. ``refused`` says why there will be none."""
+
+    core: frozenset[Node]
+    nodes: list[Node]
+    inputs: list[Node]
+    outputs: list[Node]
+    anchor: Node
+    refused: str | None = None
+
+
+def find_regions(analysis: Analysis) -> list[Region]:
+    """All regions of a graph, in order, each convex and safe to move to its anchor."""
+    hazards = Hazards(analysis.nodes)
+    cores = [c for c in map(frozenset, _cores(analysis)) if c]
+    everything = frozenset().union(*cores)
+    regions = [_complete(analysis, hazards, c, everything - c) for c in cores]
+    return sorted(regions, key=lambda r: analysis.position[r.anchor])
+
+
+def _cores(analysis: Analysis) -> Iterator[set[Node]]:
+    level = _levels(analysis)
+    for node in analysis.nodes:
+        if analysis.kind(node) is Kind.ATTENTION:
+            yield {node}
+    closers = [n for n in analysis.nodes if level.get(n) == 2 and analysis.multiplies(n)]
+    closed = _merged(_between(analysis, level, node) for node in closers)
+    taken = set().union(*closed)
+    ends = [n for n in analysis.nodes if level.get(n) == 1 and n not in taken and _reduces(analysis, n)]
+    open_ended = _merged(_between(analysis, level, node) for node in ends)
+    for core in [*closed, *(c for c in open_ended if not c & taken)]:
+        yield from _convex(analysis, core)
+
+
+def _levels(analysis: Analysis) -> dict[Node, int]:
+    """1 for nodes that depend on an opened stream, 2 for a product that closes it and what follows.
+
+    q k -> 1, softmax -> 1, softmax v -> 2, then another product of that -> 1 again
+    """
+    level: dict[Node, int] = {}
+    for node in analysis.nodes:
+        incoming = max((level.get(n, 0) for n in operand_nodes(node)), default=0)
+        if analysis.entry(node) is None or not (incoming or _may_open(analysis, node)):
+            continue
+        if not analysis.usable(node) or analysis.kind(node) is Kind.ATTENTION:
+            continue
+        if analysis.multiplies(node):
+            level[node] = 2 if incoming == 1 else 1
+        elif analysis.kind(node) is Kind.SOFTMAX:
+            level[node] = 1
+        elif analysis.kind(node) is not Kind.CONTRACTION:
+            level[node] = incoming
+    return {n: v for n, v in level.items() if v}
+
+
+def _may_open(analysis: Analysis, node: Node) -> bool:
+    entry = analysis.entry(node)
+    return entry is not None and entry.kind in (Kind.SOFTMAX, Kind.CONTRACTION, Kind.ATTENTION)
+
+
+def _reduces(analysis: Analysis, node: Node) -> bool:
+    return analysis.kind(node) in (Kind.SOFTMAX, Kind.REDUCTION)
+
+
+def _between(analysis: Analysis, level: dict[Node, int], end: Node) -> set[Node]:
+    """``end`` and the nodes of the streams that it closes, back to where those open."""
+    found, stack = {end}, [end]
+    while stack:
+        node = stack.pop()
+        if node is not end and analysis.multiplies(node):
+            continue
+        for operand in operand_nodes(node):
+            if level.get(operand) == 1 and operand not in found:
+                found.add(operand)
+                stack.append(operand)
+    return found
+
+
+def _merged(groups: Iterable[set[Node]]) -> list[set[Node]]:
+    """Groups that share a node made one."""
+    out: list[set[Node]] = []
+    for group in groups:
+        for other in [o for o in out if o & group]:
+            out.remove(other)
+            group = group | other
+        out.append(group)
+    return out
+
+
+def _convex(analysis: Analysis, core: set[Node]) -> Iterator[set[Node]]:
+    """The core without what an outside detour back into it depends on; nothing if too little stays."""
+    core = core | {u for n in core if isinstance(fake_of(n), tuple) for u in n.users}
+    while True:
+        detours = _tainted(analysis, core) & {n for c in core for n in c.all_input_nodes}
+        if not detours:
+            break
+        core = core - _ancestors(detours)
+    products = [n for n in core if analysis.multiplies(n)]
+    reductions = [n for n in core if _reduces(analysis, n)]
+    ordered = sorted(core, key=analysis.position.__getitem__)
+    core = _attached(ordered, {*products, *reductions})
+    if len(products) >= 2 or (products and reductions):
+        yield core
+
+
+def _attached(core: list[Node], anchors: set[Node]) -> set[Node]:
+    """Nodes that still depend on an anchor of the core; leading pointwise leftovers go."""
+    kept: set[Node] = set()
+    for node in core:
+        if node in anchors or any(n in kept for n in node.all_input_nodes):
+            kept.add(node)
+    return kept
+
+
+def _tainted(analysis: Analysis, core: Iterable[Node]) -> set[Node]:
+    """Nodes outside that depend on the core (``zeros_like(scores)`` does not, on its numbers)."""
+    inside = set(core)
+    tainted: set[Node] = set()
+    for node in analysis.nodes:
+        sources = [] if analysis.kind(node) is Kind.GENERATOR else node.all_input_nodes
+        if node not in inside and any(n in inside or n in tainted for n in sources):
+            tainted.add(node)
+    return tainted
+
+
+def _ancestors(nodes: Iterable[Node]) -> set[Node]:
+    found: set[Node] = set()
+    stack = list(nodes)
+    while stack:
+        for source in stack.pop().all_input_nodes:
+            if source not in found:
+                found.add(source)
+                stack.append(source)
+    return found
+
+
+def _surviving(nodes: list[Node], core: frozenset[Node]) -> set[Node]:
+    """Absorbed nodes that the rest of the graph needs too: they stay there as well."""
+    stay: set[Node] = set()
+    inside = set(nodes)
+    for node in reversed(nodes):
+        if node not in core and any(u not in inside or u in stay for u in node.users):
+            stay.add(node)
+    return stay
+
+
+def _complete(
+    analysis: Analysis, hazards: Hazards, core: frozenset[Node], others: frozenset[Node]
+) -> Region:
+    """Adds the absorbed inputs and finds what goes in and out."""
+    at = analysis.position
+    anchor = max(core, key=at.__getitem__)
+    absorbed = absorb_inputs(analysis, hazards, core, others, at[anchor])
+    nodes = sorted({*core, *absorbed}, key=at.__getitem__)
+    inside = set(nodes)
+    inputs = list(dict.fromkeys(o for n in nodes for o in operand_nodes(n) if o not in inside))
+    stay = _surviving(nodes, core)
+    outputs = [n for n in nodes if n in core and any(u not in inside or u in stay for u in n.users)]
+    late = [n for n in _tainted(analysis, core) if at[n] < at[anchor] and n not in absorbed]
+    region = Region(core, nodes, inputs, outputs, anchor)
+    first = min(at[n] for n in core)
+    if _tainted(analysis, core) & set(inputs):
+        region.refused = "one of its inputs depends on its own results"
+    elif any(hazards.block(n, at[n], at[anchor]) for n in core):
+        region.refused = "memory that it reads is written in place before it ends"
+    elif late and hazards.any_between(first, at[anchor]):
+        region.refused = "users of its results would have to move past a write in place"
+    return region

@@ -1,0 +1,106 @@
+"""Puts a RegionCall into the FX graph where a region was, and keeps the region for torch."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+
+from tilewright.frontend.build import Built
+from tilewright.frontend.options import Options
+from tilewright.frontend.provenance import location_of
+from tilewright.frontend.region_call import RegionCall
+from tilewright.frontend.regions import Region
+from tilewright.frontend.translate import fake_of
+
+
+def replace_region(
+    gm: GraphModule, region: Region, built: Built, name: str, options: Options
+) -> RegionCall:
+    """Rewrites the graph; users of the results that came too early move behind the call."""
+    fallback, extras = fallback_module(region)
+    locations = tuple(dict.fromkeys(location_of(n) for n in region.nodes if n in region.core))
+    call = RegionCall(name, built.module, built.orders, fallback, locations, options)
+    with gm.graph.inserting_after(region.anchor):
+        node = gm.graph.call_function(call, (*region.inputs, *extras))
+    results = _result_nodes(gm.graph, node, region.outputs)
+    for old, new in zip(region.outputs, results, strict=True):
+        old.replace_all_uses_with(new)
+    for old in reversed(region.nodes):
+        if not old.users:
+            gm.graph.erase_node(old)
+    _move_users_behind(gm.graph, node, results[-1])
+    return call
+
+
+def _result_nodes(graph: Graph, call: Node, outputs: list[Node]) -> list[Node]:
+    """The call itself, or one getitem for each of several results."""
+    if len(outputs) == 1:
+        call.meta = dict(outputs[0].meta)
+        return [call]
+    call.meta = {"example_value": tuple(fake_of(o) for o in outputs)}
+    results: list[Node] = []
+    for at, output in enumerate(outputs):
+        with graph.inserting_after(results[-1] if results else call):
+            results.append(graph.call_function(operator.getitem, (call, at)))
+        results[-1].meta = dict(output.meta)
+    return results
+
+
+def _move_users_behind(graph: Graph, call: Node, last: Node) -> None:
+    """Moves nodes that stand before ``call`` but depend on it behind ``last``, in their order."""
+    moved = {call}
+    for node in list(graph.nodes):
+        if node is call:
+            return
+        if any(source in moved or _is_result(source, call) for source in node.all_input_nodes):
+            last.append(node)
+            moved.add(node)
+            last = node
+
+
+def _is_result(node: Node, call: Node) -> bool:
+    return node is call or (node.target is operator.getitem and node.args[0] is call)
+
+
+def fallback_module(region: Region) -> tuple[GraphModule, list[Node]]:
+    """The region's operations for torch to run, and the nodes it needs besides the tensor inputs:
+    sizes, and tensors of which only the shape matters."""
+    graph = Graph()
+    copies = {node: graph.placeholder(f"x{at}") for at, node in enumerate(region.inputs)}
+    extras: list[Node] = []
+
+    def copied(node: Node) -> Any:
+        return copies[node]
+
+    for node in region.nodes:
+        for source in node.all_input_nodes:
+            if source not in copies:
+                copies[source] = _constant(source)
+            if copies[source] is None:
+                copies[source] = graph.placeholder(f"extra{len(extras)}")
+                extras.append(source)
+        copies[node] = graph.node_copy(node, copied)
+    graph.output(tuple(copies[node] for node in region.outputs))
+    _placeholders_first(graph)
+    return GraphModule(torch.nn.Module(), graph), extras
+
+
+def _constant(node: Node) -> Any:
+    """The number that a symbolic node was guarded to have, None for everything that may change."""
+    value = fake_of(node)
+    if isinstance(value, torch.SymFloat):
+        return float(value.node.hint)
+    if isinstance(value, torch.SymInt) and value.node.expr.is_Integer:
+        return int(value.node.expr)
+    return value if isinstance(value, int | float) else None
+
+
+def _placeholders_first(graph: Graph) -> None:
+    first = next(iter(graph.nodes))
+    for node in reversed([n for n in graph.nodes if n.op == "placeholder"]):
+        if node is not first:
+            first.prepend(node)
+            first = node
