@@ -49,7 +49,9 @@ def _worth_it(analysis: Analysis, node: Node) -> bool:
         return True
     if entry.kind is Kind.SHAPE:
         return entry.name not in ("reshape", "identity") or _copies(node) or _widened(node)
-    return entry.kind is Kind.POINTWISE and (_is_scaling(node, entry.name) or _reads_less(analysis, node))
+    return entry.kind is Kind.POINTWISE and (
+        _is_scaling(node, entry.name) or _reads_less(analysis, node)
+    )
 
 
 def _copies(node: Node) -> bool:
@@ -78,8 +80,8 @@ def _is_scaling(node: Node, name: str) -> bool:
 def _reads_less(analysis: Analysis, node: Node) -> bool:
     """Whether the operands together are smaller than the result (no larger, for masks of bool).
 
-    Positions and constants cost nothing. ``where(mask, 0, -inf)`` reads a quarter of what it writes;
-    ``slopes[:, None, None] * distance`` nearly nothing.
+    Positions and constants cost nothing. ``where(mask, 0, -inf)`` reads a quarter of what it
+    writes; ``slopes[:, None, None] * distance`` nearly nothing.
     """
     operands = [o for o in operand_nodes(node) if not analysis.generated(o)]
     read, written = sum(map(_bytes, operands)), _bytes(node)

@@ -65,7 +65,7 @@ def _translate(region: Region) -> tuple[Built, Translator]:
 def memory_order(fake: torch.Tensor) -> Order | None:
     """The dimensions of a dense tensor from the largest stride to the smallest, None if in order.
 
-    Later views of the captured function may rely on it: SDPA gives [b, h, n, d] out of [b, n, h, d].
+    Later views of the captured function may rely on it: SDPA's [b, h, n, d] lies as [b, n, h, d].
     """
     sizes, strides = [hint(s) for s in fake.shape], [hint(s) for s in fake.stride()]
     order = sorted(range(len(sizes)), key=lambda d: (sizes[d] != 1, strides[d]), reverse=True)

@@ -10,13 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch.fx import GraphModule, Node
 
-import tilewright.frontend.op_map  # noqa: F401  (fills the registry)
-from tilewright.frontend.build import build_module
+from tilewright.frontend.build import Built, build_module
 from tilewright.frontend.classify import Analysis, is_weight
 from tilewright.frontend.functionalise import functionalise_scores
+from tilewright.frontend.op_map import FILLED
 from tilewright.frontend.op_map.kept import kept_reason, operation_name
 from tilewright.frontend.op_map.registry import Kind, lookup
 from tilewright.frontend.options import Options
@@ -29,6 +28,7 @@ from tilewright.frontend.strictness import is_bookkeeping, offences, refuse
 from tilewright.frontend.translate import operand_nodes
 from tilewright.ir.errors import UnsupportedError
 
+assert FILLED, "importing the op map fills its registry"
 _CALLS = ("call_function", "call_method", "call_module")
 
 
@@ -69,7 +69,7 @@ class Capture:
         analysis = Analysis(gm.graph)
         captured = CapturedGraph()
         found = [(region, _build(region)) for region in find_regions(analysis)]
-        built = [(r, b) for r, b in found if not isinstance(b, str)]
+        built = [(r, b) for r, b in found if isinstance(b, Built)]
         refused = {n: b for r, b in found if isinstance(b, str) for n in r.core}
         if self.options.strict:
             refuse(_all_offences(analysis, built, refused))
@@ -106,7 +106,7 @@ def register_backend() -> None:
         register(dynamo_backend, name="tilewright")
 
 
-def _build(region: Region) -> Any:
+def _build(region: Region) -> Built | str:
     """The module for a region, or the reason why there is none."""
     if region.refused is not None:
         return region.refused
@@ -117,7 +117,7 @@ def _build(region: Region) -> Any:
 
 
 def _all_offences(
-    analysis: Analysis, built: list[tuple[Region, Any]], refused: dict[Node, str]
+    analysis: Analysis, built: list[tuple[Region, Built]], refused: dict[Node, str]
 ) -> list[tuple[Node, str]]:
     inside = {n for region, _ in built for n in region.nodes}
     return [*refused.items(), *offences(analysis, inside | set(refused))]
@@ -133,7 +133,8 @@ def _reason(analysis: Analysis, node: Node, refused: dict[Node, str]) -> str:
         if any(is_weight(n) for n in operand_nodes(node)):
             return "a contraction with a parameter stays with torch"
         return analysis.known_reason(node) or "a single product stays with torch"
-    return analysis.known_reason(node) or f"{entry.kind.value} work outside a kernel region stays with torch"
+    by_design = f"{entry.kind.value} work outside a kernel region stays with torch"
+    return analysis.known_reason(node) or by_design
 
 
 def _left(gm: GraphModule, reasons: dict[Node, str]) -> list[LeftRow]:

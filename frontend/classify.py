@@ -12,6 +12,7 @@ from torch.fx import Graph, Node
 from tilewright.frontend.op_map.registry import Entry, Kind, lookup
 from tilewright.frontend.translate import fake_of, operand_nodes, probe
 
+
 def is_weight(node: Node) -> bool:
     """Whether a tensor is a parameter, seen through changes of shape and dtype only."""
     while True:
@@ -32,6 +33,20 @@ def is_kernel_contraction(node: Node) -> bool:
     if entry is None or entry.kind is not Kind.CONTRACTION:
         return False
     return not any(is_weight(operand) for operand in operand_nodes(node))
+
+
+LAST = -1
+
+
+def reduced_axes(node: Node) -> frozenset[int]:
+    """The dimensions a softmax or reduction works along, counted from the last (-1); else empty."""
+    entry = lookup(node)
+    if entry is None or entry.kind not in (Kind.SOFTMAX, Kind.REDUCTION):
+        return frozenset()
+    rank = len(fake_of(operand_nodes(node)[0]).shape)
+    dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
+    dims = dim if isinstance(dim, tuple | list) else (range(rank) if dim is None else (dim,))
+    return frozenset(d if d < 0 else d - rank for d in dims if isinstance(d, int))
 
 
 class Analysis:
@@ -84,7 +99,7 @@ class Analysis:
         if entry is None:
             return "not in the op map"
         if isinstance(fake_of(node), tuple) and not _takes_values_only(node):
-            return f"{entry.name}: positions of the maximum are asked for; only its values are known"
+            return f"{entry.name}: positions of the maximum; only its values are known"
         return probe(node)
 
 

@@ -1,4 +1,4 @@
-"""``tilewright.compile``: wraps a function or a module so that its attention runs in our kernels."""
+"""``tilewright.compile``: wraps a function or module so that its attention runs in our kernels."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ class _Installed:
 
 
 @overload
-def compile(
+def compile(  # type: ignore[overload-overlap]  # a module is callable, but gets its own wrapper
     fn_or_module: torch.nn.Module,
     *,
     target: str | None = ...,
@@ -170,9 +170,9 @@ def compile(
     """Compiles a function of tensors or a module; also a decorator, with or without arguments.
 
     What we have kernels for runs in them, everything else runs in torch as before; ``.explain()``
-    of the result lists both. ``target`` names a processor (None: this one). ``dynamic=True`` compiles
-    once for all lengths and batch sizes. ``strict=True`` raises FallbackError where an operation
-    would unexpectedly stay with torch. ``verify=True`` compares every kernel's result with torch in
+    of the result lists both. ``target`` names a processor (None: this one). ``dynamic=True``
+    compiles once for all lengths and batch sizes. ``strict=True`` raises FallbackError where an
+    operation would unexpectedly stay with torch. ``verify=True`` compares every result with torch in
     float64 and raises EvaluationError if they differ.
     """
     options = Options(target=target, strict=strict, verify=verify)

@@ -1,4 +1,4 @@
-"""In-place work on attention scores made functional: ``scores += mask``, ``scores.masked_fill_(…)``.
+"""In-place work on attention scores made functional: ``scores += mask``, ``scores.mul_(2)``.
 
 Only where nothing else can see the written memory; everything else is left as it is written.
 """
@@ -15,7 +15,12 @@ from tilewright.frontend.hazards import IN_PLACE, storage_of, writes_in_place
 from tilewright.frontend.op_map.registry import Kind, lookup, method_entry
 from tilewright.frontend.translate import fake_of
 
-_FUNCTIONS = {"add": operator.add, "sub": operator.sub, "mul": operator.mul, "div": operator.truediv}
+_FUNCTIONS = {
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "div": operator.truediv,
+}
 
 
 def functionalise_scores(gm: GraphModule) -> None:
@@ -66,7 +71,7 @@ def _from_contraction(node: Node) -> bool:
 def _functional_spelling(node: Node) -> tuple[str, object] | None:
     """The node operation and target that compute the same without writing."""
     if node.op == "call_function":
-        name = IN_PLACE.get(node.target)  # type: ignore[arg-type, call-overload]
+        name = IN_PLACE.get(node.target)  # type: ignore[arg-type]
         return None if name is None else ("call_function", _FUNCTIONS[name])
     name = str(node.target)[:-1]
     entry = method_entry(name)

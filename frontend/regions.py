@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch.fx import Node
 
 from tilewright.frontend.absorb import absorb_inputs
-from tilewright.frontend.classify import Analysis
+from tilewright.frontend.classify import LAST, Analysis, reduced_axes
 from tilewright.frontend.hazards import Hazards
 from tilewright.frontend.op_map.registry import Kind
 from tilewright.frontend.translate import fake_of, operand_nodes
@@ -48,11 +48,24 @@ def _cores(analysis: Analysis) -> Iterator[set[Node]]:
             yield {node}
     closers = [n for n in analysis.nodes if level.get(n) == 2 and analysis.multiplies(n)]
     closed = _merged(_between(analysis, level, node) for node in closers)
+    ends = [n for n in analysis.nodes if level.get(n) == 1 and _reduces(analysis, n)]
+    branches = {node: _between(analysis, level, node) for node in ends}
+    closed = [_with_statistics(core, branches) for core in closed]
     taken = set().union(*closed)
-    ends = [n for n in analysis.nodes if level.get(n) == 1 and n not in taken and _reduces(analysis, n)]
-    open_ended = _merged(_between(analysis, level, node) for node in ends)
-    for core in [*closed, *(c for c in open_ended if not c & taken)]:
+    for core in [*closed, *(c for c in _merged(branches.values()) if not c & taken)]:
         yield from _convex(analysis, core)
+
+
+def _with_statistics(core: set[Node], branches: dict[Node, set[Node]]) -> set[Node]:
+    """The core and reductions of its stream along the same axis: ``weights @ v / weights.sum(-1)``.
+
+    Each branch is a reduction with its stream; one along another axis (a mean over heads) is left.
+    """
+    axes = {a for n in core for a in reduced_axes(n)} | {LAST}
+    for end, branch in branches.items():
+        if branch & core and reduced_axes(end) and reduced_axes(end) <= axes:
+            core = core | branch
+    return core
 
 
 def _levels(analysis: Analysis) -> dict[Node, int]:
@@ -103,15 +116,14 @@ def _merged(groups: Iterable[set[Node]]) -> list[set[Node]]:
     """Groups that share a node made one."""
     out: list[set[Node]] = []
     for group in groups:
-        for other in [o for o in out if o & group]:
-            out.remove(other)
-            group = group | other
-        out.append(group)
+        touching = [o for o in out if o & group]
+        out = [o for o in out if not o & group]
+        out.append(group.union(*touching))
     return out
 
 
 def _convex(analysis: Analysis, core: set[Node]) -> Iterator[set[Node]]:
-    """The core without what an outside detour back into it depends on; nothing if too little stays."""
+    """The core without what a detour out and back in depends on; nothing if too little stays."""
     core = core | {u for n in core if isinstance(fake_of(n), tuple) for u in n.users}
     while True:
         detours = _tainted(analysis, core) & {n for c in core for n in c.all_input_nodes}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -89,7 +90,7 @@ def _region_text(same: list[RegionReport]) -> str:
     for reason in first.fallbacks:
         number = sum(r.fallbacks.get(reason, 0) for r in same)
         lines.append(f"    with torch {_count(number, 'time')}: {reason}")
-    lines.extend(f"    from {line}" for line in first.lines)
+    lines.extend(f"    from {shown(line, '')}" for line in first.lines)
     lines.extend(f"    | {line}" for line in first.ir.splitlines())
     lines.extend(f"    {line}" for line in first.kernels_text.splitlines())
     return "\n".join(lines)
@@ -99,9 +100,16 @@ def _left_text(left: list[LeftRow]) -> str:
     if not left:
         return "  nothing stayed with torch"
     lines = ["  stayed with torch:"]
-    reasons = dict.fromkeys(row.reason for row in left)
-    for reason in reasons:
+    for reason in dict.fromkeys(row.reason for row in left):
         lines.append(f"    {reason}:")
-        for row in (r for r in left if r.reason == reason):
-            lines.append(f"      {row.count:4} x {row.op:24} {row.line}  {row.text}")
+        rows = [r for r in left if r.reason == reason]
+        for place in dict.fromkeys((r.line, r.text) for r in rows):
+            ops = ", ".join(f"{r.count} x {r.op}" for r in rows if (r.line, r.text) == place)
+            lines.append(f"      {ops}: {shown(*place)}")
     return "\n".join(lines)
+
+
+def shown(line: str, text: str) -> str:
+    """A source line for people: paths from the working folder or from site-packages, text cut."""
+    path = line.rpartition("site-packages/")[2].removeprefix(os.getcwd() + os.sep)
+    return f"{path}  {text if len(text) <= 80 else text[:77] + '...'}".rstrip()

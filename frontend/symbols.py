@@ -57,6 +57,26 @@ def make_static(dim: Dim) -> int:
     return int(dim)
 
 
+def _exact_quotient(whole: Size | None, part: Size | None) -> Size | None:
+    """whole / part where every term of whole is a multiple of the single term of part, else None.
+
+    torch's rules for broadcast products leave sizes such as (N*N) // N.
+    """
+    if whole is None or part is None or len(part.terms) != 1:
+        return None
+    (names, divisor), total = part.terms[0], Size()
+    for monomial, coefficient in whole.terms:
+        rest = list(monomial)
+        for name in names:
+            if name not in rest:
+                return None
+            rest.remove(name)
+        if coefficient % divisor:
+            return None
+        total = total + product([coefficient // divisor, *rest])
+    return total
+
+
 class SizeTable:
     """Names for the sizes of one region, chosen so that its inputs' shapes give their values."""
 
@@ -145,6 +165,8 @@ class SizeTable:
         if expr.is_Pow and expr.args[1].is_Integer and int(expr.args[1]) > 0:
             base = self._size(expr.args[0])
             return None if base is None else product([base] * int(expr.args[1]))
+        if expr.func.__name__ == "FloorDiv":
+            return _exact_quotient(self._size(expr.args[0]), self._size(expr.args[1]))
         if not (expr.is_Add or expr.is_Mul):
             return None
         parts = [self._size(part) for part in expr.args]

@@ -85,8 +85,12 @@ class Translator:
             inspect.signature(entry.handler).bind(self.emitter, *args, **kwargs)
         except TypeError as error:
             raise UnsupportedError(f"these arguments are not known ({error})") from error
+        before = len(self.emitter.builder.ops)
         result: Translated = entry.handler(self.emitter, *args, **kwargs)
-        self._check(node, result)
+        self._check(result)
+        for op in self.emitter.builder.ops[before:]:
+            if op.results == (result,):
+                op.result.hint = _short(node.name)
         return result
 
     def _describe_result(self, node: Node) -> None:
@@ -102,14 +106,12 @@ class Translator:
         self.emitter.shape = self.sizes.shape(fake.shape)
         self.emitter.dtype = ir_dtype(fake.dtype)
 
-    def _check(self, node: Node, result: Translated) -> None:
+    def _check(self, result: Translated) -> None:
         """Holds the handler's result against torch's own shape and dtype."""
         first = result if isinstance(result, Value) else result[0]
         wanted = TensorType(self.emitter.shape, self.emitter.dtype)
         if tensor_type(first) != wanted:
             raise UnsupportedError(f"torch's result is {wanted}, ours {first.type}")
-        if not first.hint and first in (op.results[0] for op in self.emitter.builder.ops[-1:]):
-            first.hint = _short(node.name)
 
     def _argument(self, argument: Any) -> Any:
         if isinstance(argument, Node):
@@ -138,7 +140,7 @@ class Translator:
         return float(value.node.hint)
 
     def _keep_letters(self, entry: Entry, node: Node, result: Translated) -> None:
-        """The result of pointwise work keeps the axis letters of the operand it has the shape of."""
+        """Pointwise work keeps the axis letters of the operand that its result looks like."""
         letters = self.emitter.letters
         if entry.kind not in (Kind.POINTWISE, Kind.SOFTMAX) or not isinstance(result, Value):
             return

@@ -52,8 +52,8 @@ def in_double(fallback: GraphModule) -> GraphModule:
     copies: dict[Node, Node] = {}
     for node in fallback.graph.nodes:
         copy = graph.node_copy(node, copies.__getitem__)
-        copy.args = map_aggregate(copy.args, _double)  # type: ignore[assignment]
-        copy.kwargs = map_aggregate(copy.kwargs, _double)  # type: ignore[assignment]
+        copy.args = map_aggregate(copy.args, _double)
+        copy.kwargs = map_aggregate(copy.kwargs, _double)
         if node.op == "call_method" and node.target in _CASTS:
             copy.target = "double"
         copies[node] = copy

@@ -186,12 +186,5 @@ class _Worker:
         check(bool(np.all(memory.written.reshape(-1)[at])), "reads what nothing wrote", op)
         return (memory.array.reshape(-1)[at],)
 
-    def do_tile_scatter(self, op: ops_tile.Scatter, inputs: list[Any], scope: Any) -> Any:
-        value, memory, offset, offsets, mask = inputs
-        mask = np.broadcast_to(mask, value.shape)
-        at = (offset + np.broadcast_to(offsets, value.shape))[mask]
-        inside = bool(np.all((at >= 0) & (at < memory.array.size)))
-        check(inside, f"offset outside 0..{memory.array.size - 1}", op)
-        memory.array.reshape(-1)[at] = value[mask]
-        memory.written.reshape(-1)[at] = True
+    def do_tile_prefetch(self, op: ops_tile.Prefetch, inputs: list[Any], scope: Any) -> Any:
         return ()

@@ -176,14 +176,23 @@ class Fma(Pointwise, name="math.fma"):
             return x * y + z
 
 
+class Fraction(Unary, name="math.fraction"):
+    """x - floor(x), in [0, 1]; 0 for infinities."""
+
+    def reference(self, x: Any) -> Any:
+        with np.errstate(all="ignore"):
+            return np.where(np.isinf(x), 0.0, x - np.floor(x))
+
+
 class Scale2(Binary, name="math.scale2"):
-    """lhs * 2**rhs for an integral-valued rhs; exact unless it leaves the dtype's range."""
+    """lhs * 2**floor(rhs); exact unless it leaves the dtype's range; NaN if either is."""
 
     def reference(self, lhs: Any, rhs: Any) -> Any:
         with np.errstate(all="ignore"):
-            finite = np.isfinite(rhs)
-            power = np.where(finite, np.clip(rhs, -20000, 20000), 0).astype(np.int64)
-            return np.where(finite, np.ldexp(lhs, power.astype(np.int32)), lhs * np.exp2(rhs))
+            floor = np.floor(rhs)
+            power = np.clip(np.where(np.isfinite(floor), floor, 0), -20000, 20000)
+            scaled = np.ldexp(lhs, power.astype(np.int32))
+            return np.where(np.isfinite(floor), scaled, lhs * np.exp2(floor))
 
 
 class Larger(Binary, name="math.larger"):

@@ -111,6 +111,20 @@ class Load(Access, name="tile.load", traits=("reads",)):
         return type_
 
 
+class Prefetch(Access, name="tile.prefetch", traits=("writes",)):
+    """Asks for the memory that a load of ``layout`` at this index would read, into the second-level
+    cache; without effect on values, and allowed past the end of memory."""
+
+    source: Value = operand()
+    rest: tuple[Value, ...] = operand(rest=True)
+    layout: Layout = attribute()
+
+    def infer(self) -> tuple[Type, ...]:
+        type_ = RegisterType(self.memory(self.source).dtype, self.layout)
+        self.check_access(self.source, self.rest, type_)
+        return ()
+
+
 class Store(Access, name="tile.store", traits=("writes",)):
     """Writes a register tile to memory; replicated lanes write once."""
 
@@ -137,24 +151,6 @@ class Gather(TileOp, name="tile.gather", traits=("reads",)):
         offsets = self.register(self.offsets)
         self.require(offsets.dtype == I64, "offsets must be i64")
         return RegisterType(self.memory(self.source).dtype, offsets.layout)
-
-
-class Scatter(TileOp, name="tile.scatter", traits=("writes",)):
-    """Stores value into buffer[offset + offsets] where ``mask`` (bool tile) holds."""
-
-    value: Value = operand()
-    target: Value = operand()
-    offset: Value = operand()
-    offsets: Value = operand()
-    mask: Value = operand()
-
-    def infer(self) -> tuple[Type, ...]:
-        self.require_indices((self.offset,))
-        shapes = {self.register(v).shape for v in (self.value, self.offsets, self.mask)}
-        self.require(len(shapes) == 1, "value, offsets and mask must have one shape")
-        same = self.register(self.value).dtype == self.memory(self.target).dtype
-        self.require(same, "dtypes must agree")
-        return ()
 
 
 class Coordinate(TileOp, name="tile.coordinate", traits=("pure",)):
@@ -222,6 +218,25 @@ class Reduce(TileOp, name="tile.reduce", traits=("pure",)):
         function = {"sum": np.sum, "max": np.fmax.reduce, "min": np.fmin.reduce}[self.kind]
         with np.errstate(all="ignore"):
             return function(x, axis=self.dim, keepdims=True)
+
+
+class Stack(TileOp, name="tile.stack", traits=("pure",)):
+    """Tiles of one layout, size 1 in dimension 0, one after another along it."""
+
+    parts: tuple[Value, ...] = operand(rest=True)
+
+    def infer(self) -> Type:
+        self.require(bool(self.parts), "needs at least one tile")
+        types = {self.register(v) for v in self.parts}
+        self.require(len(types) == 1, "all tiles must have one type")
+        type_ = types.pop()
+        self.require(type_.shape[0] == 1, "dimension 0 must have size 1")
+        ones = (1,) * (type_.layout.rank - 1)
+        outer = Layout(type_.layout.rank).local(len(self.parts), *ones)
+        return RegisterType(type_.dtype, outer @ type_.layout)
+
+    def reference(self, *parts: Any) -> Any:
+        return np.concatenate(parts, axis=0)
 
 
 class ReduceToLanes(TileOp, name="tile.reduce_to_lanes", traits=("pure",)):

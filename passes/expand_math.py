@@ -1,7 +1,7 @@
 """Functions as range reduction plus polynomial, so that all back ends compute the same numbers.
 
     exp x   -> exp2(x * log2 e)
-    exp2 x  -> 2**n * p(x - n), n = round(x), p of degree 6 on [-1/2, 1/2]   (relative error 2e-9)
+    exp2 x  -> 2**floor(x) * p(x - floor(x)), p of degree 6 on [0, 1]   (relative error 2e-9)
     tanh x  -> 1 - 2 / (exp(2x) + 1)
 
 Coefficients: minimax on the interval, found by Remez exchange in extended precision.
@@ -21,15 +21,13 @@ from tilewright.passes.rewrite import Rewriter, for_each_graph, rewrite_graph
 
 EXP2 = (
     1.0,
-    0.6931472057372678,
-    0.24022646890634602,
-    0.05550328776964969,
-    0.009618488957066235,
-    0.0013399931219302407,
-    0.0001534581201580928,
+    0.6931469838406203,
+    0.24022983627393932,
+    0.05548334198469722,
+    0.009678840995823189,
+    0.0012439687830286198,
+    0.00021702255449076974,
 )
-LOWEST_EXPONENT = -150.0  # 2**-150 rounds to zero in f32
-HIGHEST_EXPONENT = 129.0  # 2**129 is infinite in f32
 
 
 def _rank(value: Value) -> int:
@@ -44,14 +42,11 @@ def _number(b: Rewriter, like: Value, number: float) -> Value:
 def exp2_parts(b: Rewriter, op: Any) -> Value:
     """exp2 of f32: NaN passes, -inf gives 0, +inf and overflow give inf."""
     x = op.operands[0]
-    bounded = b(m.Larger, _number(b, x, LOWEST_EXPONENT), x, hint="bounded")
-    bounded = b(m.Smaller, _number(b, x, HIGHEST_EXPONENT), bounded, hint="bounded")
-    whole = b(m.Round, bounded, hint="whole")
-    f = b(m.Sub, bounded, whole, hint="fraction")
+    f = b(m.Fraction, x, hint="fraction")
     acc = _number(b, x, EXP2[-1])
     for coefficient in reversed(EXP2[:-1]):
         acc = b(m.Fma, acc, f, _number(b, x, coefficient), hint="poly")
-    return b(m.Scale2, acc, whole, hint=op.result.hint)
+    return b(m.Scale2, acc, x, hint=op.result.hint)
 
 
 def exp_parts(b: Rewriter, op: Any) -> Value:

@@ -31,8 +31,10 @@ def bindings(part: str) -> Any:
 
 
 _TOKEN = re.compile(
-    r"\b(half|bfloat|float|double)\b|(?<![\w.%@\"])(?:([+-]?)(inf|nan|qnan)\b|f0x([0-9A-Fa-f]+))|\n"
+    r"\b(half|bfloat|float|double)\b"
+    r"|(?<![\w.%@\"])(?:([+-]?)(inf|nan|qnan)\b|f0x([0-9A-Fa-f]+)|(-?\d+\.\d+e[+-]\d+))"
 )
+_FLOAT = struct.Struct("<f")
 _PREFIX = {"half": "0xH", "bfloat": "0xR", "float": "0x", "double": "0x"}
 _INFINITY = {"half": 0x7C00, "bfloat": 0x7F80, "float": 0x7F800000, "double": 0x7FF << 52}
 _QUIET = {"half": 0x200, "bfloat": 0x40, "float": 0x400000, "double": 1 << 51}
@@ -46,11 +48,13 @@ def _older_spelling(text: str) -> str:
 
     def spell(found: re.Match[str]) -> str:
         nonlocal current
-        type_, sign, word, digits = found.groups()
+        type_, sign, word, digits, decimal = found.groups()
         if type_:
             current = type_  # a constant has the type last named on its line
-        if not word and not digits:
             return found.group()
+        if decimal:
+            # the older reader wants decimals to be exact in their type
+            return _spell_double(_FLOAT.unpack(_FLOAT.pack(float(decimal)))[0], current, decimal)
         return _spell_constant(current, sign, word, digits)
 
     return _TOKEN.sub(spell, text)
@@ -63,10 +67,16 @@ def _spell_constant(type_: str, sign: str, word: str | None, digits: str | None)
     if sign == "-":
         bits |= 1 << (_BITS[type_] - 1)
     if type_ == "float":  # written with the bits of the same value in double precision
-        number = struct.unpack("<f", struct.pack("<I", bits))[0]
-        bits = struct.unpack("<Q", struct.pack("<d", number))[0]
+        return _spell_double(_FLOAT.unpack(struct.pack("<I", bits))[0], type_, "")
     width = 4 if type_ in ("half", "bfloat") else 16
     return f"{_PREFIX[type_]}{bits:0{width}X}"
+
+
+def _spell_double(number: float, type_: str, otherwise: str) -> str:
+    """A float constant by the bits of the same value in double precision."""
+    if type_ != "float":
+        return otherwise
+    return f"0x{struct.unpack('<Q', struct.pack('<d', number))[0]:016X}"
 
 
 def to_llvm_ir(mlir: str) -> str:

@@ -285,6 +285,10 @@ class _Program:
         assert isinstance(op.result.type, RegisterType)
         return self.memory.load(self._access(op.source, op.rest, op), op.result.type)
 
+    def _tile_prefetch(self, op: t.Prefetch) -> None:
+        type_ = RegisterType(self.values[op.source].dtype, op.layout)
+        self.memory.prefetch(self._access(op.source, op.rest, op), type_)
+
     def _tile_store(self, op: t.Store) -> None:
         self.memory.store(self._access(op.target, op.rest, op), self.values[op.value])
 
@@ -350,6 +354,11 @@ class _Program:
 
     def _tile_reduce_to_lanes(self, op: t.ReduceToLanes) -> Registers:
         return self.lanes.reduce_to_lanes(op, self.values[op.x])
+
+    def _tile_stack(self, op: t.Stack) -> Registers:
+        assert isinstance(op.result.type, RegisterType)
+        names = [n for part in op.parts for n in self.values[part].names]
+        return Registers(op.result.type, names)
 
     def _tile_pack_pairs(self, op: t.PackPairs) -> Registers:
         return self.lanes.pack_pairs(op, self.values[op.x])

@@ -20,6 +20,7 @@ from tilewright.ir.types import RegisterType
 Index = tuple[int, ...]
 
 
+
 @dataclass
 class MemoryRef:
     """Memory as the code sees it: a pointer and strides in elements (names of i64 values)."""
@@ -229,6 +230,15 @@ class MemoryEmitter:
                 vector = t.op(f"llvm.insertelement {x}, {vector}[{at} : i64] : {held}")
         del element
         return vector
+
+    def prefetch(self, access: Access, type_: RegisterType) -> None:
+        """One request for every line of 64 bytes in which a register of the load starts."""
+        table, pack = type_.layout.table(), packed(type_)
+        step = max(1, 64 * 8 // (type_.layout.lanes * pack * type_.dtype.bits))
+        for register in range(0, physical(type_), step):
+            pointer = self.pointer(access, self.offset(access, table[register * pack][0]))
+            place = f"rw = 0 : i32, hint = 1 : i32, cache = 1 : i32"
+            self.text.line(f'"llvm.intr.prefetch"({pointer}) <{{{place}}}> : (!llvm.ptr) -> ()')
 
     # ---- stores
 

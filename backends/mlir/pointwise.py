@@ -153,17 +153,45 @@ def _compare(s: Scalars, op: m.Compare, inputs: list[str]) -> str:
     return s.text.op(f"arith.cmpi {signed}, {inputs[0]}, {inputs[1]} : {s.shaped(element)}")
 
 
+def _has_avx512(s: Scalars) -> bool:
+    return s.target.lanes == 16 and s.lanes == 16
+
+
+def _bounded(s: Scalars, x: str) -> str:
+    """x within the exponents that matter: 2**-150 rounds to zero, 2**129 is infinite; NaN stays."""
+    lowest, highest = s.number(-150.0, "f32"), s.number(129.0, "f32")
+    above = s.text.op(f"arith.cmpf ogt, {lowest}, {x} : {s.type}")
+    x = _choose(s, above, lowest, x, s.type)
+    below = s.text.op(f"arith.cmpf olt, {highest}, {x} : {s.type}")
+    return _choose(s, below, highest, x, s.type)
+
+
+@emits(m.Fraction)
+def _fraction(s: Scalars, op: Op, inputs: list[str]) -> str:
+    """One instruction with AVX-512 (imm 9: subtract the value rounded down, no exceptions)."""
+    if _has_avx512(s):
+        zero, full = s.number(0, "f32"), s.text.constant("-1", "i16")
+        kind, mode = s.text.constant("9", "i32"), s.text.constant("4", "i32")
+        name = '"llvm.x86.avx512.mask.reduce.ps.512"'
+        types = f"({s.type}, i32, {s.type}, i16, i32) -> {s.type}"
+        arguments = f"{inputs[0]}, {kind}, {zero}, {full}, {mode}"
+        return s.text.op(f"llvm.call_intrinsic {name}({arguments}) : {types}")
+    x = _bounded(s, inputs[0])
+    return s.binary("arith.subf", x, s.text.op(f"math.floor {x} : {s.type}"))
+
+
 @emits(m.Scale2)
 def _scale2(s: Scalars, op: m.Scale2, inputs: list[str]) -> str:
-    """x * 2**n: one instruction with AVX-512, else two factors made of exponent bits (n may lie below
-    the normal range)."""
+    """x * 2**floor(n): one instruction with AVX-512, else two factors made of exponent bits (n may
+    lie below the normal range)."""
     x, n = inputs
-    if s.target.lanes == 16 and s.lanes == 16:
+    if _has_avx512(s):
         full, mode = s.text.constant("-1", "i16"), s.text.constant("4", "i32")
         name = '"llvm.x86.avx512.mask.scalef.ps.512"'
         types = f"({s.type}, {s.type}, {s.type}, i16, i32) -> {s.type}"
         return s.text.op(f"llvm.call_intrinsic {name}({x}, {n}, {x}, {full}, {mode}) : {types}")
-    whole = s.convert("arith.fptosi", n, "f32", "i32")
+    floor = s.text.op(f"math.floor {_bounded(s, n)} : {s.type}")
+    whole = s.convert("arith.fptosi", floor, "f32", "i32")
     half = s.binary("arith.shrsi", whole, s.number(1, "i32"), "i32")
     rest = s.binary("arith.subi", whole, half, "i32")
     for exponent in (half, rest):
@@ -231,7 +259,10 @@ def widen_bf16(s: Scalars, x: str) -> str:
 def narrow_bf16(s: Scalars, x: str) -> str:
     """f32 to bf16, nearest even: one instruction where there is one, else on the bits."""
     if s.target.bf16_dot and s.lanes == s.target.lanes:
-        return s.convert("arith.truncf", x, "f32", "bf16")
+        # the intrinsic, since LLVM may turn a plain fptrunc into calls per element
+        name = "llvm.x86.avx512bf16.cvtneps2bf16.512"
+        types = f"({s.shaped('f32')}) -> {s.shaped('bf16')}"
+        return s.text.op(f'llvm.call_intrinsic "{name}"({x}) : {types}')
     bits = s.convert("arith.bitcast", x, "f32", "i32")
     shift = s.number(16, "i32")
     odd = s.binary("arith.andi", s.binary("arith.shrui", bits, shift, "i32"), s.number(1, "i32"), "i32")

@@ -7,9 +7,10 @@ from tilewright.frontend.op_map import (
     attention,
     contractions,
     generators,
+    logic,
     pointwise,
     reductions,
     shape,
 )
 
-__all__ = ["attention", "contractions", "generators", "pointwise", "reductions", "shape"]
+FILLED = (attention, contractions, generators, logic, pointwise, reductions, shape)

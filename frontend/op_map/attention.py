@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch.fx import Node
 
@@ -38,10 +39,10 @@ def settle_attention(node: Node) -> None:
 _NAMES = ("query", "key", "value")
 
 
-def _argument(node: Node, at: int, name: str) -> F.Tensor:
+def _argument(node: Node, at: int, name: str) -> torch.Tensor:
     given = node.args[at] if len(node.args) > at else node.kwargs[name]
     assert isinstance(given, Node)
-    tensor: F.Tensor = given.meta["example_value"]
+    tensor: torch.Tensor = given.meta["example_value"]
     return tensor
 
 
@@ -51,7 +52,7 @@ def _argument(node: Node, at: int, name: str) -> F.Tensor:
     [F.scaled_dot_product_attention],
     settle=settle_attention,
 )
-def scaled_dot_product_attention(
+def scaled_dot_product_attention(  # noqa: PLR0913, PLR0917  (torch's signature)
     e: Emitter,
     query: Value,
     key: Value,
@@ -98,7 +99,7 @@ def attend(
     scores = e.contract(f"{q},{k}->{lead}nm", query, key)
     scores = _scaled(e, scores, scale, tensor_type(query).shape[-1])
     scores = _masked(e, scores, mask, causal)
-    weights = e.op(t.Softmax, scores, axis=len(lead) + 1, safe=True)
+    weights = e.op(t.Softmax, scores, axis=len(lead) + 1, safe=True, hint="weights")
     if dtype == BF16:  # as torch's flash kernel: weights rounded, so that bf16 dot products serve
         weights = e.cast(e.cast(weights, dtype), arithmetic_dtype(dtype))
     wide = e.cast(value, arithmetic_dtype(dtype))

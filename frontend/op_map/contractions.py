@@ -32,7 +32,9 @@ def _matrix_letters(e: Emitter, lhs: Value, rhs: Value) -> tuple[str, str, str]:
     left, right = len(tensor_type(lhs).shape), len(tensor_type(rhs).shape)
     batch = leading_letters(max(left - 2, right - 2, 0))
     known = e.letters.get(lhs, "")[-2:]
-    row, inner = known if len(known) == 2 and not set(known) & set(batch) else "nd"
+    if len(known) < 2 or set(known) & set(batch):
+        known = "nd"
+    row, inner = known[0], known[1]
     column = next(c for c in ("m", *_FREE[3:]) if c not in (row, inner, *batch))
     outer = batch[len(batch) - max(left - 2, 0) :]
     a = outer + row + inner if left > 1 else inner
@@ -55,9 +57,7 @@ def matmul(e: Emitter, input: Value, other: Value) -> Value:
     return e.contract(f"{a},{b}->{out}", input, other, e.dtype)
 
 
-@handles(
-    "baddbmm", Kind.CONTRACTION, [torch.baddbmm], ["baddbmm"], settle=settle_ratios_above
-)
+@handles("baddbmm", Kind.CONTRACTION, [torch.baddbmm], ["baddbmm"], settle=settle_ratios_above)
 def baddbmm(
     e: Emitter, input: Value, batch1: Value, batch2: Value, *, beta: float = 1, alpha: float = 1
 ) -> Value:

@@ -1,6 +1,7 @@
 """What a handler emits with: short forms for the IR operations of one region.
 
-Sixteen-bit floats are only stored: arithmetic on them is done in f32 and rounded back, as torch does.
+Sixteen-bit floats are only stored: arithmetic on them is done in f32 and rounded back, as torch
+does it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 
 from tilewright.ir import ops_math as m
 from tilewright.ir import ops_tensor as t
-from tilewright.ir.core import NOWHERE, Builder, Op, Value
+from tilewright.ir.core import NOWHERE, Attr, Builder, Op, Value
 from tilewright.ir.dtypes import F32, I64, DType
 from tilewright.ir.errors import Location, UnsupportedError
 from tilewright.ir.sizes import Size
@@ -31,18 +32,17 @@ def arithmetic_dtype(dtype: DType) -> DType:
 
 
 class Emitter:
-    """Appends operations for one region; ``shape`` and ``dtype`` are those of the current result."""
+    """Appends operations for one region; ``shape`` and ``dtype`` describe the current result."""
 
     def __init__(self, loc: Location = NOWHERE) -> None:
         self.builder = Builder(loc)
         self.letters: dict[Value, str] = {}
         self.shape: Shape = ()
         self.dtype: DType = F32
-        self.hint = ""
 
-    def op(self, cls: type[Op], *operands: Value, **attrs: object) -> Value:
-        """One operation with one result."""
-        return self.builder(cls, *operands, hint="", **attrs)
+    def op(self, cls: type[Op], *operands: Value, hint: str = "", **attrs: Attr) -> Value:
+        """One operation with one result, which is called ``hint`` in print (or like the op)."""
+        return self.builder(cls, *operands, hint=hint or cls.name.partition(".")[2], **attrs)
 
     def const(self, value: float | bool, dtype: DType) -> Value:
         """A constant, rank 0."""
@@ -68,7 +68,7 @@ class Emitter:
         return self.op(t.Iota, axis=axis, type=TensorType(tuple(shape), dtype))
 
     def compute(self, cls: type[Op], *operands: Value, dtype: DType) -> Value:
-        """A pointwise op on operands cast to ``dtype``, in f32 and rounded back if that has 16 bits."""
+        """A pointwise op on operands cast to ``dtype`` (16 bits: in f32, rounded back)."""
         wide = arithmetic_dtype(dtype)
         result = self.op(cls, *(self.cast(x, wide) for x in operands))
         return self.cast(result, dtype)

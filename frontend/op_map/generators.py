@@ -34,9 +34,15 @@ def _filled(e: Emitter, number: object) -> Value:
     return e.broadcast(as_value(e, number, e.dtype), e.shape)
 
 
-@handles("full", Kind.GENERATOR, [torch.full, torch.full_like], ["new_full"])
+@handles("full", Kind.GENERATOR, [torch.full, torch.full_like])
 def full(e: Emitter, _shape: object, fill_value: object, *_: object, **_options: object) -> Value:
     """One number everywhere"""
+    return _filled(e, fill_value)
+
+
+@handles("new_full", Kind.GENERATOR, [], ["new_full"])
+def new_full(e: Emitter, _model: object, size: object, fill_value: object, **_: object) -> Value:
+    """``x.new_full(size, number)``"""
     return _filled(e, fill_value)
 
 

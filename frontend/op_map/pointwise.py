@@ -1,4 +1,4 @@
-"""Pointwise operations: arithmetic, comparisons, logic, selection and casts."""
+"""Pointwise arithmetic and casts."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from tilewright.frontend.op_map.emitter import ONE, Emitter, arithmetic_dtype, tensor_type
-from tilewright.frontend.op_map.promotion import Operand, as_value, promoted
+from tilewright.frontend.op_map.emitter import Emitter, arithmetic_dtype
+from tilewright.frontend.op_map.promotion import Operand, as_value
 from tilewright.frontend.op_map.registry import Handler, Kind, handles
 from tilewright.ir import ops_math as m
 from tilewright.ir.core import Op, Value
@@ -64,9 +64,7 @@ def div(e: Emitter, input: Operand, other: Operand, *, rounding_mode: str | None
     return binary(e, m.Div, input, other, e.dtype)
 
 
-@handles(
-    "floor_divide", Kind.POINTWISE, [torch.floor_divide, operator.floordiv], ["floor_divide"]
-)
+@handles("floor_divide", Kind.POINTWISE, [torch.floor_divide, operator.floordiv], ["floor_divide"])
 def floor_divide(e: Emitter, input: Operand, other: Operand) -> Value:
     """input // other of integers, rounded down"""
     if not e.dtype.is_int:
@@ -95,7 +93,10 @@ def minimum(e: Emitter, input: Operand, other: Operand) -> Value:
 
 
 @handles(
-    "clamp", Kind.POINTWISE, [torch.clamp, torch.clip, torch.clamp_min], ["clamp", "clip", "clamp_min"]
+    "clamp",
+    Kind.POINTWISE,
+    [torch.clamp, torch.clip, torch.clamp_min],
+    ["clamp", "clip", "clamp_min"],
 )
 def clamp(
     e: Emitter, input: Operand, min: Operand | None = None, max: Operand | None = None
@@ -181,113 +182,6 @@ def reciprocal(e: Emitter, input: Value) -> Value:
     return binary(e, m.Div, 1.0, input, e.dtype)
 
 
-RELATIONS: dict[str, list[Any]] = {
-    "lt": [torch.lt, torch.less, operator.lt],
-    "le": [torch.le, torch.less_equal, operator.le],
-    "gt": [torch.gt, torch.greater, operator.gt],
-    "ge": [torch.ge, torch.greater_equal, operator.ge],
-    "eq": [torch.eq, operator.eq],
-    "ne": [torch.ne, torch.not_equal, operator.ne],
-}
-
-
-def _register_relation(relation: str, functions: list[Any]) -> Handler:
-    @handles(relation, Kind.POINTWISE, functions, [relation, f"__{relation}__"])
-    def compare(e: Emitter, input: Operand, other: Operand) -> Value:
-        dtype = promoted(input, other)
-        return e.compare(as_value(e, input, dtype), as_value(e, other, dtype), relation)
-
-    return compare
-
-
-for _relation, _functions in RELATIONS.items():
-    _register_relation(_relation, _functions)
-
-
-@handles("isnan", Kind.POINTWISE, [torch.isnan], ["isnan"])
-def isnan(e: Emitter, input: Value) -> Value:
-    """input != input"""
-    return e.compare(input, input, "ne")
-
-
-def _logical(e: Emitter, cls: type[Op], *operands: Operand, bitwise: bool) -> Value:
-    if bitwise and e.dtype != BOOL:
-        raise UnsupportedError("bit operations on integers; only on booleans")
-    return e.compute(cls, *(as_value(e, x, BOOL) for x in operands), dtype=BOOL)
-
-
-@handles("logical_and", Kind.POINTWISE, [torch.logical_and], ["logical_and"])
-def logical_and(e: Emitter, input: Operand, other: Operand) -> Value:
-    return _logical(e, m.And, input, other, bitwise=False)
-
-
-@handles("logical_or", Kind.POINTWISE, [torch.logical_or], ["logical_or"])
-def logical_or(e: Emitter, input: Operand, other: Operand) -> Value:
-    return _logical(e, m.Or, input, other, bitwise=False)
-
-
-@handles("logical_not", Kind.POINTWISE, [torch.logical_not], ["logical_not"])
-def logical_not(e: Emitter, input: Operand) -> Value:
-    return _logical(e, m.Not, input, bitwise=False)
-
-
-@handles(
-    "bitwise_and", Kind.POINTWISE, [torch.bitwise_and, operator.and_], ["bitwise_and", "__and__"]
-)
-def bitwise_and(e: Emitter, input: Operand, other: Operand) -> Value:
-    return _logical(e, m.And, input, other, bitwise=True)
-
-
-@handles("bitwise_or", Kind.POINTWISE, [torch.bitwise_or, operator.or_], ["bitwise_or", "__or__"])
-def bitwise_or(e: Emitter, input: Operand, other: Operand) -> Value:
-    return _logical(e, m.Or, input, other, bitwise=True)
-
-
-@handles(
-    "bitwise_not", Kind.POINTWISE, [torch.bitwise_not, operator.invert], ["bitwise_not", "__invert__"]
-)
-def bitwise_not(e: Emitter, input: Operand) -> Value:
-    return _logical(e, m.Not, input, bitwise=True)
-
-
-@handles("where", Kind.POINTWISE, [torch.where], [])
-def where(e: Emitter, condition: Value, input: Operand, other: Operand) -> Value:
-    """math.select"""
-    lhs, rhs = as_value(e, input, e.dtype), as_value(e, other, e.dtype)
-    return e.select(e.cast(condition, BOOL), lhs, rhs, e.dtype)
-
-
-@handles("tensor.where", Kind.POINTWISE, [], ["where"])
-def tensor_where(e: Emitter, input: Value, condition: Value, other: Operand) -> Value:
-    """``x.where(condition, other)``"""
-    return where(e, condition, input, other)
-
-
-@handles("masked_fill", Kind.POINTWISE, [torch.masked_fill], ["masked_fill"])
-def masked_fill(e: Emitter, input: Value, mask: Value, value: Operand) -> Value:
-    """select(mask, value, input)"""
-    return e.select(mask, as_value(e, value, e.dtype), input, e.dtype)
-
-
-@handles("nan_to_num", Kind.POINTWISE, [torch.nan_to_num], ["nan_to_num"])
-def nan_to_num(
-    e: Emitter,
-    input: Value,
-    nan: float | None = None,
-    posinf: float | None = None,
-    neginf: float | None = None,
-) -> Value:
-    """NaN and infinities replaced; by 0 and the dtype's largest values if nothing is said"""
-    dtype = e.dtype
-    largest = (2 - dtype.epsilon) * 2.0 ** (2 ** (dtype.exponent - 1) - 1)
-    x = e.select(e.compare(input, input, "ne"), e.const(nan or 0.0, dtype), input, dtype)
-    for infinite, wanted in ((float("inf"), posinf), (-float("inf"), neginf)):
-        number = largest if infinite > 0 else -largest
-        replacement = e.const(number if wanted is None else wanted, dtype)
-        x = e.select(e.compare(x, e.const(infinite, dtype), "eq"), replacement, x, dtype)
-    return x
-
-
 @handles(
     "cast",
     Kind.POINTWISE,
@@ -307,20 +201,3 @@ def dropout(
     if training and p != 0:
         raise UnsupportedError("dropout while training stays with torch; call .eval()")
     return input
-
-
-def _register_triangle(name: str, relation: str) -> Handler:
-    @handles(name, Kind.POINTWISE, [getattr(torch, name)], [name])
-    def triangle(e: Emitter, input: Value, diagonal: int = 0) -> Value:
-        """select(column - row <= diagonal, input, 0); >= for the upper triangle"""
-        shape = tensor_type(input).shape
-        rows, columns = e.iota((shape[-2], ONE), 0), e.iota((ONE, shape[-1]), 1)
-        limit = binary(e, m.Add, rows, diagonal, tensor_type(rows).dtype) if diagonal else rows
-        inside = e.compare(columns, limit, relation)
-        return e.select(inside, input, e.const(0, e.dtype), e.dtype)
-
-    return triangle
-
-
-_register_triangle("tril", "le")
-_register_triangle("triu", "ge")

@@ -10,7 +10,7 @@ import builtins
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, TypeVar
 
 from torch.fx import Node
 
@@ -28,6 +28,7 @@ class Kind(Enum):
 
 
 Handler = Callable[..., Any]
+H = TypeVar("H", bound=Handler)
 Settle = Callable[[Node], None]
 
 
@@ -51,10 +52,10 @@ def handles(
     functions: Sequence[Any] = (),
     methods: Sequence[str] = (),
     settle: Settle | None = None,
-) -> Callable[[Handler], Handler]:
+) -> Callable[[H], H]:
     """Registers a handler for torch functions and tensor methods (``".mT"`` is an attribute)."""
 
-    def register(handler: Handler) -> Handler:
+    def register(handler: H) -> H:
         entry = Entry(name, kind, handler, settle)
         for function in functions:
             assert function not in _FUNCTIONS, f"{function} is mapped twice"

@@ -23,7 +23,7 @@ def rank_of(value: Value) -> int:
 
 
 def settle_ratios(node: Node) -> None:
-    """Guards ratios of sizes among the arguments, such as ``q.size(1) // k.size(1)`` grouped heads."""
+    """Guards ratios of sizes among the arguments: ``q.size(1) // k.size(1)`` of grouped heads."""
     for argument in node.all_input_nodes:
         for source in (argument, *argument.all_input_nodes):
             if source.target is not operator.floordiv or _is_tensor(source):

@@ -21,6 +21,9 @@ from tilewright.passes.to_tile.rows import RowLowering
 from tilewright.passes.to_tile.state import LoweringState, round_up
 
 
+MAX_UNROLLED = 16  # vectors of an element written out, beyond that a loop
+
+
 class BlockLike(Protocol):
     """What products need to know of a block."""
 
@@ -167,25 +170,40 @@ class Contraction:
         return unrolled(self.state, b.index(0), b.index(length), y.unroll, acc, step, length)
 
     def _across_lanes(self, op: s.Contract, at: Value, limit: Value | None) -> Value:
+        """Position by position, each read from end to end: memory is walked in order, as the
+        hardware's prefetchers want it."""
         row, inner = self.rows.row_side(op)
         y, b, info = self.schedule, self.build, self.state.info
         axis = info.element(inner)[0]
         length = axis.size.constant or 0
-        k_layout = Layout(3).local(y.inner_tile, 1, 1).spatial(1, 1, y.lanes)
+        k_layout = Layout(3).local(1, 1, 1).spatial(1, 1, y.lanes)
         r_layout = Layout(3).local(1, y.rows, 1).spatial(1, 1, y.lanes)
-        s_layout = Layout(3).local(y.inner_tile, y.rows, 1).spatial(1, 1, y.lanes)
 
-        def step(acc: Value, d: Value) -> Value:
-            here = {**self.state.grid_at, info.inner.name: at, axis.name: d}
-            where = {info.inner.name: 0, axis.name: 2}
-            k = lanes_expression(self.state, inner, here, where, k_layout, limit, length)
+        def step(acc: Value, d: Value, position: Value) -> Value:
+            here = {**self.state.grid_at, info.inner.name: position, axis.name: d}
+            where = {info.inner.name: -1, axis.name: 2}
+            k = lanes_expression(self.state, inner, here, where, k_layout, length)
+            if limit is None and y.prefetch:
+                ahead = {**here, info.inner.name: b.add(position, y.prefetch)}
+                prefetch_sources(self.state, inner, ahead, where, k_layout)
             rows = b.load(self.state.packed[row], [b.index(0), d], [1, 2], r_layout, hint="rows")
             return b(m.Fma, k, rows, acc, hint=op.result.hint)
 
-        acc = b.filled(0.0, F32, s_layout)
-        with b.loop(b.index(0), b.index(length), y.lanes, [acc], hint=axis.name) as loop:
-            loop.next = (step(loop.carried[0], loop.counter),)
-        return b(t.ReduceToLanes, loop.results[0], hint=op.result.hint)
+        parts = []
+        for number in range(y.inner_tile):
+            position = b.add(at, number)
+            if limit is not None:
+                position = b.minimum(position, b.sub(limit, 1))
+            acc = b.filled(0.0, F32, r_layout)
+            if length <= MAX_UNROLLED * y.lanes:
+                for start in range(0, length, y.lanes):
+                    acc = step(acc, b.index(start), position)
+            else:
+                with b.loop(b.index(0), b.index(length), y.lanes, [acc], hint=axis.name) as loop:
+                    loop.next = (step(loop.carried[0], loop.counter, position),)
+                acc = loop.results[0]
+            parts.append(acc)
+        return b(t.ReduceToLanes, b(t.Stack, *parts, hint="sums"), hint=op.result.hint)
 
 
 def row_tile_layout(state: LoweringState, packed: int) -> Layout:
@@ -201,7 +219,6 @@ def lanes_expression(
     here: dict[str, Value],
     where: dict[str, int],
     layout: Layout,
-    limit: Value | None,
     length: int,
 ) -> Value:
     """A shared operand in f32 with its element's axis on lanes, computed from what lies in memory."""
@@ -217,15 +234,30 @@ def lanes_expression(
         indices, runs = state.source_index(op, here)
         dims = [where.get(r, -1) for r in runs]
         bounds = []
-        inner = where[info.inner.name] if info.inner.name in where else -1
-        if limit is not None and inner >= 0:
-            bounds.append((inner, "clamp", limit))
         if length % layout.shape[where[element]]:
             bounds.append((where[element], "zero", b.index(length)))
         return b.load(state.buffers[op.tensor], indices, dims, layout, bounds, hint=v.hint)
 
     x = state.expression(value, leaf, {})
     return x if state.dtype(value) == F32 else b(m.Cast, x, dtype=F32, hint=x.hint)
+
+
+def prefetch_sources(
+    state: LoweringState,
+    value: Value,
+    here: dict[str, Value],
+    where: dict[str, int],
+    layout: Layout,
+) -> None:
+    """Asks for what ``lanes_expression`` would read at a position."""
+    op = state.info.made.get(value)
+    if isinstance(op, s.Source):
+        indices, runs = state.source_index(op, here)
+        dims = [where.get(r, -1) for r in runs]
+        state.build.prefetch(state.buffers[op.tensor], indices, dims, layout)
+        return
+    for operand in op.operands if op is not None else ():
+        prefetch_sources(state, operand, here, where, layout)
 
 
 def unrolled(
@@ -398,38 +430,40 @@ class OuterSum:
         self, op: s.Reduce, kept: Value, vector: Value, rescale: Value | None, block: BlockLike
     ) -> None:
         b, y = self.build, self.schedule
-        factor = None
         if rescale is not None:
             assert self.turned is not None
             b.store(rescale, self.turned, [b.index(0), b.index(0)], [0, 1])
-            turned_layout = Layout(2).local(y.rows, 1).replicate(y.lanes)
-            at = [b.index(0), b.index(0)]
-            factor = b.load(self.turned, at, [-1, 0], turned_layout, hint="rescale")
-        vectors = round_up(self.state.info.element(vector)[0].size.constant or 0, y.lanes) // y.lanes
-        start = 0
-        while start < vectors:
-            width = min(y.element_tile, vectors - start)
-            self._element_vectors(op, kept, vector, factor, block, start * y.lanes, width)
-            start += width
+        length = self.state.info.element(vector)[0].size.constant or 0
+        vectors = round_up(length, y.lanes) // y.lanes
+        width = min(vectors, y.element_tile)
+        height = max(1, y.element_tile // width)
+        for row in range(0, y.rows, height):
+            for start in range(0, vectors, width):
+                tile = (min(height, y.rows - row), min(width, vectors - start))
+                self._element_vectors(op, kept, vector, rescale, block, (row, start), tile)
 
     def _element_vectors(
         self,
         op: s.Reduce,
         kept: Value,
         vector: Value,
-        factor: Value | None,
+        rescale: Value | None,
         block: BlockLike,
-        start: int,
-        width: int,
+        corner: tuple[int, int],
+        tile: tuple[int, int],
     ) -> None:
+        """Sums of some rows (registers) by whole vectors of the element, as many as registers hold:
+        all of an element first, so that each pass walks memory in order."""
         b, y, info = self.build, self.schedule, self.state.info
         sums, axis = self.state.sums[op.result], info.element(vector)[0]
-        layout = Layout(2).local(y.rows, width).spatial(1, y.lanes)
-        at = [b.index(0), b.index(start)]
+        (row, first), (height, width) = corner, tile
+        start = first * y.lanes
+        layout = Layout(2).local(height, width).spatial(1, y.lanes)
+        at = [b.index(row), b.index(start)]
         v_layout = self.state.lane_layout(width)
-        p_layout = Layout(2).local(y.rows, 1).replicate(y.lanes)
+        p_layout = Layout(2).local(height, 1).replicate(y.lanes)
         length = axis.size.constant or 0
-        inside = length if start + width * y.lanes > length else 0
+        whole = start + width * y.lanes <= length
 
         def step(total: Value, position: Value) -> Value:
             here = {
@@ -437,13 +471,20 @@ class OuterSum:
                 info.inner.name: b.add(block.first, position),
                 axis.name: b.index(start),
             }
-            padded = inside if inside % (width * y.lanes) else width * y.lanes
-            v = lanes_expression(self.state, vector, here, {axis.name: 1}, v_layout, None, padded)
-            p = b.load(kept, [position, b.index(0)], [-1, 0], p_layout, hint="p")
+            bound = width * y.lanes if whole else length
+            v = lanes_expression(self.state, vector, here, {axis.name: 1}, v_layout, bound)
+            if not block.masked and row == 0 and y.prefetch:
+                ahead = {**here, info.inner.name: b.add(here[info.inner.name], y.prefetch)}
+                prefetch_sources(self.state, vector, ahead, {axis.name: 1}, v_layout)
+            p = b.load(kept, [position, b.index(row)], [-1, 0], p_layout, hint="p")
             return b(m.Fma, p, v, total, hint=op.result.hint)
 
         known = None if block.masked else y.inner_block
         acc = b.filled(0.0, F32, layout)
-        acc = unrolled(self.state, b.index(0), block.count, 2, acc, step, known)
+        acc = unrolled(self.state, b.index(0), block.count, y.unroll, acc, step, known)
         old = b.load(sums, at, [0, 1], layout, hint=op.result.hint)
+        factor = None
+        if rescale is not None:
+            assert self.turned is not None
+            factor = b.load(self.turned, [b.index(0), b.index(row)], [-1, 0], p_layout, hint="rescale")
         b.store(add_block(self.state, old, factor, acc), sums, at, [0, 1])

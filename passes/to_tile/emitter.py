@@ -101,6 +101,12 @@ class TileBuilder:
             t.Load, memory, *at, *limits, dims=tuple(dims), bounds=kinds, layout=layout, hint=hint
         )
 
+    def prefetch(
+        self, memory: Value, at: Sequence[Value], dims: Sequence[int], layout: Layout
+    ) -> None:
+        """Asks for what a load would read, ahead of time."""
+        self.effect(t.Prefetch, memory, *at, dims=tuple(dims), layout=layout)
+
     def store(
         self,
         value: Value,

@@ -7,8 +7,6 @@ leaves in scratch what later phases read again. Vector-valued sums come last, fr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from tilewright.ir import ops_stream as s
 from tilewright.ir.core import Graph, Module, Region, Value
 from tilewright.ir.errors import UnsupportedError
@@ -24,27 +22,13 @@ from tilewright.passes.to_tile.schedule import Schedule, choose_schedule
 from tilewright.passes.to_tile.state import LoweringState
 
 
-@dataclass(frozen=True)
-class KernelShape:
-    """What a schedule depends on besides the target: lengths of element axes."""
-
-    contracted: int
-    element: int
-
-
-def kernel_shape(info: KernelInfo) -> KernelShape:
-    """Lengths of the axes summed inside an element and of vector-valued sums (0: none)."""
-    contracted = element = 0
+def check_element_axes(info: KernelInfo) -> None:
+    """Raises UnsupportedError if an axis inside an element has no known length."""
     for op in info.graph.body.ops:
-        if isinstance(op, s.Contract):
-            type_ = op.lhs.type
-            assert isinstance(type_, StreamType)
-            size = next(a.size for a in type_.element if a.name == op.axes[0])
-            contracted = max(contracted, static(size, op.axes[0]))
-        if isinstance(op, s.Reduce) and info.element(op.result):
-            axis = info.element(op.result)[0]
-            element = max(element, static(axis.size, axis.name))
-    return KernelShape(contracted, element)
+        for result in op.results:
+            if isinstance(result.type, StreamType):
+                for axis in result.type.element:
+                    static(axis.size, axis.name)
 
 
 def static(size: Size, axis: str) -> int:
@@ -63,8 +47,8 @@ def kernel_to_tile(graph: Graph, target: Target, rows: int, units: dict[str, int
     UnsupportedError for kernels that no schedule covers.
     """
     info = analyse(graph)
-    shape = kernel_shape(info)
-    schedule = choose_schedule(target, rows, shape.contracted, shape.element)
+    check_element_axes(info)
+    schedule = choose_schedule(target, rows)
     program = _Program(info, schedule, units).run(target)
     return canonicalise_graph(expand_math_graph(canonicalise_graph(program)))
 
@@ -120,6 +104,3 @@ def _one(graph: Graph, target: Target, rows: int) -> Graph:
         assert isinstance(param.type, TensorType)
         units[param.hint] = len(param.type.shape) - 1
     return kernel_to_tile(graph, target, rows, units)
-
-
-__all__ = ["KernelShape", "kernel_shape", "kernel_to_tile", "to_tile"]

@@ -19,7 +19,7 @@ class Schedule:
     ``rows``: rows of a block; ``inner_tile``: positions of the inner axis in one register tile
     of a product, ``pointwise_tile`` of one without (functions need registers for themselves);
     ``inner_block``: positions between two updates of running statistics; ``element_tile``: elements
-    of a vector-valued sum in one register tile (rows on lanes) or vectors of them (rows in registers).
+    of a vector-valued sum in one register tile (rows on lanes) or registers of sums (rows in them).
     """
 
     rows_on_lanes: bool
@@ -31,6 +31,7 @@ class Schedule:
     element_tile: int
     unroll: int
     bf16_dot: bool
+    prefetch: int = 0  # positions ahead that streamed operands are asked for
 
 
 def row_classes(target: Target) -> tuple[int, ...]:
@@ -43,18 +44,14 @@ def row_classes(target: Target) -> tuple[int, ...]:
     return (*few, lanes, 0)
 
 
-def choose_schedule(target: Target, rows: int, contracted: int, element: int) -> Schedule:
+def choose_schedule(target: Target, rows: int) -> Schedule:
     """The cheapest schedule for up to ``rows`` rows (0: many) by cycles per multiply-add.
-
-    ``contracted`` and ``element`` are the lengths of the axes summed inside an element and of a
-    vector-valued sum (0: none).
     """
     if target.lanes == 1:
         return Schedule(True, 1, 4, 4, 1, 32, 4, 1, False)
     if rows and rows <= target.lanes // 2:
         tile = target.lanes // rows
-        vectors = max(1, min(target.lanes // rows, 4, -(-element // target.lanes) or 1))
-        return Schedule(False, target.lanes, rows, tile, tile, max(64, tile), vectors, 4, False)
+        return Schedule(False, target.lanes, rows, tile, tile, max(128, tile), 16, 2, False, 16)
     limit = 1 if rows else 3
     candidates = [
         (_cost(target, vectors, broadcast), -broadcast * vectors, vectors, broadcast)
@@ -92,7 +89,7 @@ def _cost(target: Target, vectors: int, broadcast: int) -> float:
 
 
 def _inner_block(target: Target, vectors: int, broadcast: int) -> int:
-    """Block length so that scores stay in the first-level cache, at least four register tiles."""
+    """Block length so that scores stay in the nearer caches, at least four register tiles."""
     row_bytes = vectors * target.lanes * 4
-    wanted = max(32, min(96, target.l1_bytes // 2 // row_bytes))
+    wanted = max(32, min(128, target.l2_bytes // 16 // row_bytes))
     return max(4 * broadcast, wanted // broadcast * broadcast)

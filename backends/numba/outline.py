@@ -1,0 +1,132 @@
+"""Chains of pointwise operations: written out, or as a function of one element if they are long.
+
+A chain of n operations on a tile of 16 elements takes 16 n lines written out; as a function it takes
+n + 16, and blocks with and without bounds share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Protocol
+
+from tilewright.backends.numba.functions import LINES_WORTH_A_FUNCTION, Functions
+from tilewright.backends.numba.pointwise import expression
+from tilewright.backends.numba.registers import Tile, indices, tile_of
+from tilewright.backends.numba.text import Index, PythonText, is_atom
+from tilewright.ir import ops_math as m
+from tilewright.ir import ops_tile as t
+from tilewright.ir.core import Graph, Op, Value
+from tilewright.ir.types import IndexType, RegisterType
+
+Users = Mapping[Value, list[Op | None]]
+
+
+class Values(Protocol):
+    """Where operands are found and results are put."""
+
+    def tile(self, value: Value) -> Tile: ...
+    def names(self, value: Value) -> dict[Index, str]: ...
+    def keep(self, value: Value, held: object) -> None: ...
+    def assigned(self, value: Value, elements: dict[Index, str]) -> Tile: ...
+
+
+def is_chained(op: Op) -> bool:
+    """True for an operation that computes every element of a tile from elements."""
+    pointwise = "pointwise" in op.traits and not isinstance(op, m.Const)
+    return pointwise and isinstance(op.operands[0].type, RegisterType)
+
+
+def chains(ops: Iterable[Op]) -> Iterator[list[Op]]:
+    """The operations in an order that may run, neighbouring pointwise ones of one shape together.
+
+    Constants and arithmetic on indices need no tile: they come before a chain that they interrupt.
+    """
+    chain: list[Op] = []
+    for op in ops:
+        if is_chained(op):
+            if chain and tile_of(chain[0].result.type).layout != tile_of(op.result.type).layout:
+                yield chain
+                chain = []
+            chain.append(op)
+            continue
+        if chain and not _needs_no_tile(op):
+            yield chain
+            chain = []
+        yield [op]
+    if chain:
+        yield chain
+
+
+def _needs_no_tile(op: Op) -> bool:
+    free = "pure" in op.traits and all(isinstance(v.type, IndexType) for v in op.operands)
+    return free or isinstance(op, t.StrideOf)
+
+
+def users(graph: Graph) -> dict[Value, list[Op | None]]:
+    """For every value the operations that take it; None stands for a region that yields it."""
+    found: dict[Value, list[Op | None]] = {}
+    for op in graph.body.walk():
+        for value in op.operands:
+            found.setdefault(value, []).append(op)
+        for region in op.regions:
+            for value in region.yields:
+                found.setdefault(value, []).append(None)
+    return found
+
+
+class ChainEmitter:
+    """Writes chains into one function, and the functions that they call."""
+
+    def __init__(self, text: PythonText, functions: Functions, values: Values, used: Users) -> None:
+        self.text, self.functions, self.values, self.used = text, functions, values, used
+
+    def write(self, chain: list[Op]) -> None:
+        """Writes a chain in the one form or the other."""
+        count = len(indices(chain[0].result.type))
+        if count > 1 and (len(chain) - 1) * count >= LINES_WORTH_A_FUNCTION:
+            self._call(chain)
+            return
+        for op in chain:
+            inputs = [self.values.tile(v) for v in op.operands]
+            every = indices(op.result.type)
+            found = {i: expression(op, [x.at(i) for x in inputs]) for i in every}
+            self.values.keep(op.result, self.values.assigned(op.result, found))
+
+    def _call(self, chain: list[Op]) -> None:
+        """One call per element."""
+        made = {op.result for op in chain}
+        outputs = [op.result for op in chain if self._leaves(op.result, chain)]
+        inputs = list(dict.fromkeys(v for op in chain for v in op.operands if v not in made))
+        tiles = {v: self.values.tile(v) for v in inputs}
+        passed = [v for v in inputs if not tiles[v].constant]
+        function = self._function(chain, tiles, passed, outputs)
+        results = {v: self.values.names(v) for v in outputs}
+        for index in indices(chain[0].result.type):
+            targets = ", ".join(results[v][index] for v in outputs)
+            given = ", ".join(tiles[v].at(index) for v in passed)
+            self.text.line(f"{targets} = {function}({given})")
+        for v in outputs:
+            self.values.keep(v, Tile(tile_of(v.type).shape, results[v]))
+
+    def _leaves(self, value: Value, chain: list[Op]) -> bool:
+        return any(op is None or op not in chain for op in self.used.get(value, []))
+
+    def _function(
+        self,
+        chain: list[Op],
+        tiles: Mapping[Value, Tile],
+        passed: list[Value],
+        outputs: list[Value],
+    ) -> str:
+        """The name of the function that computes one element."""
+        body = PythonText(self.text.reserved)
+        body.depth = 1
+        held = {v: next(iter(x.elements.values())) for v, x in tiles.items()}
+        held.update({v: body.name(v.hint) for v in passed})
+        parameters = [held[v] for v in passed]
+        for op in chain:
+            text = expression(op, [held[v] for v in op.operands])
+            held[op.result] = body.bind(op.result.hint, text)
+        body.line(f"return {', '.join(held[v] for v in outputs)}")
+        hint = outputs[-1].hint or chain[-1].name.split(".")[-1]
+        return self.functions.add(f"{hint}_element", parameters, body.lines)

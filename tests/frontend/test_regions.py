@@ -1,0 +1,215 @@
+"""What becomes a region, what does not, and that moving it changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.frontend.test_attention_spellings import inputs
+from tilewright.frontend.compile import compile
+from tilewright.frontend.report import Report
+
+Function = Callable[..., Any]
+QKV = ((2, 3, 5, 8), (2, 3, 7, 8), (2, 3, 7, 8))
+
+
+def compiled_report(function: Function, *tensors: Tensor) -> Report:
+    """Runs a function compiled and plain, compares, and gives the report."""
+    compiled = compile(function)
+    copies = [t.clone() for t in tensors]
+    with torch.no_grad():
+        ours, theirs = compiled(*tensors), function(*copies)
+    pairs = zip(ours, theirs, strict=True) if isinstance(ours, tuple) else [(ours, theirs)]
+    for a, b in pairs:
+        torch.testing.assert_close(a, b, rtol=2e-6, atol=2e-6, equal_nan=True)
+        assert a.stride() == b.stride() or not a.numel()
+    for a, b in zip(tensors, copies, strict=True):
+        torch.testing.assert_close(a, b)  # what the function writes in place
+    return compiled.explain()
+
+
+def count(function: Function, *tensors: Tensor) -> int:
+    return len(compiled_report(function, *tensors).regions)
+
+
+def left_ops(report: Report) -> set[str]:
+    return {row.op for graph in report.graphs for row in graph.left}
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return (q @ k.mT).softmax(-1) @ v
+
+
+def test_a_single_product_is_no_region() -> None:
+    report = compiled_report(lambda q, k: q @ k.mT * 2, *inputs(*QKV[:2]))
+    assert not report.regions
+    reasons = {row.op: row.reason for row in report.graphs[0].left}
+    assert reasons["matmul"] == "a single product stays with torch"
+
+
+def test_scores_alone_are_a_region_up_to_the_softmax() -> None:
+    report = compiled_report(lambda q, k: (q @ k.mT).softmax(-1) + 1, *inputs(*QKV[:2]))
+    assert len(report.regions) == 1
+    assert left_ops(report) == {"add"}
+
+
+def test_norms_are_no_regions() -> None:
+    def norm(x: Tensor) -> Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        return centred * torch.rsqrt(centred.pow(2).mean(-1, keepdim=True) + 1e-5)
+
+    assert count(norm, *inputs((2, 5, 8))) == 0
+
+
+def test_norms_of_queries_and_keys_stay_outside() -> None:
+    def function(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        q, k = (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5) for x in (q, k))
+        return attend(q, k, v)
+
+    report = compiled_report(function, *inputs(*QKV))
+    assert len(report.regions) == 1
+    assert left_ops(report) == {"pow", "mean", "add", "rsqrt", "mul"}
+
+
+def test_rotary_embedding_is_not_absorbed() -> None:
+    def function(q: Tensor, k: Tensor, v: Tensor, cos: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q * cos, k * cos + k, v)
+
+    report = compiled_report(function, *inputs(*QKV[:2], QKV[1], (7, 8))[:3], torch.rand(1, 8))
+    assert left_ops(report) == {"mul", "add"}
+
+
+def test_products_with_parameters_stay_with_torch() -> None:
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.outer = nn.Linear(8, 16), nn.Parameter(torch.randn(16, 8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x).softmax(-1) @ self.outer
+
+    module = Layer()
+    compiled = compile(module)
+    with torch.no_grad():
+        compiled(torch.randn(3, 8))
+    report = compiled.explain()
+    assert not report.regions
+    reasons = {row.reason for row in report.graphs[0].left}
+    assert "a contraction with a parameter stays with torch" in reasons
+
+
+def test_two_attentions_in_a_row_are_two_regions() -> None:
+    def function(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attend(attend(q, k, v), k, v)
+
+    assert count(function, *inputs((2, 5, 8), (2, 7, 8), (2, 7, 8))) == 2
+
+
+def test_two_values_of_one_softmax_are_one_region() -> None:
+    def function(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        weights = (q @ k.mT).softmax(-1)
+        return weights @ v, weights @ (v + 1)
+
+    assert count(function, *inputs(*QKV)) == 1
+
+
+def test_a_detour_through_an_unknown_operation_splits() -> None:
+    """q k goes out through erf and back in: what follows the detour is still one kernel."""
+
+    def function(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = q @ k.mT
+        return (scores + torch.erf(scores)).softmax(-1) @ v
+
+    report = compiled_report(function, *inputs(*QKV))
+    assert len(report.regions) == 1
+    assert left_ops(report) >= {"matmul", "erf"}
+
+
+def test_users_that_came_early_move_behind_the_kernel() -> None:
+    def function(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        weights = (q @ k.mT).softmax(-1)
+        early = torch.erf(weights)
+        return weights @ v, torch.cumsum(early, -1)
+
+    assert count(function, *inputs(*QKV)) == 1
+
+
+def test_memory_written_in_between_is_respected() -> None:
+    """v changes after q k is computed and before it is used."""
+
+    def function(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        weights = (q @ k.mT).softmax(-1)
+        k.copy_(k * 0)
+        return weights @ v
+
+    report = compiled_report(function, *inputs(*QKV))
+    assert [r.status for r in report.regions] == ["torch"]
+    assert "written in place" in report.regions[0].reason
+
+
+def test_an_unrelated_write_in_between_does_no_harm() -> None:
+    def function(q: Tensor, k: Tensor, v: Tensor, other: Tensor) -> Tensor:
+        weights = (q @ k.mT).softmax(-1)
+        other.mul_(2)
+        return weights @ v
+
+    report = compiled_report(function, *inputs(*QKV, (3,)))
+    assert [r.status for r in report.regions] == ["kernel"]
+
+
+def test_a_mask_changed_after_it_was_made_is_not_remade() -> None:
+    """The mask is written in place before its use, so it is read, not rebuilt from positions."""
+
+    def function(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        seen = torch.ones(q.size(-2), k.size(-2), dtype=torch.bool)
+        seen[:, 0] = False
+        return (q @ k.mT).masked_fill(~seen, float("-inf")).softmax(-1) @ v
+
+    assert count(function, *inputs(*QKV)) == 1
+
+
+def test_a_result_written_in_place_later() -> None:
+    def function(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = attend(q, k, v)
+        out += 1
+        out[..., 0] = 0
+        return out
+
+    assert count(function, *inputs(*QKV)) == 1
+
+
+def test_in_place_work_that_others_see_is_left_alone() -> None:
+    def function(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        scores = q @ k.mT
+        view = scores[..., 0]
+        scores += 1
+        return scores.softmax(-1) @ v, view
+
+    compiled_report(function, *inputs(*QKV))
+
+
+@pytest.mark.parametrize("scale", [0.5, torch.tensor(0.5)], ids=["number", "tensor"])
+def test_scales(scale: Any) -> None:
+    report = compiled_report(lambda q, k, v: attend(q * scale, k, v), *inputs(*QKV))
+    assert len(report.regions) == 1
+    assert ("mul" in left_ops(report)) == isinstance(scale, Tensor)
+
+
+def test_a_scale_that_depends_on_a_length_is_refused() -> None:
+    """It would be a new kernel for every length."""
+    import math
+
+    function = lambda q, k, v: (q @ k.mT * math.log(k.size(-2))).softmax(-1) @ v  # noqa: E731
+    report = compiled_report(function, *inputs(*QKV))
+    assert report.regions[0].status == "torch"
+    assert "depends on a size" in report.regions[0].reason
+
+
+def test_empty_and_single() -> None:
+    for n, m in ((0, 3), (1, 1), (4, 1)):
+        assert count(attend, *inputs((2, n, 8), (2, m, 8), (2, m, 8))) == 1

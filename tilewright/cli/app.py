@@ -1,0 +1,66 @@
+"""The commands put together, and the one place where a user's mistake becomes exit code 2."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+import tilewright
+from tilewright.cli import cache, compile, doctor, explain, opt, run
+from tilewright.cli.output import complain, friendly_warnings, say
+from tilewright.ir.errors import TilewrightError
+
+USER_MISTAKE = 2
+
+
+class _Commands(TyperGroup):
+    """Prints TilewrightError without a traceback; ours are the bugs that have one."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            with friendly_warnings():
+                return super().invoke(ctx)
+        except TilewrightError as error:
+            complain(error)
+            raise typer.Exit(USER_MISTAKE) from None
+
+
+app = typer.Typer(
+    cls=_Commands,
+    name="tilewright",
+    help="A compiler for attention, low-bit matmul and expert-routing kernels.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        say(f"tilewright {tilewright.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options that come before a command."""
+
+
+app.command("run")(run.run)
+app.command("compile")(compile.compile_)
+app.command("opt")(opt.opt)
+app.command("explain")(explain.explain)
+app.command("doctor")(doctor.show)
+app.add_typer(cache.app, name="cache")
+
+
+def main() -> None:
+    """The entry point."""
+    app()

@@ -1,0 +1,20 @@
+"""``tilewright doctor``: what is installed here, and which back ends work."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from tilewright.cli.output import say
+
+
+def show(
+    as_json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
+) -> None:
+    """Say what is installed, which back ends work, and why others do not."""
+    from tilewright.runtime.doctor import doctor
+
+    report = doctor()
+    say(json.dumps(report.to_dict(), indent=2) if as_json else str(report))

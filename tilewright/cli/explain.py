@@ -1,0 +1,87 @@
+"""``tilewright explain``: why a program becomes the kernels that it becomes, without running it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tilewright.cli.compile import load_target
+from tilewright.cli.output import heading, plural, say, table
+from tilewright.cli.programs import only_tensor_level, read_program
+from tilewright.cli.sizes import SizeOption, parse_sizes, with_sizes
+
+if TYPE_CHECKING:
+    from tilewright.cli.explanation import Explanation, KernelFacts, LayoutFacts
+
+
+def explain(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A tensor-level program; - is stdin.")],
+    target: Annotated[
+        str, typer.Option(metavar="NAME", help="Processor: host, x86-64-v3, znver5 …")
+    ] = "host",
+    size: SizeOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False,
+) -> None:
+    """Show deep channels, the rules that make them shallow, kernels, channels and layouts."""
+    from tilewright.cli.explanation import explanation
+
+    module = only_tensor_level(read_program(file), file, "explain")
+    found = explanation(with_sizes(module, parse_sizes(size)), load_target(target))
+    if as_json:
+        say(json.dumps(asdict(found), indent=2, ensure_ascii=False))
+    else:
+        _show(found)
+
+
+def _show(found: Explanation) -> None:
+    heading(f"{found.program}: {plural(len(found.kernels), 'kernel')}")
+    count = len(found.deep_channels)
+    say(f"\nas written, {plural(count, 'channel')} would have to hold a whole row or more")
+    table(("channel", "depth"), [(c.name, c.depth) for c in found.deep_channels], indent=2)
+    say("\nrules that make deep channels shallow")
+    rows = []
+    for rule in found.rules:
+        effect = f"deep channels {rule.deep_before} -> {rule.deep_after}"
+        rows.append((rule.name, rule.algebra, effect if rule.applied else "does not apply"))
+    table(("rule", "algebra", "effect"), rows, indent=2)
+    for kernel in found.kernels:
+        say("")
+        _show_kernel(kernel, found.target)
+
+
+def _show_kernel(kernel: KernelFacts, target: str) -> None:
+    heading(f"kernel {kernel.name}")
+    if kernel.problem:
+        say(f"  runs in the interpreter: {kernel.problem}")
+    else:
+        _show_loop("grid", kernel.grid, "independent of each other")
+        _show_loop("rows", kernel.rows, "share what is read along the stream")
+        _show_loop("stream", (kernel.inner,), "walked in blocks")
+        _show_loop("mask", kernel.intervals, "blocks outside are skipped, inside no mask is computed")
+    say(f"  {plural(len(kernel.channels), 'channel')}, the deepest holds {kernel.deepest} elements")
+    channels = [(c.name, c.depth) for c in kernel.channels]
+    table(("channel", "depth"), channels, right=("depth",), indent=4)
+    if kernel.layouts:
+        say(f"  layouts for {target}, chosen by the number of rows at the call")
+        columns = ("rows", "layout", "rows a block", "register tile", "block of the stream")
+        table(columns, [_layout_row(layout) for layout in kernel.layouts], indent=4)
+
+
+def _show_loop(kind: str, axes: Sequence[str], meaning: str) -> None:
+    if axes:
+        say(f"  {kind:<8}{', '.join(axes)}   ({meaning})")
+
+
+def _layout_row(layout: LayoutFacts) -> tuple[str, ...]:
+    chosen = layout.schedule
+    return (
+        f"up to {layout.up_to_rows}" if layout.up_to_rows else "any number",
+        "rows on lanes" if chosen.rows_on_lanes else "rows in registers",
+        str(chosen.rows),
+        f"{chosen.inner_tile} x {chosen.rows}",
+        str(chosen.inner_block),
+    )

@@ -1,0 +1,149 @@
+"""The facts that ``tilewright explain`` shows, found by the passes themselves. Runs nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tilewright.ir.core import Graph, Module
+from tilewright.ir.errors import UnsupportedError
+from tilewright.ir.target import Target
+from tilewright.ir.types import Axis
+from tilewright.passes.canonicalise import canonicalise_graph
+from tilewright.passes.channels import Channel, find_channels
+from tilewright.passes.pipeline import TO_KERNELS, run_passes
+from tilewright.passes.reorder import RULES
+from tilewright.passes.to_tile.kernel_info import KernelInfo, analyse
+from tilewright.passes.to_tile.lower import kernel_to_tile
+from tilewright.passes.to_tile.mask_range import Bound, find_mask_range
+from tilewright.passes.to_tile.schedule import Schedule, choose_schedule, row_classes
+
+
+@dataclass(frozen=True)
+class ChannelFacts:
+    """One channel: from a value to an operand of an operation."""
+
+    name: str
+    depth: str
+    deep: bool
+
+
+@dataclass(frozen=True)
+class RuleFacts:
+    """A reorder rule, its algebra, and the number of deep channels before and after it."""
+
+    name: str
+    algebra: str
+    applied: bool
+    deep_before: int
+    deep_after: int
+
+
+@dataclass(frozen=True)
+class LayoutFacts:
+    """The schedule for up to ``up_to_rows`` rows (0: any number)."""
+
+    up_to_rows: int
+    schedule: Schedule
+
+
+@dataclass(frozen=True)
+class KernelFacts:
+    """One kernel: loops, channels, mask intervals, layouts; why it has no machine code, if so."""
+
+    name: str
+    channels: tuple[ChannelFacts, ...]
+    deepest: int
+    grid: tuple[str, ...] = ()
+    rows: tuple[str, ...] = ()
+    inner: str = ""
+    intervals: tuple[str, ...] = ()
+    layouts: tuple[LayoutFacts, ...] = ()
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Everything that ``explain`` prints, as data."""
+
+    program: str
+    target: str
+    deep_channels: tuple[ChannelFacts, ...]
+    rules: tuple[RuleFacts, ...]
+    kernels: tuple[KernelFacts, ...]
+
+
+def explanation(module: Module, target: Target) -> Explanation:
+    """The facts about a tensor-level program. Raises UnsupportedError if it has no streams."""
+    until = [step.name for step in TO_KERNELS].index("to_stream") + 1
+    streams = canonicalise_graph(run_passes(module, TO_KERNELS[:until]).main)
+    deep = tuple(_channel(c) for c in find_channels(streams) if c.deep)
+    kernels = run_passes(module, TO_KERNELS).graphs
+    return Explanation(
+        module.main.name,
+        target.name,
+        deep,
+        _rules(streams),
+        tuple(_kernel(graph, target) for graph in kernels),
+    )
+
+
+def _rules(graph: Graph) -> tuple[RuleFacts, ...]:
+    """What each rule does to the stream graph, one after the other."""
+    out = []
+    for rule in RULES:
+        after = canonicalise_graph(rule.apply(graph))
+        changed = str(Module((after,))) != str(Module((graph,)))
+        algebra = _first_sentence(rule.apply.__doc__ or "")
+        out.append(RuleFacts(rule.name, algebra, changed, _count_deep(graph), _count_deep(after)))
+        graph = after
+    return tuple(out)
+
+
+def _first_sentence(docstring: str) -> str:
+    """``sum x * c -> (sum x) * c`` of a rule's docstring."""
+    for end in (";", " (see", ".\n"):
+        docstring = docstring.partition(end)[0]
+    return " ".join(docstring.split()).removesuffix(".")
+
+
+def _count_deep(graph: Graph) -> int:
+    return sum(channel.deep for channel in find_channels(graph))
+
+
+def _channel(channel: Channel) -> ChannelFacts:
+    name = f"%{channel.value.hint} -> {channel.consumer.name}[{channel.at}]"
+    return ChannelFacts(name, str(channel.depth), channel.deep)
+
+
+def _kernel(graph: Graph, target: Target) -> KernelFacts:
+    channels = find_channels(graph)
+    deepest = max((c.depth.constant or 0 for c in channels), default=0)
+    facts = tuple(_channel(c) for c in channels)
+    try:
+        info = analyse(graph)
+        kernel_to_tile(graph, target, 0, {})
+    except UnsupportedError as error:
+        return KernelFacts(graph.name, facts, deepest, problem=error.message)
+    return KernelFacts(
+        graph.name,
+        facts,
+        deepest,
+        _axes(info.grid),
+        _axes(info.rows),
+        str(info.inner),
+        tuple(_interval(info, bound) for bound in find_mask_range(info).bounds),
+        tuple(LayoutFacts(rows, choose_schedule(target, rows)) for rows in row_classes(target)),
+    )
+
+
+def _axes(axes: tuple[Axis, ...]) -> tuple[str, ...]:
+    return tuple(str(axis) for axis in axes)
+
+
+def _interval(info: KernelInfo, bound: Bound) -> str:
+    """``m <= n + 1`` of a bound on the inner axis."""
+    text = f"{info.inner.name} {'<=' if bound.upper else '>='}"
+    parts = [(name if c == 1 else f"{c}*{name}") for name, c in bound.terms]
+    if bound.constant or not parts:
+        parts.append(str(bound.constant))
+    return f"{text} {' + '.join(parts)}".replace("+ -", "- ")

@@ -1,0 +1,135 @@
+"""``tilewright run FILE``: a tensor-level program through its kernels and through the oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from tilewright.cli.inputs import (
+    InputShape,
+    check_memory,
+    input_shapes,
+    random_inputs,
+    with_dtype,
+)
+from tilewright.cli.output import amount, heading, note, plural, say, seconds
+from tilewright.cli.programs import only_tensor_level, read_program
+from tilewright.cli.run import RunOptions, no_option, show_errors, show_tensors, show_times
+from tilewright.cli.sizes import choose_sizes, parse_sizes
+from tilewright.ir.core import Graph, Module
+from tilewright.ir.ops_tensor import Contract
+from tilewright.ir.sizes import product
+from tilewright.ir.types import TensorType
+
+if TYPE_CHECKING:
+    import torch
+
+    from tilewright.runtime.report import KernelReport
+
+ORACLE_ELEMENTS = 1 << 25  # the largest tensor that the oracle may hold: 256 MiB in f64
+ORACLE_PRODUCTS = 1 << 35  # the most multiply-adds of one contraction: seconds
+
+
+def run_file(name: str, options: RunOptions) -> bool:
+    """Runs the program and prints what came of it; False if the results are wrong."""
+    why = "inputs of a file follow from its sizes (--size)"
+    no_option(options.inputs, "--input", why)
+    module = only_tensor_level(read_program(name), name, "run")
+    if options.dtype is not None:
+        module = with_dtype(module, options.dtype)
+    graph = module.main
+    given = parse_sizes(options.sizes)
+    sizes = choose_sizes(graph, given)
+    shapes = input_shapes(graph, sizes)
+    results = _result_shapes(graph, sizes)
+    check_memory([*shapes, *results])
+    from tilewright.runtime.program import Program
+    from tilewright.runtime.threads import num_threads
+
+    program = Program(module, target=options.target, backend=options.backend)
+    where = f"{program.target.name} by {program.backend}"
+    heading(f"{graph.name}, for {where}, {plural(num_threads(), 'thread')}")
+    _show_sizes(sizes, given)
+    rows = [(f"%{p.hint}", str(s)) for p, s in zip(graph.params, shapes, strict=True)]
+    rows += [(f"-> %{v.hint}", str(s)) for v, s in zip(graph.results, results, strict=True)]
+    show_tensors(rows)
+    inputs = random_inputs(shapes, options.seed)
+    outputs = show_times(lambda: program(*inputs), options.repeat)
+    good = not options.check or _check(module, sizes, inputs, outputs)
+    report = program.explain()
+    say(f"kernels {len(report.kernels)}")
+    for kernel in report.kernels:
+        _show_kernel(kernel)
+    return good
+
+
+def _result_shapes(graph: Graph, sizes: Mapping[str, int]) -> list[InputShape]:
+    out = []
+    for value in graph.results:
+        assert isinstance(value.type, TensorType)
+        shape = tuple(size.evaluate(sizes) for size in value.type.shape)
+        out.append(InputShape(shape, value.type.dtype))
+    return out
+
+
+def _show_sizes(sizes: Mapping[str, int], given: Mapping[str, int]) -> None:
+    if not sizes:
+        return
+    chosen = [name for name in sizes if name not in given]
+    remark = f"   ({', '.join(chosen)} chosen; --size sets them)" if chosen else ""
+    say(f"sizes   {', '.join(f'{k} = {n}' for k, n in sizes.items())}{remark}")
+
+
+def _check(
+    module: Module,
+    sizes: dict[str, int],
+    inputs: list[torch.Tensor],
+    outputs: tuple[torch.Tensor, ...],
+) -> bool:
+    """Prints the largest errors against the oracle, unless that would take too long."""
+    from tilewright.evaluation import evaluate, to_numpy
+
+    if too_large_for_the_oracle(module.main, sizes):
+        note("error   not checked: too large for the oracle, which holds every value in float64")
+        return True
+    wanted = evaluate(module, *inputs, precision="f64", sizes=sizes)
+    named = zip(module.main.results, outputs, wanted, strict=True)
+    rows = []
+    for value, got, right in named:
+        assert isinstance(value.type, TensorType)
+        rows.append((f"%{value.hint}", to_numpy(got), right, str(value.type.dtype)))
+    return show_errors(rows)
+
+
+def too_large_for_the_oracle(graph: Graph, sizes: Mapping[str, int]) -> bool:
+    """True if a value has too many elements, or a contraction too many products."""
+    for op in graph.body.ops:
+        for result in op.results:
+            assert isinstance(result.type, TensorType)
+            if product(result.type.shape).evaluate(sizes) > ORACLE_ELEMENTS:
+                return True
+        if isinstance(op, Contract) and _products(op, sizes) > ORACLE_PRODUCTS:
+            return True
+    return False
+
+
+def _products(op: Contract, sizes: Mapping[str, int]) -> int:
+    left, right, _ = op.letters()
+    lengths: dict[str, int] = {}
+    for letters, value in ((left, op.lhs), (right, op.rhs)):
+        shape = op.tensor(value).shape
+        lengths.update({x: s.evaluate(sizes) for x, s in zip(letters, shape, strict=True)})
+    return product(lengths.values()).evaluate({})
+
+
+def _show_kernel(kernel: KernelReport) -> None:
+    """One line for the kernel and one for each of its compiled forms."""
+    how = "" if kernel.runs_on == "compiled" else f" ({kernel.runs_on})"
+    say(f"  {kernel.name}: {plural(len(kernel.channels), 'channel')} of constant depth{how}")
+    for form in kernel.variants:
+        made = "loaded from the disk cache" if form.from_cache else "compiled"
+        fixed = "".join(f", {k} = {n}" for k, n in form.static_sizes.items())
+        say(
+            f"    {form.layout_class}{fixed}, {form.backend} for {form.target}: {made} in "
+            f"{seconds(form.seconds)}, {amount(form.scratch_bytes)} of scratch a thread"
+        )
