@@ -22,7 +22,7 @@ from tilewright.frontend.options import Options
 from tilewright.frontend.provenance import location_of
 from tilewright.frontend.region_call import RegionCall
 from tilewright.frontend.regions import Region, find_regions
-from tilewright.frontend.replace import replace_region
+from tilewright.frontend.replace import Rewriter
 from tilewright.frontend.report import GraphReport, LeftRow, RegionReport, Report
 from tilewright.frontend.strictness import is_bookkeeping, offences, refuse
 from tilewright.frontend.translate import operand_nodes
@@ -76,9 +76,10 @@ class Capture:
         captured.refused = [_refused_report(r, b) for r, b in found if isinstance(b, str)]
         inside = {n for region, _ in built for n in region.core}
         reasons = {n: _reason(analysis, n, refused) for n in analysis.nodes if n not in inside}
+        rewriter = Rewriter(gm, self.options)
         for at, (region, result) in enumerate(built):
             name = f"{result.module.main.name}_{at}"
-            captured.calls.append(replace_region(gm, region, result, name, self.options))
+            captured.calls.append(rewriter.replace(region, result, name))
         _drop_unused_numbers(gm)
         captured.left = _left(gm, reasons)
         return captured

@@ -79,6 +79,15 @@ class CompiledModule(torch.nn.Module):
         """The regions, their kernels, and what stayed with torch, of all calls so far."""
         return self._compiled.capture.report()
 
+    @property  # type: ignore[override]  # nn.Module has a plain attribute; the module's own counts
+    def training(self) -> bool:
+        return self._modules["_orig_mod"].training if self._modules else True
+
+    @training.setter
+    def training(self, mode: bool) -> None:
+        if self.__dict__.get("_modules"):
+            self._modules["_orig_mod"].training = mode
+
     def __getattr__(self, name: str) -> Any:
         if name in self.__dict__.get("_modules", {}):
             return self._modules[name]

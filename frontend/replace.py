@@ -16,23 +16,31 @@ from tilewright.frontend.regions import Region
 from tilewright.frontend.translate import fake_of
 
 
-def replace_region(
-    gm: GraphModule, region: Region, built: Built, name: str, options: Options
-) -> RegionCall:
-    """Rewrites the graph; users of the results that came too early move behind the call."""
-    fallback, extras = fallback_module(region)
-    locations = tuple(dict.fromkeys(location_of(n) for n in region.nodes if n in region.core))
-    call = RegionCall(name, built.module, built.orders, fallback, locations, options)
-    with gm.graph.inserting_after(region.anchor):
-        node = gm.graph.call_function(call, (*region.inputs, *extras))
-    results = _result_nodes(gm.graph, node, region.outputs)
-    for old, new in zip(region.outputs, results, strict=True):
-        old.replace_all_uses_with(new)
-    for old in reversed(region.nodes):
-        if not old.users:
-            gm.graph.erase_node(old)
-    _move_users_behind(gm.graph, node, results[-1])
-    return call
+class Rewriter:
+    """Replaces the regions of one graph, in the order of their anchors."""
+
+    def __init__(self, gm: GraphModule, options: Options) -> None:
+        self.graph = gm.graph
+        self.options = options
+        self.renamed: dict[Node, Node] = {}  # results of regions -> the nodes that give them now
+
+    def replace(self, region: Region, built: Built, name: str) -> RegionCall:
+        """Calls the region's kernel; users of the results that came too early move behind."""
+        fallback, extras = fallback_module(region)
+        lines = tuple(dict.fromkeys(location_of(n) for n in region.nodes if n in region.core))
+        call = RegionCall(name, built.module, built.orders, fallback, lines, self.options)
+        arguments = [self.renamed.get(n, n) for n in (*region.inputs, *extras)]
+        with self.graph.inserting_after(region.anchor):
+            node = self.graph.call_function(call, tuple(arguments))
+        results = _result_nodes(self.graph, node, region.outputs)
+        for old, new in zip(region.outputs, results, strict=True):
+            old.replace_all_uses_with(new)
+            self.renamed[old] = new
+        for old in reversed(region.nodes):
+            if not old.users:
+                self.graph.erase_node(old)
+        _move_users_behind(self.graph, node, results[-1])
+        return call
 
 
 def _result_nodes(graph: Graph, call: Node, outputs: list[Node]) -> list[Node]:

@@ -45,18 +45,44 @@ def choose_order(axes: AxisMap) -> LoopOrder:
             depends.append(_operand_axes(axes, op))
     outputs = [axes.views[None, i].dims for i in range(len(axes.graph.results))]
     ordered = list(dict.fromkeys(x for dims in outputs for d in axes.resolved(dims) for x in d))
-    parallel = tuple(x for x in ordered if x not in reduced and all(x in d for d in depends))
-    streamed = _streamed(reduced, last, ordered)
+    inside = _inside(axes, reduced, ordered)
+    parallel = tuple(
+        x for x in ordered if x not in {*reduced, *inside} and all(x in d for d in depends)
+    )
+    streamed = None
+    if not _only_products(axes):
+        streamed = _streamed({x: n for x, n in reduced.items() if x not in inside}, last)
     every = {x for view in axes.views.values() for x in axes.flat(view.dims)}
     loops = {*parallel, streamed}
     return LoopOrder(parallel, streamed, frozenset(every - loops))
 
 
-def _streamed(reduced: Counter[int], last: dict[int, int], outputs: list[int]) -> int | None:
-    """The axis most reductions run along, the latest of equals; none for a single contraction."""
-    if not reduced or (sum(reduced.values()) == 1 and not set(reduced) & set(outputs)):
-        return None
-    return max(reduced, key=lambda x: (reduced[x], last[x]))
+def _inside(axes: AxisMap, reduced: Counter[int], outputs: list[int]) -> set[int]:
+    """Axes that results run along as well as reductions, if their length is a number: a row of them
+    is one element, read twice, and no channel has to hold it. Without any reduction the last axis."""
+    last = outputs[-1:] if len(outputs) > 1 and not reduced else []
+    products = any(isinstance(op, t.Contract) for op in axes.graph.body.ops)
+    candidates = [x for x in outputs if x in reduced] if not products else []
+    return {x for x in [*candidates, *last] if axes.size[x].constant is not None}
+
+
+def _streamed(reduced: dict[int, int], last: dict[int, int]) -> int | None:
+    """The axis most reductions run along, the latest of equals."""
+    return max(reduced, key=lambda x: (reduced[x], last[x])) if reduced else None
+
+
+def _only_products(axes: AxisMap) -> bool:
+    """True if all reductions are contractions and none takes the result of another: then each is
+    summed inside an element, and no axis has to be streamed."""
+    after: set[Value] = set()
+    for op in axes.graph.body.ops:
+        reduces = isinstance(op, t.Reduce | t.Contract)
+        follows = any(v in after for v in op.operands)
+        if isinstance(op, t.Reduce) or (reduces and follows):
+            return False
+        if reduces or follows:
+            after.update(op.results)
+    return True
 
 
 def _operand_axes(axes: AxisMap, op: Op) -> frozenset[int]:

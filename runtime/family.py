@@ -19,7 +19,7 @@ from tilewright.ir.errors import BindError
 from tilewright.ir.sizes import Size
 from tilewright.ir.target import Target
 from tilewright.ir.types import BufferType, StreamType, TensorType
-from tilewright.passes.to_tile.kernel_info import analyse
+from tilewright.passes.to_tile.kernel_info import analyse, is_row_kernel
 from tilewright.passes.to_tile.schedule import row_classes
 from tilewright.passes.specialise import specialise
 from tilewright.runtime.calls import Signature, key_source
@@ -50,7 +50,7 @@ class KernelFamily:
         info = analyse(graph)
         self.static_names = tuple(sorted(_static_names(graph)))
         self.row_count: Size = info.row_count
-        self.classes = row_classes(target)
+        self.classes = () if is_row_kernel(graph) else row_classes(target)
         self.forms: dict[Key, Call] = {}
         self.reports: list[VariantReport] = []
         self.lock = threading.Lock()

@@ -444,7 +444,7 @@ class BlockLowering:
         assert self.state.first_row is not None and self.state.row_total is not None
         left = b.sub(self.state.row_total, self.state.first_row)
         layout = self.state.lane_layout()
-        with self.rows._each_row(b.minimum(left, self.schedule.rows), clamp=False) as (row, at):
+        with self.rows.each_row(b.minimum(left, self.schedule.rows), clamp=False) as (row, at):
             with b.loop(b.index(0), block.count, lanes, hint="out") as loop:
                 x = b.load(kept, [loop.counter, row], [1, -1], layout, hint=sink.x.hint)
                 dtype = self.state.dtype(sink.x)

@@ -140,9 +140,27 @@ class Contraction:
             rows = b.load(packed, [d, b.index(0)], [-1, 1], b_layout, hint="rows")
             return b(t.Dot, acc, a, rows, hint=op.result.hint)
 
-        length = operand.axis.size.constant or 0
-        acc = b.filled(0.0, F32, self.state.tile_layout)
-        return unrolled(self.state, b.index(0), b.index(length), y.unroll, acc, step, length)
+        return self._in_chunks(operand.axis.size.constant or 0, step)
+
+    def _in_chunks(self, length: int, step: Callable[[Value, Value], Value]) -> Value:
+        """The sum over 0 … length, a chunk at a time: the error grows with a chunk's length plus the
+        number of chunks."""
+        y, b = self.schedule, self.build
+        zero = b.filled(0.0, F32, self.state.tile_layout)
+        chunk = y.sum_chunk
+        if length <= chunk + chunk // 2:
+            return unrolled(self.state, b.index(0), b.index(length), y.unroll, zero, step, length)
+        whole = length // chunk * chunk
+        with b.loop(b.index(0), b.index(whole), chunk, [zero], hint="chunk") as loop:
+            end = b.add(loop.counter, chunk)
+            part = unrolled(self.state, loop.counter, end, y.unroll, zero, step, chunk)
+            loop.next = (b(m.Add, loop.carried[0], part, hint="total"),)
+        total = loop.results[0]
+        if length % chunk:
+            lo, hi = b.index(whole), b.index(length)
+            part = unrolled(self.state, lo, hi, y.unroll, zero, step, length - whole)
+            total = b(m.Add, total, part, hint="total")
+        return total
 
     def _pairs(self, op: s.Contract, at: Value, limit: Value | None) -> Value:
         row, inner = self.rows.row_side(op)
@@ -165,9 +183,7 @@ class Contraction:
             rows = b.load(packed, [pair, b.index(0), b.index(0)], [-1, 1, 2], b_layout, hint="rows")
             return b(t.Dot, acc, a, rows, hint=op.result.hint)
 
-        length = (axis.size.constant or 0) // 2
-        acc = b.filled(0.0, F32, self.state.tile_layout)
-        return unrolled(self.state, b.index(0), b.index(length), y.unroll, acc, step, length)
+        return self._in_chunks((axis.size.constant or 0) // 2, step)
 
     def _across_lanes(self, op: s.Contract, at: Value, limit: Value | None) -> Value:
         """Position by position, each read from end to end: memory is walked in order, as the

@@ -60,6 +60,15 @@ class KernelInfo:
         return isinstance(op, s.Contract | s.Fold) or any(self.heavy(v) for v in op.operands)
 
 
+def is_row_kernel(graph: Graph) -> bool:
+    """True if every result is a row computed from rows: nothing is summed along a loop or over two
+    operands' shared axis, so that the element's axis can lie on lanes."""
+    stream = (s.Reduce, s.Scan, s.Contract)
+    types = [v.type for op in graph.body.ops for v in op.results]
+    element = any(isinstance(x, StreamType) and x.element for x in types)
+    return element and not any(isinstance(op, stream) for op in graph.body.ops)
+
+
 def analyse(graph: Graph) -> KernelInfo:
     """The axes of a kernel. Raises UnsupportedError for a form that no schedule covers."""
     made = graph.producers()
@@ -67,6 +76,9 @@ def analyse(graph: Graph) -> KernelInfo:
     reduced = [op.axis for op in graph.body.ops if isinstance(op, s.Reduce | s.Scan)]
     if not loops:
         raise UnsupportedError(f"{graph.name}: a kernel without a loop")
+    if is_row_kernel(graph):
+        depends = _depends(graph, "")
+        return KernelInfo(graph, Axis("", Size.of(1)), (), loops, depends, made=made)
     inner = loops[-1]
     if set(reduced) - {inner.name}:
         raise UnsupportedError(f"{graph.name}: reductions over more than one loop")

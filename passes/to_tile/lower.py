@@ -16,9 +16,10 @@ from tilewright.ir.types import BufferType, StreamType, TensorType
 from tilewright.passes.canonicalise import canonicalise_graph
 from tilewright.passes.expand_math import expand_math_graph
 from tilewright.passes.to_tile.block import BlockLowering
-from tilewright.passes.to_tile.kernel_info import KernelInfo, analyse
+from tilewright.passes.to_tile.kernel_info import KernelInfo, analyse, is_row_kernel
+from tilewright.passes.to_tile.row_kernel import lower_row_kernel
 from tilewright.passes.to_tile.rows import RowLowering
-from tilewright.passes.to_tile.schedule import Schedule, choose_schedule
+from tilewright.passes.to_tile.schedule import Schedule, choose_schedule, row_schedule
 from tilewright.passes.to_tile.state import LoweringState
 
 
@@ -48,7 +49,7 @@ def kernel_to_tile(graph: Graph, target: Target, rows: int, units: dict[str, int
     """
     info = analyse(graph)
     check_element_axes(info)
-    schedule = choose_schedule(target, rows)
+    schedule = row_schedule(target) if is_row_kernel(graph) else choose_schedule(target, rows)
     program = _Program(info, schedule, units).run(target)
     return canonicalise_graph(expand_math_graph(canonicalise_graph(program)))
 
@@ -78,10 +79,13 @@ class _Program:
 
     def run(self, target: Target) -> Graph:
         rows = RowLowering(self.state)
-        block = BlockLowering(self.state, rows)
-        rows.begin()
-        block.run()
-        rows.finish([sink for sink in self.sinks if not self.info.varies(sink.x)])
+        if is_row_kernel(self.info.graph):
+            lower_row_kernel(self.state, rows, self.sinks)
+        else:
+            block = BlockLowering(self.state, rows)
+            rows.begin()
+            block.run()
+            rows.finish([sink for sink in self.sinks if not self.info.varies(sink.x)])
         body = Region(self.params, tuple(self.state.build.top.ops))
         grid = [(axis.size, 1) for axis in self.info.grid]
         grid.append((self.info.row_count, self.schedule.rows))

@@ -22,6 +22,7 @@ class RowLowering:
     def __init__(self, state: LoweringState) -> None:
         self.state, self.info, self.schedule = state, state.info, state.schedule
         self.build = state.build
+        self.folded: dict[Value, Value] = {}  # results of reductions over an element's axis
 
     # ---- prologue
 
@@ -42,7 +43,7 @@ class RowLowering:
         for key, dtype in scalars.items():
             name = f"row_{key[0]}_{key[1].hint}"
             self.state.row_vectors[key] = b.scratch([1, self.schedule.rows], dtype, name)
-        with self._each_row(b.index(self.schedule.rows), clamp=True) as (row, at):
+        with self.each_row(b.index(self.schedule.rows), clamp=True) as (row, at):
             for value in operands:
                 self._pack(value, row, at)
             for key in scalars:
@@ -166,7 +167,7 @@ class RowLowering:
         return total
 
     @contextmanager
-    def _each_row(self, count: Value, clamp: bool) -> Iterator[tuple[Value, dict[str, Value]]]:
+    def each_row(self, count: Value, clamp: bool) -> Iterator[tuple[Value, dict[str, Value]]]:
         """A loop over the block's rows; rows past the last repeat it when ``clamp``."""
         b, state = self.build, self.state
         assert state.first_row is not None and state.row_total is not None
@@ -220,6 +221,8 @@ class RowLowering:
 
         def leaf(v: Value) -> Value | None:
             op = self.info.made.get(v)
+            if v in self.folded:
+                return self.folded[v]
             if isinstance(op, s.Source):
                 return self._load_point(op, at, layout)
             if isinstance(op, s.Index):
@@ -267,11 +270,12 @@ class RowLowering:
         b, state = self.build, self.state
         assert state.first_row is not None and state.row_total is not None
         count = b.minimum(b.sub(state.row_total, state.first_row), self.schedule.rows)
-        with self._each_row(count, clamp=False) as (row, at):
+        with self.each_row(count, clamp=False) as (row, at):
             for sink in sinks:
-                self._write(sink, row, at)
+                self.write(sink, row, at)
 
-    def _write(self, sink: s.Sink, row: Value, at: dict[str, Value]) -> None:
+    def write(self, sink: s.Sink, row: Value, at: dict[str, Value]) -> None:
+        """Writes one row's result, its element's axis on lanes."""
         b, element = self.build, self.info.element(sink.x)
         buffer = self.state.buffers[sink.result]
         if not element:

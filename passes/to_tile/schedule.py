@@ -31,6 +31,7 @@ class Schedule:
     element_tile: int
     unroll: int
     bf16_dot: bool
+    sum_chunk: int = 128  # products added up before they join a longer sum
     prefetch: int = 0  # positions ahead that streamed operands are asked for
 
 
@@ -51,7 +52,7 @@ def choose_schedule(target: Target, rows: int) -> Schedule:
         return Schedule(True, 1, 4, 4, 1, 32, 4, 1, False)
     if rows and rows <= target.lanes // 2:
         tile = target.lanes // rows
-        return Schedule(False, target.lanes, rows, tile, tile, max(128, tile), 16, 2, False, 16)
+        return Schedule(False, target.lanes, rows, tile, tile, max(128, tile), 16, 2, False, prefetch=16)
     limit = 1 if rows else 3
     candidates = [
         (_cost(target, vectors, broadcast), -broadcast * vectors, vectors, broadcast)
@@ -72,6 +73,11 @@ def choose_schedule(target: Target, rows: int) -> Schedule:
         unroll=4,
         bf16_dot=target.bf16_dot,
     )
+
+
+def row_schedule(target: Target) -> Schedule:
+    """For kernels that compute each row by itself: its elements on lanes, a few rows a work item."""
+    return Schedule(False, target.lanes, 8, 1, 1, 1, 4, 4, False)
 
 
 def _fits(target: Target, vectors: int, broadcast: int) -> bool:
