@@ -79,14 +79,17 @@ class CompiledModule(torch.nn.Module):
         """The regions, their kernels, and what stayed with torch, of all calls so far."""
         return self._compiled.capture.report()
 
-    @property  # type: ignore[override]  # nn.Module has a plain attribute; the module's own counts
+    @property
     def training(self) -> bool:
-        return self._modules["_orig_mod"].training if self._modules else True
+        """The module's own mode, not a copy of it."""
+        module = self.__dict__.get("_modules", {}).get("_orig_mod")
+        return module is None or bool(module.training)
 
     @training.setter
     def training(self, mode: bool) -> None:
-        if self.__dict__.get("_modules"):
-            self._modules["_orig_mod"].training = mode
+        module = self.__dict__.get("_modules", {}).get("_orig_mod")
+        if module is not None:
+            module.training = mode
 
     def __getattr__(self, name: str) -> Any:
         if name in self.__dict__.get("_modules", {}):

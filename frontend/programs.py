@@ -19,6 +19,9 @@ class ProgramLike(Protocol):
 
     def explain(self) -> Any: ...
 
+    @property
+    def supported(self) -> bool: ...
+
 
 _lock = threading.Lock()
 _programs: dict[tuple[str, str | None], ProgramLike | UnsupportedError] = {}
@@ -32,6 +35,13 @@ def make_program(module: Module, target: str | None) -> ProgramLike:
     return program
 
 
+def refuse_interpreted(program: ProgramLike) -> None:
+    """UnsupportedError for a program with a part for the interpreter: torch is faster than that."""
+    if not program.supported:
+        reasons = [str(k.runs_on) for k in program.explain().kernels if k.runs_on != "compiled"]
+        raise UnsupportedError("; ".join(reasons))
+
+
 def shared_program(module: Module, target: str | None) -> ProgramLike:
     """The program for a module's text and target, built once.
 
@@ -41,7 +51,8 @@ def shared_program(module: Module, target: str | None) -> ProgramLike:
     with _lock:
         if key not in _programs:
             try:
-                _programs[key] = make_program(module, target)
+                program = _programs[key] = make_program(module, target)
+                refuse_interpreted(program)
             except UnsupportedError as error:
                 _programs[key] = error
         found = _programs[key]

@@ -54,7 +54,10 @@ class RegionCall:
         if reason is not None:
             return self._with_torch(reason, args)
         assert self.program is not None
-        results = self.program(*inputs)
+        try:
+            results = self.program(*inputs)
+        except UnsupportedError as error:  # forms of a kernel are compiled when first needed
+            return self._with_torch(f"no kernel for these inputs: {error}", args)
         if self.options.verify:
             check_against(self.fallback, args, self._ordered(results), self.locations[-1])
         return self._unpacked(self._ordered(results))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 from torch.fx import Node
 
 from tilewright.frontend.classify import Analysis, is_kernel_contraction
@@ -41,7 +42,9 @@ def offences(analysis: Analysis, taken: Iterable[Node]) -> list[Offence]:
 def is_bookkeeping(node: Node) -> bool:
     """Arithmetic on sizes and Python numbers."""
     value = node.meta.get("example_value")
-    return value is not None and not hasattr(value, "dtype") and not isinstance(value, tuple | list)
+    if isinstance(value, tuple | list):
+        return bool(value) and not any(isinstance(v, torch.Tensor) for v in value)
+    return value is not None and not isinstance(value, torch.Tensor)
 
 
 def _interrupting(analysis: Analysis, inside: set[Node]) -> set[Node]:

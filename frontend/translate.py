@@ -54,9 +54,16 @@ class Translator:
         """A parameter for a tensor that comes from outside the region."""
         fake = fake_of(node)
         type_ = TensorType(self.sizes.shape(fake.shape), ir_dtype(fake.dtype))
-        value = Value(type_, hint="".join(c if c.isalnum() else "_" for c in _short(node.name)))
+        value = Value(type_, hint=self._free_hint(_short(node.name)))
         self.scope[node] = value
         return value
+
+    def _free_hint(self, name: str) -> str:
+        """A parameter's name: without Dynamo's number, which differs from layer to layer."""
+        stem = name.rstrip("0123456789").rstrip("_") or "x"
+        taken = {v.hint for v in self.scope.values() if isinstance(v, Value)}
+        tries = (stem, *(f"{stem}_{at}" for at in range(1, len(taken) + 1)))
+        return next(t for t in tries if t not in taken)
 
     def node(self, node: Node) -> Translated:
         """Emits one node; UnsupportedError names its operation and the user's line."""
@@ -155,7 +162,8 @@ def _short(name: str) -> str:
     parts = name.strip("_").split("_")
     while len(parts) > 1 and parts[0] in ("l", "args", "kwargs", "self", "stack0", "modules"):
         parts = parts[1:]
-    return "_".join(parts) or "x"
+    name = "_".join(parts) or "x"
+    return "".join(c if c.isalnum() else "_" for c in name)
 
 
 def probe(node: Node) -> str | None:

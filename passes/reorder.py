@@ -4,7 +4,7 @@ factor   sum_j (x_j / c) * y_j              ->  (sum_j x_j * y_j) / c           
 running  sum_j exp(x_j - max_i x_i) * y_j   ->  a sum rescaled whenever the running maximum grows:
          with r_j = max(x_0 … x_j):  state <- state * exp(r_{j-1} - r_j) + exp(x_j - r_j) * y_j
          since exp(x_j - R) = exp(x_j - r_j) * exp(r_j - r_{j+1}) * … * exp(r_{last} - R), and the
-         sum is linear. Computed in base 2 (x * log2 e once), which the machine has an instruction for.
+         sum is linear.
 
 Casts count as the identity here, as in exact arithmetic; a factor moved over a cast is rounded later.
 """
@@ -22,8 +22,6 @@ from tilewright.ir.core import Graph, Module, Op, Value
 from tilewright.ir.types import Axis, StreamType
 from tilewright.passes.canonicalise import canonicalise_graph
 from tilewright.passes.rewrite import Rewriter, for_each_graph, rewrite_graph
-
-LOG2_E = math.log2(math.e)
 
 
 @dataclass(frozen=True)
@@ -198,15 +196,14 @@ def _running(
     type_ = x.type
     assert isinstance(type_, StreamType)
     scalar = _scalar_like(x)
-    scaled = b(m.Mul, x, b.const(LOG2_E, scalar, "log2_e"), hint=f"{x.hint}_log2")
-    scan = b.add(s.Scan(scaled, kind="max", axis=type_.loops[-1].name, loc=op.loc))
+    scan = b.add(s.Scan(x, kind="max", axis=type_.loops[-1].name, loc=op.loc))
     now, before = scan.results
     now.hint, before.hint = "running", "before"
-    # exp2(-inf - -inf) would be NaN before the first finite element: any finite reference does
+    # exp(-inf - -inf) would be NaN before the first finite element: any finite reference does
     empty = b(m.Compare, now, b.const(-math.inf, scalar), relation="eq", hint="empty")
     reference = b(m.Select, empty, b.const(0.0, scalar), now, hint="reference")
-    delta = b(m.Exp2, b(m.Sub, before, reference, hint="grown"), hint="rescale")
-    e = b(m.Exp2, b(m.Sub, scaled, reference, hint="shifted"), hint=op.result.hint)
+    delta = b(m.Exp, b(m.Sub, before, reference, hint="grown"), hint="rescale")
+    e = b(m.Exp, b(m.Sub, x, reference, hint="shifted"), hint=op.result.hint)
     replaced[e] = (e, delta)
     return e
 

@@ -21,7 +21,7 @@ from tilewright.ir.core import Builder, Graph, Module, Region, Value
 from tilewright.ir.dtypes import BF16, BOOL, F16, F32, F64, I64, TABLE, DType
 from tilewright.ir.evaluate import evaluate
 from tilewright.ir.layout import Layout
-from tilewright.ir.sizes import Size, SizeLike
+from tilewright.ir.sizes import Size, SizeLike, product
 from tilewright.ir.types import TensorType
 
 Draw = st.DrawFn
@@ -441,8 +441,51 @@ def attention_shapes(draw: Draw, most_depth: int = 4, empty: bool = False) -> At
     )
 
 
+# How inputs lie in memory: [K, G, N, D], [K*G, N, D], [N, K, G, D], [N, K*G*D], [K*G*N, D].
+FORMS = ("grouped", "heads", "sequence", "merged", "flat")
+
+
 class AttentionSketch(Sketch):
     """softmax(f(q k^T)) v over [K, G, N, D] queries and [K, M, D] keys."""
+
+    def operand(
+        self, form: str, heads: list[str], length: str, depth: int, dtype: DType, wide: DType
+    ) -> Known:
+        """An input in some form, brought to [*heads, length, depth] in ``wide``."""
+        all_heads = product(heads)
+        x = self.param(
+            {
+                "grouped": [*heads, length, depth],
+                "heads": [all_heads, length, depth],
+                "sequence": [length, *heads, depth],
+                "merged": [length, all_heads * depth],
+                "flat": [all_heads * length, depth],
+            }[form],
+            dtype,
+        )
+        x = x if dtype == wide else self.op(m.Cast, x, bound=6, dtype=wide)
+        sized = tuple(Size.of(n) for n in (*heads, length, depth))
+        if form == "flat" or (form == "heads" and len(heads) > 1):
+            x = self.op(t.Reshape, x, bound=6, shape=sized)
+        if form == "merged":
+            x = self.op(t.Reshape, x, bound=6, shape=(sized[-2], *sized[:-2], sized[-1]))
+        if form in ("sequence", "merged"):
+            order = (*range(1, len(heads) + 1), 0, len(heads) + 1)
+            x = self.op(t.Transpose, x, bound=6, permutation=order)
+        return x
+
+    def output(self, form: str, o: Known, width: int) -> Known:
+        """[K, G, N, E] in the form of the inputs."""
+        heads = Size.of("K") * "G"
+        if form in ("sequence", "merged"):
+            o = self.op(t.Transpose, o, bound=6, permutation=(2, 0, 1, 3), hint="o")
+        if form == "merged":
+            o = self.op(t.Reshape, o, bound=6, shape=(Size.of("N"), heads * width), hint="o")
+        if form == "heads":
+            o = self.op(t.Reshape, o, bound=6, shape=(heads, *o.shape[2:]), hint="o")
+        if form == "flat":
+            o = self.op(t.Reshape, o, bound=6, shape=(heads * "N", o.shape[-1]), hint="o")
+        return o
 
     def scale_(self, x: Known, number: float) -> Known:
         return self.op(m.Mul, x, self.const(number, x), bound=x.bound * abs(number))
@@ -530,26 +573,22 @@ def attention_programs(
     most_depth: int = 4,
     empty: bool = False,
     statistics: bool = True,
+    forms: Sequence[str] = FORMS,
 ) -> Program:
     """softmax(f(q k^T)) v where f is up to four drawn steps: scaling, caps, biases, masks.
 
-    Query heads that share a key head come either with a broadcast key (as repeat_kv writes it) or
-    with the group as a dimension of the queries. With ``statistics`` the logarithm of the sum may be
+    Inputs and output come in one of ``FORMS``. With ``statistics`` the logarithm of the sum may be
     a second output.
     """
     shape = draw(attention_shapes(most_depth, empty)) if shape is None else shape
     names = {"K": shape.heads, "G": shape.group, "N": shape.queries, "M": shape.keys}
     sketch = AttentionSketch(draw, names)
-    grouped = draw(st.booleans())
-    heads: list[SizeLike] = ["K", "G"] if grouped else [Size.of("K") * "G"]
-    q = sketch.param([*heads, "N", shape.depth], dtype)
-    k = sketch.param(["K", "M", shape.depth], dtype)
-    v = sketch.param(["K", "M", shape.width], dtype)
+    form = draw(st.sampled_from(list(forms)))
+    sketch.tags.add(form)
     wide = F64 if dtype == F64 else F32
-    q, k, v = (x if dtype == wide else sketch.op(m.Cast, x, bound=6, dtype=wide) for x in (q, k, v))
-    if not grouped:
-        split_heads = tuple(Size.of(s) for s in ("K", "G", "N", shape.depth))
-        q = sketch.op(t.Reshape, q, bound=6, shape=split_heads, hint="q")
+    q = sketch.operand(form, ["K", "G"], "N", shape.depth, dtype, wide)
+    k = sketch.operand(form, ["K"], "M", shape.depth, dtype, wide)
+    v = sketch.operand(form, ["K"], "M", shape.width, dtype, wide)
     s = sketch.op(t.Contract, q, k, bound=36 * shape.depth, equation="kgnd,kmd->kgnm", hint="s")
     for name in draw(st.lists(st.sampled_from(list(score_steps)), max_size=4, unique=True)):
         s = sketch.step(name, s)
@@ -560,10 +599,8 @@ def attention_programs(
         p = sketch.op(m.Cast, p, bound=1, dtype=BF16, hint="p")
         p = sketch.op(m.Cast, p, bound=1, dtype=F32, hint="p")
     o = sketch.op(t.Contract, p, v, bound=6, equation="kgnm,kme->kgne", hint="o")
-    results = [o if dtype == wide else sketch.op(m.Cast, o, bound=6, dtype=dtype, hint="o")]
-    if not grouped:
-        merged = (Size.of("K") * "G", Size.of("N"), Size.of(shape.width))
-        results = [sketch.op(t.Reshape, results[0], bound=6, shape=merged, hint="o")]
+    o = o if dtype == wide else sketch.op(m.Cast, o, bound=6, dtype=dtype, hint="o")
+    results = [sketch.output(form, o, shape.width)]
     if statistics and draw(st.integers(0, 3)) == 0:
         results.append(_log_sum(sketch, s))
     return sketch.finish(results, "attention")

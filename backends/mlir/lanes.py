@@ -44,10 +44,12 @@ class LaneEmitter:
                 raise UnsupportedError(f"tile.dot on {a.type.dtype} without pairs")
             return self.text.op(f"math.fma {x}, {y}, {c} : {acc.held}")
         lanes = acc.lanes
-        if a.uniform:
-            x = self.text.op(f"vector.bitcast {x} : vector<{lanes}xi32> to {b.held}")
+        held = f"vector<{2 * lanes}xbf16>"
+        given = f"vector<{lanes}xi32>" if a.uniform else a.held
+        x = self.text.op(f"vector.bitcast {x} : {given} to {held}")
+        y = self.text.op(f"vector.bitcast {y} : {b.held} to {held}")
         name = '"llvm.x86.avx512bf16.dpbf16ps.512"'
-        types = f"({acc.held}, {b.held}, {b.held}) -> {acc.held}"
+        types = f"({acc.held}, {held}, {held}) -> {acc.held}"
         return self.text.op(f"llvm.call_intrinsic {name}({c}, {x}, {y}) : {types}")
 
     def reduce(self, op: t.Reduce, x: Registers) -> Registers:
@@ -128,7 +130,7 @@ class LaneEmitter:
             for column in range(per_row):
                 a = narrow[row * per_row + column]
                 b = narrow[(row + 1) * per_row + column]
-                names.append(self.text.shuffle(a, b, woven, f"vector<{lanes}xbf16>"))
+                names.append(self.text.shuffle(a, b, woven, f"vector<{lanes}xi16>"))
         return Registers(result, names)
 
 

@@ -250,8 +250,7 @@ def _convert_integer(s: Scalars, x: str, source: DType, target: DType) -> str:
 
 def widen_bf16(s: Scalars, x: str) -> str:
     """bf16 bits are the upper half of f32's."""
-    bits = s.convert("arith.bitcast", x, "bf16", "i16")
-    wide = s.convert("arith.extui", bits, "i16", "i32")
+    wide = s.convert("arith.extui", x, "i16", "i32")
     high = s.binary("arith.shli", wide, s.number(16, "i32"), "i32")
     return s.convert("arith.bitcast", high, "i32", "f32")
 
@@ -262,7 +261,8 @@ def narrow_bf16(s: Scalars, x: str) -> str:
         # the intrinsic, since LLVM may turn a plain fptrunc into calls per element
         name = "llvm.x86.avx512bf16.cvtneps2bf16.512"
         types = f"({s.shaped('f32')}) -> {s.shaped('bf16')}"
-        return s.text.op(f'llvm.call_intrinsic "{name}"({x}) : {types}')
+        narrow = s.text.op(f'llvm.call_intrinsic "{name}"({x}) : {types}')
+        return s.convert("arith.bitcast", narrow, "bf16", "i16")
     bits = s.convert("arith.bitcast", x, "f32", "i32")
     shift = s.number(16, "i32")
     odd = s.binary("arith.andi", s.binary("arith.shrui", bits, shift, "i32"), s.number(1, "i32"), "i32")
@@ -270,4 +270,4 @@ def narrow_bf16(s: Scalars, x: str) -> str:
     rounded = s.binary("arith.shrui", s.binary("arith.addi", bits, half, "i32"), shift, "i32")
     nan = s.text.op(f"arith.cmpf uno, {x}, {x} : {s.shaped('f32')}")
     kept = _choose(s, nan, s.number(0x7FC0, "i32"), rounded, s.shaped("i32"))
-    return s.convert("arith.bitcast", s.convert("arith.trunci", kept, "i32", "i16"), "i16", "bf16")
+    return s.convert("arith.trunci", kept, "i32", "i16")

@@ -13,7 +13,8 @@ from tilewright.ir.dtypes import DType
 from tilewright.ir.layout import Layout
 from tilewright.ir.types import RegisterType
 
-_ELEMENT = {"bool": "i1", "u8": "i8"}
+# bf16 is kept as its bits: LLVM would turn operations on it into calls where the CPU has none
+_ELEMENT = {"bool": "i1", "u8": "i8", "bf16": "i16"}
 
 
 def element_type(dtype: DType) -> str:

@@ -11,10 +11,10 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from tilewright.backends.numba.chains import ChainEmitter, is_chained, reads, users
 from tilewright.backends.numba.functions import Functions
 from tilewright.backends.numba.loops import LoopEmitter
 from tilewright.backends.numba.memory import Access, Limit, MemoryEmitter, MemoryRef
-from tilewright.backends.numba.outline import ChainEmitter, chains, is_chained, users
 from tilewright.backends.numba.pointwise import dtype_of, expression, settle
 from tilewright.backends.numba.registers import (
     Tile,
@@ -81,7 +81,7 @@ class _Program:
         self.memory = MemoryEmitter(self.text)
         used = users(graph)
         self.chains = ChainEmitter(self.text, self.functions, self, used)
-        self.loops = LoopEmitter(self.text, self.functions, self.values, used, self._region)
+        self.loops = LoopEmitter(self.text, self.values, used, self._region)
         self.sizes: dict[str, str] = {}
         self.blocks: list[str] = []
 
@@ -181,14 +181,15 @@ class _Program:
     # ---- operations
 
     def _region(self, region: Region) -> None:
-        for chain in chains(region.ops):
-            for op in chain:
-                for value in (*op.operands, *op.results):
-                    check_lanes(op, value)
-            if is_chained(chain[0]):
-                self.chains.write(chain)
+        for op in region.ops:
+            for value in (*op.operands, *op.results):
+                check_lanes(op, value)
+            if is_chained(op):
+                self.chains.add(op)
             else:
-                self._op(chain[0])
+                self.chains.write(reads(op))
+                self._op(op)
+        self.chains.write(region.yields)
 
     def _op(self, op: Op) -> None:
         handler: Callable[[Any], Any] | None = getattr(self, "_" + op.name.replace(".", "_"), None)
@@ -294,8 +295,23 @@ class _Program:
         for index, name in x.elements.items():
             kept = tuple(0 if d == op.dim else i for d, i in enumerate(index))
             groups.setdefault(kept, []).append(name)
-        found = {index: _reduced(op, names) for index, names in groups.items()}
+        found = {index: self._reduced(op, names) for index, names in groups.items()}
         return self.assigned(op.result, {i: settle(e, dtype) for i, e in found.items()})
+
+    def _reduced(self, op: t.Reduce, names: list[str]) -> str:
+        dtype = dtype_of(op.x.type)
+        if dtype == BOOL:
+            return (" & " if op.kind == "min" else " | ").join(names)
+        if op.kind == "sum":
+            return " + ".join(names)
+        if dtype.is_int or len(names) == 1:
+            return names[0] if len(names) == 1 else f"{op.kind}({', '.join(names)})"
+        combine = {"max": "largest_number", "min": "smallest_number"}[op.kind]
+        inputs = [f"x{i}" for i in range(len(names))]
+        text = inputs[0]
+        for x in inputs[1:]:
+            text = f"{combine}({text}, {x})"
+        return f"{self.functions.add(f'{op.kind}_of', inputs, [f'    return {text}'])}({', '.join(names)})"
 
     def _tile_reduce_to_lanes(self, op: t.ReduceToLanes) -> Tile:
         """With one lane there is one element."""
@@ -321,17 +337,4 @@ class _Program:
     def _tile_if(self, op: t.If) -> None:
         with self.text.block(f"if {self.values[op.lo]} < {self.values[op.hi]}"):
             self._region(op.regions[0])
-
-
-def _reduced(op: t.Reduce, names: list[str]) -> str:
-    if dtype_of(op.x.type) == BOOL:
-        return (" & " if op.kind == "min" else " | ").join(names)
-    if op.kind == "sum":
-        return " + ".join(names)
-    whole = dtype_of(op.x.type).is_int
-    combine = {"max": ("largest_number", "max"), "min": ("smallest_number", "min")}[op.kind][whole]
-    text = names[0]
-    for name in names[1:]:
-        text = f"{combine}({text}, {name})"
-    return text
 

@@ -1,17 +1,16 @@
-"""Loops: their variables, what these become in each turn, and long ones as functions."""
+"""Loops: their variables and what these become in each turn."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from tilewright.backends.numba.functions import LINES_WORTH_A_FUNCTION, Functions, wrapped
-from tilewright.backends.numba.outline import Users, is_chained
+from tilewright.backends.numba.chains import Users, is_chained
 from tilewright.backends.numba.registers import Tile, indices, tile_of
 from tilewright.backends.numba.text import Index, PythonText
 from tilewright.ir import ops_tile as t
-from tilewright.ir.core import Op, Region, Value
-from tilewright.ir.types import IndexType, RegisterType
+from tilewright.ir.core import Region, Value
+from tilewright.ir.types import IndexType
 
 
 class LoopEmitter:
@@ -21,38 +20,15 @@ class LoopEmitter:
     def __init__(
         self,
         text: PythonText,
-        functions: Functions,
         held: dict[Value, Any],
         used: Users,
         region: Callable[[Region], None],
     ) -> None:
-        self.text, self.functions, self.held, self.used = text, functions, held, used
-        self.region = region
+        self.text, self.held, self.used, self.region = text, held, used, region
         self.chosen: dict[Value, dict[Index, str]] = {}
 
     def write(self, op: t.For) -> None:
-        """Writes a loop in place, or as a call of a function if it is long."""
-        if _lines(op) < LINES_WORTH_A_FUNCTION:
-            self._in_place(op)
-            return
-        text, outer, start = self.text, set(self.text.origin), len(self.text.lines)
-        depth, text.depth = text.depth, 1
-        self._in_place(op)
-        body, text.depth = text.lines[start:], depth
-        del text.lines[start:]
-        results = [n for v in op.results if v in self.used for n in elements(self.held[v])]
-        hint = op.results[0].hint if op.results else op.regions[0].params[0].hint
-        function, passed = self.functions.outlined(f"{hint}_loop", body, outer, results)
-        indent = "    " * depth
-        if not results:
-            text.lines += wrapped(f"{function}(", passed, ")", indent)
-        elif len(results) == 1:
-            text.lines += wrapped(f"{results[0]} = {function}(", passed, ")", indent)
-        else:
-            *first, last = wrapped("(", results, ") = ", indent)
-            text.lines += [*first, *wrapped(f"{last[len(indent):]}{function}(", passed, ")", indent)]
-
-    def _in_place(self, op: t.For) -> None:
+        """Writes a loop and says what stands for its results."""
         region = op.regions[0]
         params, yields = region.params[1:], region.yields
         for param, init, result, value in zip(params, op.inits, op.results, yields, strict=True):
@@ -113,18 +89,4 @@ class LoopEmitter:
 def elements(held: Any) -> list[str]:
     """What stands for a value's elements, in the order of its registers."""
     return list(held.elements.values()) if isinstance(held, Tile) else [held]
-
-
-def _lines(op: t.For) -> int:
-    """About how many lines a loop takes; one within it that is long is a call."""
-    return 2 + sum(_lines_of(inner) for inner in op.regions[0].ops)
-
-
-def _lines_of(op: Op) -> int:
-    if isinstance(op, t.For):
-        return min(_lines(op), LINES_WORTH_A_FUNCTION)
-    if isinstance(op, t.If):
-        return 1 + sum(_lines_of(inner) for inner in op.regions[0].ops)
-    types = [op.operands[0].type] if isinstance(op, t.Store) else [v.type for v in op.results]
-    return sum(x.layout.registers for x in types if isinstance(x, RegisterType))
 

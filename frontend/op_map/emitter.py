@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from tilewright.ir import ops_math as m
 from tilewright.ir import ops_tensor as t
 from tilewright.ir.core import NOWHERE, Attr, Builder, Op, Value
-from tilewright.ir.dtypes import F32, I64, DType
+from tilewright.ir.dtypes import BOOL, F32, I64, DType
 from tilewright.ir.errors import Location, UnsupportedError
 from tilewright.ir.sizes import Size
 from tilewright.ir.types import TensorType
@@ -74,7 +74,11 @@ class Emitter:
         return self.cast(result, dtype)
 
     def select(self, condition: Value, lhs: Value, rhs: Value, dtype: DType) -> Value:
-        """Where ``condition`` (bool) holds ``lhs``, else ``rhs``."""
+        """Where ``condition`` (bool) holds ``lhs``, else ``rhs``; of booleans by logic."""
+        if dtype == BOOL:
+            inside = self.op(m.And, condition, lhs)
+            outside = self.op(m.And, self.op(m.Not, condition), rhs)
+            return self.op(m.Or, inside, outside)
         wide = arithmetic_dtype(dtype)
         result = self.op(m.Select, condition, self.cast(lhs, wide), self.cast(rhs, wide))
         return self.cast(result, dtype)

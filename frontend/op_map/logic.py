@@ -134,6 +134,8 @@ def _register_triangle(name: str, relation: str) -> Handler:
         rows, columns = e.iota((shape[-2], ONE), 0), e.iota((ONE, shape[-1]), 1)
         limit = binary(e, m.Add, rows, diagonal, tensor_type(rows).dtype) if diagonal else rows
         inside = e.compare(columns, limit, relation)
+        if e.dtype == BOOL:
+            return e.op(m.And, inside, input)
         return e.select(inside, input, e.const(0, e.dtype), e.dtype)
 
     return triangle

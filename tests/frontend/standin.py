@@ -34,6 +34,7 @@ class StandInProgram:
     """The interface of ``tilewright.runtime.program.Program``."""
 
     made: int = 0
+    supported = True
 
     def __init__(self, module: Module, target: str | None = None) -> None:
         StandInProgram.made += 1

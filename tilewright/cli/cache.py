@@ -9,7 +9,9 @@ import typer
 from tilewright.cli.output import amount, plural, say, table
 from tilewright.runtime.cache import Cache, EntryInfo
 
-app = typer.Typer(help="Look at the compiled kernels on disk, or remove them.", no_args_is_help=True)
+app = typer.Typer(
+    help="Look at the compiled kernels on disk, or remove them.", no_args_is_help=True
+)
 
 
 @app.command("ls")

@@ -34,13 +34,16 @@ COMMENT = {Stage.llvm: ";", Stage.asm: "#"}  # elsewhere //
 
 
 def compile_(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A program at any level; - is stdin.")],
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="A program at any level; - is stdin.")
+    ],
     emit: Annotated[Stage, typer.Option(help="The stage to print.")] = Stage.asm,
     target: Annotated[
         str, typer.Option(metavar="NAME", help="Processor: host, x86-64-v3, znver5 …")
     ] = "host",
     rows: Annotated[
-        int, typer.Option(min=0, help="Rows that share a read: chooses the layout; 0 is any number.")
+        int,
+        typer.Option(min=0, help="Rows that share a read: chooses the layout; 0 is any number."),
     ] = 0,
     size: SizeOption = None,
     out: Annotated[

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tilewright.cli.compile import load_target
 from tilewright.cli.output import heading, plural, say, table
-from tilewright.cli.programs import only_tensor_level, read_program
+from tilewright.cli.programs import is_function, only_tensor_level, read_program
+from tilewright.cli.run import InputOption, no_option
 from tilewright.cli.sizes import SizeOption, parse_sizes, with_sizes
 
 if TYPE_CHECKING:
@@ -19,22 +20,41 @@ if TYPE_CHECKING:
 
 
 def explain(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A tensor-level program; - is stdin.")],
+    program: Annotated[
+        str,
+        typer.Argument(metavar="FILE|MODULE:FUNCTION", help="A tensor-level program; - is stdin."),
+    ],
     target: Annotated[
         str, typer.Option(metavar="NAME", help="Processor: host, x86-64-v3, znver5 …")
     ] = "host",
     size: SizeOption = None,
+    input: InputOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False,
 ) -> None:
-    """Show deep channels, the rules that make them shallow, kernels, channels and layouts."""
+    """Show deep channels, the rules that make them shallow, kernels, channels and layouts.
+
+    A function is called once, on random inputs.
+    """
+    if is_function(program):
+        from tilewright.cli.run_function import explain_function
+
+        no_option(size, "--size", "a function has inputs: --input 2x8x128x64:f32")
+        report = explain_function(program, input or (), target)
+        say(_json(report.to_dict()) if as_json else str(report))
+        return
     from tilewright.cli.explanation import explanation
 
-    module = only_tensor_level(read_program(file), file, "explain")
+    no_option(input, "--input", "a file is explained for all sizes of its inputs")
+    module = only_tensor_level(read_program(program), program, "explain")
     found = explanation(with_sizes(module, parse_sizes(size)), load_target(target))
     if as_json:
-        say(json.dumps(asdict(found), indent=2, ensure_ascii=False))
+        say(_json(asdict(found)))
     else:
         _show(found)
+
+
+def _json(data: Mapping[str, Any]) -> str:
+    return json.dumps(data, indent=2, ensure_ascii=False)
 
 
 def _show(found: Explanation) -> None:
@@ -61,7 +81,9 @@ def _show_kernel(kernel: KernelFacts, target: str) -> None:
         _show_loop("grid", kernel.grid, "independent of each other")
         _show_loop("rows", kernel.rows, "share what is read along the stream")
         _show_loop("stream", (kernel.inner,), "walked in blocks")
-        _show_loop("mask", kernel.intervals, "blocks outside are skipped, inside no mask is computed")
+        _show_loop(
+            "mask", kernel.intervals, "blocks outside are skipped, inside no mask is computed"
+        )
     say(f"  {plural(len(kernel.channels), 'channel')}, the deepest holds {kernel.deepest} elements")
     channels = [(c.name, c.depth) for c in kernel.channels]
     table(("channel", "depth"), channels, right=("depth",), indent=4)

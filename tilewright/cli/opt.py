@@ -17,7 +17,9 @@ TO_TILE = "to_tile"
 
 
 def opt(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A program at any level; - is stdin.")],
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="A program at any level; - is stdin.")
+    ],
     passes: Annotated[
         str | None,
         typer.Option(metavar="A,B,C", help="Passes in order; without it, all from tensor to tile."),

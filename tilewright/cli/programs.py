@@ -12,8 +12,9 @@ from typing import Any
 from tilewright.cli.output import amount
 from tilewright.ir.core import Module
 from tilewright.ir.errors import SettingError
+from tilewright.ir.types import TensorType
 
-MOST_BYTES = 16 << 20  # no program is longer; a wrong file is
+MOST_BYTES = 4 << 20  # no program is longer; a wrong file is
 
 
 def close_to(word: str, known: Iterable[str]) -> str:
@@ -47,7 +48,7 @@ def _read(path: Path) -> bytes:
         if path.is_dir():
             raise SettingError(f"{path} is a folder; name a file in it")
         if (size := path.stat().st_size) > MOST_BYTES:
-            raise SettingError(f"{path} has {amount(size)}: no program is longer than 16 MiB")
+            raise SettingError(f"{path} has {amount(size)}: no program is longer than 4 MiB")
         return path.read_bytes()
     except FileNotFoundError:
         near = close_to(path.name, _programs_in(path.parent))
@@ -69,6 +70,11 @@ def only_tensor_level(module: Module, name: str, what: str) -> Module:
     if module.main.level != "graph":
         message = f"{what} takes a program at the tensor level (graph …), {name} holds "
         raise SettingError(message + f"{module.main.level} {module.main.name}")
+    for param in module.main.params:
+        if not isinstance(param.type, TensorType):
+            raise SettingError(
+                f"{name}: %{param.hint} is {param.type}; inputs of a graph are tensors"
+            )
     return Module((module.main,))
 
 
@@ -130,4 +136,3 @@ def _last_line(error: Exception) -> str:
         place = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}: "
         trace = trace.tb_next
     return f"{place}{type(error).__name__}: {error}"
-

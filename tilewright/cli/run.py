@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 
-from tilewright.cli.output import say, seconds
+from tilewright.cli.output import amount, plural, say, seconds
 from tilewright.cli.programs import is_function
 from tilewright.cli.sizes import SizeOption
 from tilewright.ir.dtypes import TABLE, Array
 from tilewright.ir.errors import SettingError
 
-if TYPE_CHECKING:
-    import torch
-
 WRONG = 1  # exit code when a result is not what the oracle says
 MOST_SECONDS = 5.0  # of repeating
-Results = Sequence["torch.Tensor"]
+
+InputOption = Annotated[
+    list[str] | None,
+    typer.Option("--input", "-i", metavar="2x8x128x64:f32", help="An input of a function."),
+]
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,7 @@ class RunOptions:
 def run(
     program: Annotated[str, typer.Argument(metavar="FILE|MODULE:FUNCTION", help="What to run.")],
     size: SizeOption = None,
-    input: Annotated[
-        list[str] | None,
-        typer.Option("--input", "-i", metavar="2x8x128x64:f32", help="An input of a function."),
-    ] = None,
+    input: InputOption = None,
     dtype: Annotated[
         str | None, typer.Option(metavar="NAME", help="Dtype of the floating inputs.")
     ] = None,
@@ -64,9 +62,7 @@ def run(
     """Run a program on random inputs: shapes, time, error against float64, kernels."""
     from tilewright.cli import run_file, run_function
 
-    options = RunOptions(
-        size or (), input or (), dtype, seed, check, backend, target, repeat
-    )
+    options = RunOptions(size or (), input or (), dtype, seed, check, backend, target, repeat)
     with _threads(threads):
         if is_function(program):
             good = run_function.run_function(program, options)
@@ -160,9 +156,20 @@ def tolerance(dtype: str) -> float:
     return own + 1e-4
 
 
+def show_kernel(kernel: Mapping[str, Any]) -> None:
+    """One line for a kernel and one for each of its compiled forms (a KernelReport as data)."""
+    how = "" if kernel["runs_on"] == "compiled" else f" ({kernel['runs_on']})"
+    say(f"  {kernel['name']}: {plural(len(kernel['channels']), 'channel')} of constant depth{how}")
+    for form in kernel["variants"]:
+        made = "loaded from the disk cache" if form["from_cache"] else "compiled"
+        fixed = "".join(f", {k} = {n}" for k, n in form["static_sizes"].items())
+        say(
+            f"    {form['layout_class']}{fixed}, {form['backend']} for {form['target']}: {made} in "
+            f"{seconds(form['seconds'])}, {amount(form['scratch_bytes'])} of scratch a thread"
+        )
+
+
 def no_option(given: object, option: str, why: str) -> None:
     """SettingError if an option is given that has no meaning for this kind of program."""
     if given:
         raise SettingError(f"{option}: {why}")
-
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from tilewright.cli.inputs import (
@@ -12,9 +13,16 @@ from tilewright.cli.inputs import (
     random_inputs,
     with_dtype,
 )
-from tilewright.cli.output import amount, heading, note, plural, say, seconds
+from tilewright.cli.output import heading, note, plural, say
 from tilewright.cli.programs import only_tensor_level, read_program
-from tilewright.cli.run import RunOptions, no_option, show_errors, show_tensors, show_times
+from tilewright.cli.run import (
+    RunOptions,
+    no_option,
+    show_errors,
+    show_kernel,
+    show_tensors,
+    show_times,
+)
 from tilewright.cli.sizes import choose_sizes, parse_sizes
 from tilewright.ir.core import Graph, Module
 from tilewright.ir.ops_tensor import Contract
@@ -23,8 +31,6 @@ from tilewright.ir.types import TensorType
 
 if TYPE_CHECKING:
     import torch
-
-    from tilewright.runtime.report import KernelReport
 
 ORACLE_ELEMENTS = 1 << 25  # the largest tensor that the oracle may hold: 256 MiB in f64
 ORACLE_PRODUCTS = 1 << 35  # the most multiply-adds of one contraction: seconds
@@ -59,7 +65,7 @@ def run_file(name: str, options: RunOptions) -> bool:
     report = program.explain()
     say(f"kernels {len(report.kernels)}")
     for kernel in report.kernels:
-        _show_kernel(kernel)
+        show_kernel(asdict(kernel))
     return good
 
 
@@ -120,16 +126,3 @@ def _products(op: Contract, sizes: Mapping[str, int]) -> int:
         shape = op.tensor(value).shape
         lengths.update({x: s.evaluate(sizes) for x, s in zip(letters, shape, strict=True)})
     return product(lengths.values()).evaluate({})
-
-
-def _show_kernel(kernel: KernelReport) -> None:
-    """One line for the kernel and one for each of its compiled forms."""
-    how = "" if kernel.runs_on == "compiled" else f" ({kernel.runs_on})"
-    say(f"  {kernel.name}: {plural(len(kernel.channels), 'channel')} of constant depth{how}")
-    for form in kernel.variants:
-        made = "loaded from the disk cache" if form.from_cache else "compiled"
-        fixed = "".join(f", {k} = {n}" for k, n in form.static_sizes.items())
-        say(
-            f"    {form.layout_class}{fixed}, {form.backend} for {form.target}: {made} in "
-            f"{seconds(form.seconds)}, {amount(form.scratch_bytes)} of scratch a thread"
-        )

@@ -1,22 +1,25 @@
-"""Chains of pointwise operations: written out, or as a function of one element if they are long.
+"""Pointwise operations, put off until their results are needed and then written as chains.
 
-A chain of n operations on a tile of 16 elements takes 16 n lines written out; as a function it takes
-n + 16, and blocks with and without bounds share it.
+Numba's compile time grows with the length of the text. A chain of n operations on a tile of 16
+elements takes 16 n lines written out; as a function of one element, called for each, it takes n + 16,
+and blocks with and without bounds share it. LLVM inlines the calls.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby
 from typing import Protocol
 
-from tilewright.backends.numba.functions import LINES_WORTH_A_FUNCTION, Functions
+from tilewright.backends.numba.functions import Functions
 from tilewright.backends.numba.pointwise import expression
 from tilewright.backends.numba.registers import Tile, indices, tile_of
-from tilewright.backends.numba.text import Index, PythonText, is_atom
+from tilewright.backends.numba.text import Index, PythonText
 from tilewright.ir import ops_math as m
-from tilewright.ir import ops_tile as t
-from tilewright.ir.core import Graph, Op, Value
-from tilewright.ir.types import IndexType, RegisterType
+from tilewright.ir.core import Graph, Op, Region, Value
+from tilewright.ir.types import RegisterType
+
+LINES_WORTH_A_FUNCTION = 16  # compiling a function of its own costs as much as so many lines
 
 Users = Mapping[Value, list[Op | None]]
 
@@ -36,30 +39,21 @@ def is_chained(op: Op) -> bool:
     return pointwise and isinstance(op.operands[0].type, RegisterType)
 
 
-def chains(ops: Iterable[Op]) -> Iterator[list[Op]]:
-    """The operations in an order that may run, neighbouring pointwise ones of one shape together.
-
-    Constants and arithmetic on indices need no tile: they come before a chain that they interrupt.
-    """
-    chain: list[Op] = []
-    for op in ops:
-        if is_chained(op):
-            if chain and tile_of(chain[0].result.type).layout != tile_of(op.result.type).layout:
-                yield chain
-                chain = []
-            chain.append(op)
-            continue
-        if chain and not _needs_no_tile(op):
-            yield chain
-            chain = []
-        yield [op]
-    if chain:
-        yield chain
+def reads(op: Op) -> set[Value]:
+    """The values that an operation takes, those in its regions included."""
+    found = set(op.operands)
+    for region in op.regions:
+        found |= _read_in(region)
+    return found
 
 
-def _needs_no_tile(op: Op) -> bool:
-    free = "pure" in op.traits and all(isinstance(v.type, IndexType) for v in op.operands)
-    return free or isinstance(op, t.StrideOf)
+def _read_in(region: Region) -> set[Value]:
+    found = set(region.yields)
+    for op in region.walk():
+        found.update(op.operands)
+        for inner in op.regions:
+            found.update(inner.yields)
+    return found
 
 
 def users(graph: Graph) -> dict[Value, list[Op | None]]:
@@ -75,13 +69,28 @@ def users(graph: Graph) -> dict[Value, list[Op | None]]:
 
 
 class ChainEmitter:
-    """Writes chains into one function, and the functions that they call."""
+    """Writes pointwise operations into one function, and the functions that they call."""
 
     def __init__(self, text: PythonText, functions: Functions, values: Values, used: Users) -> None:
         self.text, self.functions, self.values, self.used = text, functions, values, used
+        self.waiting: list[Op] = []
 
-    def write(self, chain: list[Op]) -> None:
-        """Writes a chain in the one form or the other."""
+    def add(self, op: Op) -> None:
+        """Takes an operation; it is written when its result is needed."""
+        self.waiting.append(op)
+
+    def write(self, needed: Iterable[Value]) -> None:
+        """Writes the waiting operations that these values need."""
+        wanted, chosen = set(needed), []
+        for op in reversed(self.waiting):
+            if op.result in wanted:
+                chosen.append(op)
+                wanted.update(op.operands)
+        self.waiting = [op for op in self.waiting if op not in chosen]
+        for chain in _chains(chosen[::-1]):
+            self._write_chain(chain)
+
+    def _write_chain(self, chain: list[Op]) -> None:
         count = len(indices(chain[0].result.type))
         if count > 1 and (len(chain) - 1) * count >= LINES_WORTH_A_FUNCTION:
             self._call(chain)
@@ -130,3 +139,14 @@ class ChainEmitter:
         body.line(f"return {', '.join(held[v] for v in outputs)}")
         hint = outputs[-1].hint or chain[-1].name.split(".")[-1]
         return self.functions.add(f"{hint}_element", parameters, body.lines)
+
+
+def _chains(ops: list[Op]) -> Iterator[list[Op]]:
+    """Operations on tiles of one shape together, small tiles first: no tile needs a larger one."""
+
+    def shape(op: Op) -> tuple[int, Index]:
+        type_ = tile_of(op.result.type)
+        return type_.layout.registers, type_.shape
+
+    for _, chain in groupby(sorted(ops, key=shape), key=shape):
+        yield list(chain)
