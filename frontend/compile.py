@@ -184,7 +184,7 @@ def compile(
     What we have kernels for runs in them, everything else runs in torch as before; ``.explain()``
     of the result lists both. ``target`` names a processor (None: this one). ``dynamic=True``
     compiles once for all lengths and batch sizes. ``strict=True`` raises FallbackError where an
-    operation would unexpectedly stay with torch. ``verify=True`` compares every result with torch in
+    operation would unexpectedly stay with torch. ``verify=True`` compares all results with torch in
     float64 and raises EvaluationError if they differ.
     """
     options = Options(target=target, strict=strict, verify=verify)

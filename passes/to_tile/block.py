@@ -134,6 +134,11 @@ class BlockLowering:
         b, block = self.build, self.schedule.inner_block
         total = b.size(self.info.inner.size)
         first, last, full_first, full_last = self._ranges(total)
+        if self.info.splits:
+            start = b.mul(b(t.BlockId, dim=len(self.info.grid), hint="part"), self.schedule.inner_part)
+            end = b.add(start, self.schedule.inner_part)
+            first, full_first = b.maximum(first, start), b.maximum(full_first, start)
+            last, full_last = b.minimum(last, end), b.minimum(full_last, end)
         full_first = b.minimum(b.maximum(full_first, first), last)
         whole = b.div(b.maximum(b.sub(full_last, full_first), 0), block)
         full_last = b.add(full_first, b.mul(whole, block))

@@ -25,6 +25,13 @@ class KernelInfo:
     made: dict[Value, Op] = field(default_factory=dict)
 
     @property
+    def splits(self) -> bool:
+        """True if nothing is summed along the inner axis, so that work items can share it out."""
+        return bool(self.inner.name) and not any(
+            isinstance(op, s.Reduce | s.Scan) for op in self.graph.body.ops
+        )
+
+    @property
     def row_count(self) -> Size:
         return product(a.size for a in self.rows)
 

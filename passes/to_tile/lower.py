@@ -88,6 +88,8 @@ class _Program:
             rows.finish([sink for sink in self.sinks if not self.info.varies(sink.x)])
         body = Region(self.params, tuple(self.state.build.top.ops))
         grid = [(axis.size, 1) for axis in self.info.grid]
+        if self.info.splits:
+            grid.append((self.info.inner.size, self.schedule.inner_part))
         grid.append((self.info.row_count, self.schedule.rows))
         attrs = {
             "grid": tuple((size, tile) for size, tile in grid),

@@ -33,7 +33,7 @@ class RowLowering:
 
         for at, axis in enumerate(info.grid):
             self.state.grid_at[axis.name] = b(BlockId, dim=at, hint=f"{axis.name}_at")
-        block = b(BlockId, dim=len(info.grid), hint="row_block")
+        block = b(BlockId, dim=len(info.grid) + info.splits, hint="row_block")
         self.state.first_row = b.mul(block, self.schedule.rows)
         self.state.row_total = b.size(info.row_count)
         operands = self._row_operands()

@@ -31,6 +31,7 @@ class Schedule:
     element_tile: int
     unroll: int
     bf16_dot: bool
+    inner_part: int = 768  # positions of a work item where the inner axis can be shared out
     sum_chunk: int = 128  # products added up before they join a longer sum
     prefetch: int = 0  # positions ahead that streamed operands are asked for
 
@@ -52,7 +53,7 @@ def choose_schedule(target: Target, rows: int) -> Schedule:
         return Schedule(True, 1, 4, 4, 1, 32, 4, 1, False)
     if rows and rows <= target.lanes // 2:
         tile = target.lanes // rows
-        return Schedule(False, target.lanes, rows, tile, tile, max(128, tile), 16, 2, False, prefetch=16)
+        return Schedule(False, target.lanes, rows, tile, tile, max(128, tile), 16, 2, False, inner_part=128, prefetch=16)
     limit = 1 if rows else 3
     candidates = [
         (_cost(target, vectors, broadcast), -broadcast * vectors, vectors, broadcast)

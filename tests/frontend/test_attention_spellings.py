@@ -143,7 +143,9 @@ def assert_one_kernel(function: Function, *tensors: Tensor, tolerance: float = 2
     assert isinstance(compiled, CompiledFunction)
     with torch.no_grad():
         result, reference = compiled(*tensors), function(*tensors)
-    pairs = [(result, reference)] if isinstance(result, Tensor) else zip(result, reference, strict=True)
+    pairs = (
+        [(result, reference)] if isinstance(result, Tensor) else zip(result, reference, strict=True)
+    )
     for ours, theirs in pairs:
         assert ours.dtype == theirs.dtype
         torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance, equal_nan=True)
@@ -159,7 +161,9 @@ def test_four_dimensions(function: Function) -> None:
     assert_one_kernel(function, *inputs((2, 3, 5, 8), (2, 3, 5, 8), (2, 3, 5, 8)))
 
 
-@pytest.mark.parametrize("function", [explicit, by_hand, sdpa, sdpa_causal], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "function", [explicit, by_hand, sdpa, sdpa_causal], ids=lambda f: f.__name__
+)
 @pytest.mark.parametrize("lead", [(), (3,), (2, 3), (2, 2, 3)], ids=str)
 def test_any_rank_and_cross_attention(function: Function, lead: tuple[int, ...]) -> None:
     assert_one_kernel(function, *inputs((*lead, 5, 8), (*lead, 7, 8), (*lead, 7, 6)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +17,7 @@ from tilewright.ir.printer import print_graph
 from tilewright.ir.target import Target
 
 
-class Stage(str, Enum):
+class Stage(StrEnum):
     """The stages in the order in which a program passes through them."""
 
     tensor = "tensor"

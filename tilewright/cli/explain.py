@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tilewright.cli.compile import load_target
+from tilewright.cli.inputs import InputOption
 from tilewright.cli.output import heading, plural, say, table
 from tilewright.cli.programs import is_function, only_tensor_level, read_program
-from tilewright.cli.run import InputOption, no_option
+from tilewright.cli.results import no_option
 from tilewright.cli.sizes import SizeOption, parse_sizes, with_sizes
 
 if TYPE_CHECKING:

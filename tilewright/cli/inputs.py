@@ -6,7 +6,9 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from tilewright.cli.output import amount
 from tilewright.ir.core import Graph, Module, Op, Region, Value
@@ -19,6 +21,11 @@ if TYPE_CHECKING:
 
 TRUE = 0.75  # share of a random mask that is true
 BELOW = 8  # random integers
+
+InputOption = Annotated[
+    list[str] | None,
+    typer.Option("--input", "-i", metavar="2x8x128x64:f32", help="An input of a function."),
+]
 
 
 @dataclass(frozen=True)

@@ -71,14 +71,10 @@ def seconds(duration: float) -> str:
 
 def amount(count: int) -> str:
     """A number of bytes in the unit that suits it."""
-    size = float(count)
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            break
-        size /= 1024
-    else:
-        unit = "TiB"
-    return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+    if count < 1024:
+        return f"{count} bytes"
+    power = min((count.bit_length() - 1) // 10, 4)
+    return f"{count / 1024**power:.1f} {' KMGT'[power]}iB"
 
 
 def plural(count: int, noun: str) -> str:
@@ -89,14 +85,14 @@ def plural(count: int, noun: str) -> str:
 def friendly_warnings() -> Iterator[None]:
     """Our own warnings as one line each; those of others as Python shows them."""
     with warnings.catch_warnings():
-        others: Callable[..., Any] = warnings.showwarning
+        others: Callable[..., None] = warnings.showwarning
 
-        def show(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+        def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
             if category.__module__.startswith("tilewright"):
                 label = typer.style("warning", fg="yellow", bold=True)
                 typer.echo(f"{label}: {message}", err=True)
             else:
-                others(message, category, *rest)
+                others(message, category, *rest, **more)
 
         warnings.showwarning = show
         yield

@@ -79,7 +79,7 @@ def only_tensor_level(module: Module, name: str, what: str) -> Module:
 
 
 def import_function(name: str) -> Callable[..., Any]:
-    """What ``package.module:attribute`` or ``path/file.py:attribute`` names. Raises SettingError."""
+    """What ``package.module:name`` or ``path/file.py:name`` names. Raises SettingError."""
     place, _, attribute = name.rpartition(":")
     module = _import_file(Path(place)) if place.endswith(".py") else _import_module(place)
     found: Any = module

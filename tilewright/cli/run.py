@@ -2,46 +2,21 @@
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-
-from tilewright.cli.output import amount, plural, say, seconds
+from tilewright.cli.inputs import InputOption
 from tilewright.cli.programs import is_function
+from tilewright.cli.results import RunOptions
 from tilewright.cli.sizes import SizeOption
-from tilewright.ir.dtypes import TABLE, Array
-from tilewright.ir.errors import SettingError
 
 WRONG = 1  # exit code when a result is not what the oracle says
-MOST_SECONDS = 5.0  # of repeating
-
-InputOption = Annotated[
-    list[str] | None,
-    typer.Option("--input", "-i", metavar="2x8x128x64:f32", help="An input of a function."),
-]
 
 
-@dataclass(frozen=True)
-class RunOptions:
-    """What the options of ``run`` say. ``inputs`` are texts such as ``2x8x128x64:f32``."""
-
-    sizes: Sequence[str]
-    inputs: Sequence[str]
-    dtype: str | None
-    seed: int
-    check: bool
-    backend: str | None
-    target: str | None
-    repeat: int
-
-
-def run(
+def run(  # noqa: PLR0913, PLR0917 (Typer wants each option as a parameter)
     program: Annotated[str, typer.Argument(metavar="FILE|MODULE:FUNCTION", help="What to run.")],
     size: SizeOption = None,
     input: InputOption = None,
@@ -60,116 +35,30 @@ def run(
     repeat: Annotated[int, typer.Option(min=1, help="Timed calls.")] = 10,
 ) -> None:
     """Run a program on random inputs: shapes, time, error against float64, kernels."""
-    from tilewright.cli import run_file, run_function
-
     options = RunOptions(size or (), input or (), dtype, seed, check, backend, target, repeat)
     with _threads(threads):
         if is_function(program):
-            good = run_function.run_function(program, options)
+            from tilewright.cli.run_function import run_function
+
+            good = run_function(program, options)
         else:
-            good = run_file.run_file(program, options)
+            from tilewright.cli.run_file import run_file
+
+            good = run_file(program, options)
     if not good:
         raise typer.Exit(WRONG)
 
 
 @contextmanager
 def _threads(count: int | None) -> Iterator[None]:
+    """So many threads for the time of a call."""
+    if count is None:
+        yield
+        return
     from tilewright.runtime.threads import set_num_threads
 
-    if count is not None:
-        set_num_threads(count)
+    set_num_threads(count)
     try:
         yield
     finally:
-        if count is not None:
-            set_num_threads(None)
-
-
-def show_times(call: Callable[[], Any], repeat: int) -> Any:
-    """Calls once and then ``repeat`` times (5 s at most), says how long it took, gives the result."""
-    start = time.perf_counter()
-    result = call()
-    first = time.perf_counter() - start
-    times: list[float] = []
-    while len(times) < repeat and (not times or sum(times) < MOST_SECONDS):
-        start = time.perf_counter()
-        result = call()
-        times.append(time.perf_counter() - start)
-    middle, best = statistics.median(times), min(times)
-    say(
-        f"time    {seconds(middle)} (median of {len(times)}, best {seconds(best)}); "
-        f"first call {seconds(first)}, with compiling or loading"
-    )
-    return result
-
-
-def show_tensors(rows: Sequence[tuple[str, str]]) -> None:
-    """Name and type, a line each."""
-    width = max((len(name) for name, _ in rows), default=0)
-    for name, type_ in rows:
-        say(f"  {name:<{width}}  {type_}")
-
-
-def show_errors(results: Sequence[tuple[str, Array, Array, str]]) -> bool:
-    """How far results are from the oracle's, and whether rounding explains it.
-
-    Each is (name, result, what the oracle says, dtype of the result).
-    """
-    good = True
-    for name, got, wanted, dtype in results:
-        largest, scale = difference(got, wanted)
-        allowed = tolerance(dtype) * scale
-        verdict = "" if largest <= allowed else f"  WRONG: rounding explains {allowed:.1e}"
-        good = good and not verdict
-        label = f" of {name}" if len(results) > 1 else ""
-        say(
-            f"error   {largest:.2g}{label}, the largest against the float64 oracle "
-            f"(largest result {scale:.3g}){verdict}"
-        )
-    return good
-
-
-def difference(got: Array, wanted: Array) -> tuple[float, float]:
-    """The largest error, infinite where one is NaN or infinite and the other not; the scale."""
-    import numpy as np
-
-    a, b = np.asarray(got, np.float64), np.asarray(wanted, np.float64)
-    if a.shape != b.shape:
-        raise AssertionError(f"shapes {a.shape} and {b.shape} of one result")
-    if not a.size:
-        return 0.0, 0.0
-    with np.errstate(invalid="ignore"):
-        error = np.abs(a - b)
-    same = (a == b) | (np.isnan(a) & np.isnan(b))
-    error = np.where(same, 0.0, np.where(np.isnan(error), np.inf, error))
-    finite = np.abs(b[np.isfinite(b)])
-    return float(error.max()), float(finite.max()) if finite.size else 0.0
-
-
-def tolerance(dtype: str) -> float:
-    """Error that rounding explains, relative to the largest result: a check of sanity, no bound.
-
-    Sums are formed in f32 whatever the dtype, and results rounded to it once.
-    """
-    known = TABLE.get(dtype)
-    own = 4 * known.epsilon if known is not None and known.is_float else 0.0
-    return own + 1e-4
-
-
-def show_kernel(kernel: Mapping[str, Any]) -> None:
-    """One line for a kernel and one for each of its compiled forms (a KernelReport as data)."""
-    how = "" if kernel["runs_on"] == "compiled" else f" ({kernel['runs_on']})"
-    say(f"  {kernel['name']}: {plural(len(kernel['channels']), 'channel')} of constant depth{how}")
-    for form in kernel["variants"]:
-        made = "loaded from the disk cache" if form["from_cache"] else "compiled"
-        fixed = "".join(f", {k} = {n}" for k, n in form["static_sizes"].items())
-        say(
-            f"    {form['layout_class']}{fixed}, {form['backend']} for {form['target']}: {made} in "
-            f"{seconds(form['seconds'])}, {amount(form['scratch_bytes'])} of scratch a thread"
-        )
-
-
-def no_option(given: object, option: str, why: str) -> None:
-    """SettingError if an option is given that has no meaning for this kind of program."""
-    if given:
-        raise SettingError(f"{option}: {why}")
+        set_num_threads(None)

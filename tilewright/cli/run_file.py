@@ -15,7 +15,7 @@ from tilewright.cli.inputs import (
 )
 from tilewright.cli.output import heading, note, plural, say
 from tilewright.cli.programs import only_tensor_level, read_program
-from tilewright.cli.run import (
+from tilewright.cli.results import (
     RunOptions,
     no_option,
     show_errors,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tilewright.cli.inputs import check_memory, parse_input, random_inputs
 from tilewright.cli.output import heading, note, plural, say
 from tilewright.cli.programs import import_function
-from tilewright.cli.run import (
+from tilewright.cli.results import (
     RunOptions,
     no_option,
     show_errors,
