@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 
@@ -33,9 +34,7 @@ def main() -> None:
     mark("first_call")
     program(q, k, v)
     mark("second_call")
-    parts = {
-        name: at - before for (_, before), (name, at) in zip(marks, marks[1:], strict=False)
-    }
+    parts = {name: at - before for (_, before), (name, at) in itertools.pairwise(marks)}
     parts["from_torch_imported"] = marks[-2][1] - marks[0][1]
     variant = program.explain().kernels[0].variants[0]
     print(json.dumps(parts | {"from_cache": variant.from_cache, "kernel": variant.seconds}))

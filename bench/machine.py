@@ -1,4 +1,4 @@
-"""What the figures were measured on: processor, versions, load, and what its memory and torch reach."""
+"""What the figures were measured on: processor, versions, load, and what its memory can do."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -43,7 +43,7 @@ class Machine:
 
 def now() -> str:
     """The date and time of a record, UTC."""
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def describe_machine(threads: int = THREADS) -> Machine:
@@ -99,7 +99,7 @@ def matmul_gflops(dtype: torch.dtype, size: int = 2048, rounds: int = 5) -> floa
 
 
 def has_bf16_dot() -> bool:
-    """Whether the processor multiplies bf16 itself; where it does not, torch's product takes forever."""
+    """Whether the processor multiplies bf16 itself; where it does not, torch takes forever."""
     return "avx512_bf16" in _cpuinfo().get("flags", "").split()
 
 
@@ -115,8 +115,11 @@ def _cpuinfo() -> dict[str, str]:
 
 def _model(facts: Mapping[str, str]) -> str:
     name = facts.get("model name") or platform.processor() or "unknown"
-    numbers = [f"{k} {facts[f'{p}{k}']}" for p, k in (("cpu ", "family"), ("", "model"))
-               if f"{p}{k}" in facts]
+    numbers = [
+        f"{k} {facts[f'{p}{k}']}"
+        for p, k in (("cpu ", "family"), ("", "model"))
+        if f"{p}{k}" in facts
+    ]
     return f"{name} ({', '.join(numbers)})" if numbers else name
 
 

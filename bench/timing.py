@@ -1,4 +1,4 @@
-"""Times two sides of a comparison in one run, call by call in turns, so that both meet the same machine."""
+"""Times two sides in one run, call by call in turns, so that both meet the same machine."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def summary(seconds: list[float]) -> Timing:
 def interleaved(ours: Side, theirs: Side, effort: Effort) -> tuple[Timing, Timing]:
     """Both sides in turns: the one that went first in a round goes last in the next.
 
-    ours theirs | theirs ours | ours theirs | …   so neither always finds the other's data in the cache.
+    ours theirs | theirs ours | ours theirs | …   so neither always finds the other's data in cache.
     """
     sides = (ours, theirs)
     calls = [_calls(side, effort) for side in sides]

@@ -1,4 +1,4 @@
-"""The rows of the speed table: one ``Workload`` each, with what it is held to on either kind of machine."""
+"""The rows of the speed table: one ``Workload`` each, with what it is held to on which machine."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from tilewright.bench.timing import Effort, interleaved
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+NO_GOAL = Goal()
 Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Workload:
-    """One attention problem. ``decode``: one query over ``keys`` keys, and work counts in bytes read."""
+    """One attention problem. With one query (decode), its work is the bytes of keys and values."""
 
     name: str
     queries: int
@@ -29,8 +30,8 @@ class Workload:
     groups: int = 8  # heads of keys and values
     causal: bool = False
     dtype: str = "f32"
-    avx2: Goal = Goal()
-    avx512: Goal = Goal()
+    avx2: Goal = NO_GOAL
+    avx512: Goal = NO_GOAL
 
     @property
     def decode(self) -> bool:
@@ -51,13 +52,15 @@ class Workload:
 
     def smaller(self) -> Workload:
         """The same problem with an eighth of the lengths, for trying things out."""
-        shorter = {"keys": max(1, self.keys // 8), "queries": max(1, self.queries // 8)}
-        return replace(self, **shorter, avx2=Goal(), avx512=Goal())
+        queries, keys = max(1, self.queries // 8), max(1, self.keys // 8)
+        return replace(self, queries=queries, keys=keys, avx2=NO_GOAL, avx512=NO_GOAL)
 
 
-def square(name: str, length: int, head: int, avx2: Goal, avx512: Goal, **more: bool) -> Workload:
+def square(
+    name: str, length: int, head: int, avx2: Goal, avx512: Goal, causal: bool = False
+) -> Workload:
     """Eight heads over ``length`` queries and keys in f32."""
-    return Workload(name, length, length, head, avx2=avx2, avx512=avx512, **more)
+    return Workload(name, length, length, head, causal=causal, avx2=avx2, avx512=avx512)
 
 
 def decode(keys: int, dtype: str, avx2: Goal, avx512: Goal) -> Workload:
@@ -85,8 +88,8 @@ WORKLOADS = (
     ),
     decode(4096, "f32", Goal(3.0), Goal(2.0)),
     decode(16384, "f32", Goal(6.0), Goal(5.0)),
-    decode(4096, "bf16", Goal(), Goal()),
-    decode(16384, "bf16", Goal(), Goal()),
+    decode(4096, "bf16", NO_GOAL, NO_GOAL),
+    decode(16384, "bf16", NO_GOAL, NO_GOAL),
 )
 
 
@@ -94,8 +97,14 @@ def compare(workload: Workload, wide: bool, effort: Effort) -> Comparison:
     """Our kernel and torch's scaled_dot_product_attention at its best on one problem."""
     text = attention_text(workload.head, causal=workload.causal, dtype=workload.dtype)
     program = tilewright.Program(tilewright.parse(text))
-    return _compare(workload, lambda q, k, v: program(q, k, v)[0], torch_attention(workload),
-                    "torch SDPA", wide, effort)
+    return _compare(
+        workload,
+        lambda q, k, v: program(q, k, v)[0],
+        torch_attention(workload),
+        "torch SDPA",
+        wide,
+        effort,
+    )
 
 
 def compare_naive(workload: Workload, wide: bool, effort: Effort) -> Comparison:

@@ -2,7 +2,7 @@
 
 A stream of scores opens with a product of activations (or a softmax of something torch made) and
 closes with the next product: the nodes on the paths between are the core. An SDPA node is a core of
-its own. What feeds a core and is cheaper to redo than to read is absorbed (``absorb.py``).
+its own; products with weights and row-wise reductions have theirs (``weight_cores.py``). What feeds a core and is cheaper to redo than to read is absorbed (``absorb.py``).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from tilewright.frontend.classify import LAST, Analysis, reduced_axes
 from tilewright.frontend.hazards import Hazards
 from tilewright.frontend.op_map.registry import Kind
 from tilewright.frontend.translate import fake_of, operand_nodes
+from tilewright.frontend.weight_cores import row_cores, weight_cores
 
 
 @dataclass
@@ -53,7 +54,14 @@ def _cores(analysis: Analysis) -> Iterator[set[Node]]:
     closed = [_with_statistics(core, branches) for core in closed]
     taken = set().union(*closed)
     for core in [*closed, *(c for c in _merged(branches.values()) if not c & taken)]:
-        yield from _convex(analysis, core)
+        for convex in _convex(analysis, core):
+            taken |= convex
+            yield convex
+    taken |= {n for n in analysis.nodes if analysis.kind(n) is Kind.ATTENTION}
+    for core in weight_cores(analysis, taken):
+        taken |= core
+        yield core
+    yield from row_cores(analysis, taken)
 
 
 def _with_statistics(core: set[Node], branches: dict[Node, set[Node]]) -> set[Node]:

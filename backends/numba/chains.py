@@ -19,7 +19,7 @@ from tilewright.ir import ops_math as m
 from tilewright.ir.core import Graph, Op, Region, Value
 from tilewright.ir.types import RegisterType
 
-LINES_WORTH_A_FUNCTION = 16  # compiling a function of its own costs as much as so many lines
+LINES_WORTH_A_FUNCTION = 24  # compiling a function of its own costs as much as so many lines
 
 Users = Mapping[Value, list[Op | None]]
 

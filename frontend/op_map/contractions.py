@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 
 import torch
+import torch.nn.functional as F
 
 from tilewright.frontend.op_map.emitter import Emitter, tensor_type
 from tilewright.frontend.op_map.pointwise import binary
@@ -55,6 +56,15 @@ def matmul(e: Emitter, input: Value, other: Value) -> Value:
     """torch.matmul of any ranks, batch dimensions broadcast; sums in f32"""
     a, b, out = _matrix_letters(e, input, other)
     return e.contract(f"{a},{b}->{out}", input, other, e.dtype)
+
+
+@handles("linear", Kind.CONTRACTION, [F.linear])
+def linear(e: Emitter, input: Value, weight: Value, bias: Value | None = None) -> Value:
+    """input [..., K] times weight [O, K] transposed, plus bias [O]"""
+    rank = len(tensor_type(input).shape)
+    rows = leading_letters(max(rank - 2, 0)) + ("n" if rank > 1 else "")
+    product = e.contract(f"{rows}k,ok->{rows}o", input, weight, e.dtype)
+    return product if bias is None else binary(e, m.Add, product, bias, e.dtype)
 
 
 @handles("baddbmm", Kind.CONTRACTION, [torch.baddbmm], ["baddbmm"], settle=settle_ratios_above)

@@ -170,6 +170,16 @@ def relu(e: Emitter, input: Value, inplace: bool = False) -> Value:
     return binary(e, m.Max, input, 0, e.dtype)
 
 
+@handles("silu", Kind.POINTWISE, [F.silu], [])
+def silu(e: Emitter, input: Value, inplace: bool = False) -> Value:
+    """input * sigmoid(input)"""
+    if inplace:
+        raise UnsupportedError("silu with inplace=True")
+    wide = arithmetic_dtype(e.dtype)
+    x = e.cast(input, wide)
+    return e.cast(e.op(m.Mul, x, e.op(m.Sigmoid, x)), e.dtype)
+
+
 @handles("square", Kind.POINTWISE, [torch.square], ["square"])
 def square(e: Emitter, input: Value) -> Value:
     """input * input"""

@@ -1,0 +1,107 @@
+"""The figures of attention, as a command: ``python -m tilewright.bench.attention``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+
+from tilewright.bench import costs, machine, workloads
+from tilewright.bench.records import Comparison, Goal, Quantity, Record
+from tilewright.bench.tables import show_record
+from tilewright.bench.timing import QUICK, Effort
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+ERROR_GOAL = Goal(2.0, 1.0)
+READ_AIM = 0.9  # of the machine's bandwidth
+
+
+@app.command()
+def attention(
+    as_json: Annotated[bool, typer.Option("--json", help="Write the record to stdout.")] = False,
+    save: Annotated[bool, typer.Option(help="Write it into bench/results/, too.")] = False,
+    quick: Annotated[bool, typer.Option(help="Small sizes, to see that it works.")] = False,
+    only: Annotated[str, typer.Option(help="Only comparisons with this in their name.")] = "",
+    seconds: Annotated[float, typer.Option(help="How long to measure each comparison.")] = 4.0,
+) -> None:
+    """Measures attention against PyTorch's own, and what compiling and calling costs."""
+    if save and (quick or only):
+        raise typer.BadParameter("only a whole run is saved: leave out --quick and --only")
+    record = run(Effort(seconds=seconds), quick=quick, only=only)
+    if as_json:
+        typer.echo(record.to_json(), nl=False)
+    else:
+        show_record(record)
+    if save:
+        typer.echo(f"saved as {record.save()}", err=True)
+
+
+def run(effort: Effort, *, quick: bool = False, only: str = "") -> Record:
+    """All comparisons with ``only`` in their names; the other figures too if it is empty.
+
+    ``quick`` shrinks everything to seconds and holds nothing to its goals.
+    """
+    torch.set_num_threads(machine.THREADS)
+    date = machine.now()  # the load at the start is the start's
+    here = machine.measure_machine(machine.describe_machine(), quick)
+    effort = QUICK if quick else effort
+    rows = tuple(_comparisons(here, effort, quick, only))
+    quantities = () if only else (*_derived(rows, here, quick), *_costs(quick))
+    if quick:
+        quantities = tuple(replace(q, goal=Goal()) for q in quantities)
+    return Record("attention", date, here, rows, quantities)
+
+
+def _comparisons(
+    here: machine.Machine, effort: Effort, quick: bool, only: str
+) -> Iterator[Comparison]:
+    table: list[tuple[workloads.Workload, Callable[..., Comparison]]] = [
+        *((workload, workloads.compare) for workload in workloads.WORKLOADS),
+        (workloads.NAIVE, workloads.compare_naive),
+    ]
+    console = Console(stderr=True)
+    for workload, compare in table:
+        if only in workload.name:
+            with console.status(workload.name):
+                yield compare(workload.smaller() if quick else workload, here.wide, effort)
+
+
+def _derived(rows: tuple[Comparison, ...], here: machine.Machine, quick: bool) -> list[Quantity]:
+    """Figures that follow from the comparisons: the worst error ratio, and decode's bandwidth."""
+    errors = {r.name: r.our_error / r.their_error for r in rows if r.our_error and r.their_error}
+    worst = max(errors.values(), default=0.0)
+    out = [
+        Quantity(
+            "largest error, as a multiple of torch's", worst, "times", ERROR_GOAL, dict(errors)
+        )
+    ]
+    for row in rows:
+        if row.unit == "GB/s" and row.work and here.read_gb_per_s:
+            share = row.work / row.ours.median / here.read_gb_per_s
+            name = f"{row.name}: its time, as a multiple of reading K and V"
+            out.append(Quantity(name, 1 / share, "times", Goal(None, round(1 / READ_AIM, 2))))
+    return out
+
+
+def _costs(quick: bool) -> list[Quantity]:
+    if quick:
+        return [
+            costs.scratch_memory(512),
+            *costs.first_calls(1),
+            costs.call_overhead(20, 1),
+            costs.compiled_forms(10, 40),
+        ]
+    return [
+        costs.scratch_memory(),
+        *costs.first_calls(),
+        costs.call_overhead(),
+        costs.compiled_forms(),
+    ]
+
+
+if __name__ == "__main__":
+    app()
