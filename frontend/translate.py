@@ -158,7 +158,9 @@ class Translator:
 
 
 def _short(name: str) -> str:
-    """Dynamo's name without its prefix for inputs: ``l_kwargs_q_`` -> ``q``."""
+    """Dynamo's name without its prefix for inputs: ``l_kwargs_q_`` -> ``q``, and of a module's
+    parameter only the last module: equal layers then have equal text."""
+    name = name.rpartition("_modules_")[2].replace("_parameters_", "_")
     parts = name.strip("_").split("_")
     while len(parts) > 1 and parts[0] in ("l", "args", "kwargs", "self", "stack0", "modules"):
         parts = parts[1:]

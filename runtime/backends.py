@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -16,12 +16,13 @@ from tilewright.ir.printer import print_graph
 from tilewright.ir.sizes import Size, parse_size
 from tilewright.ir.target import Target, named_target
 from tilewright.ir.types import BufferType, TensorType
+from tilewright.passes.specialise import specialise
 from tilewright.passes.to_tile import kernel_to_tile
 from tilewright.runtime.cache import Cache
 from tilewright.runtime.family import Call, Variant
 from tilewright.runtime.fingerprint import cache_key
 from tilewright.runtime.kernel import TORCH_DTYPES, Kernel
-from tilewright.runtime.native import compile_llvm, load_object
+from tilewright.runtime.native import NativeFunction, compile_llvm, load_object
 from tilewright.runtime.report import VariantReport
 
 SYMBOL = "tilewright_kernel"
@@ -70,13 +71,8 @@ def lower_variant(variant: Variant, target: Target) -> Graph:
 def make_mlir(variant: Variant, target: Target) -> tuple[Call, VariantReport]:
     """Machine code through MLIR and LLVM, from the disk cache if it is there."""
     options = f"rows {variant.rows}, units {variant.units}"
-    key = cache_key(print_graph(variant.graph), "mlir", options, target.isa)
-    entry = kernel_cache().get(key)
-    if entry is None:
-        parts, data = _compile_mlir(variant, target)
-        kernel_cache().put(key, _to_metadata(variant, target, parts), data)
-    else:
-        parts, data = _from_metadata(entry.metadata, variant), entry.payload
+    key = cache_key(print_graph(anonymous(variant.graph)), "mlir", options, target.isa)
+    parts, native, cached = _native_parts(key, variant, target)
     inputs = _input_types(variant)
     kernel = Kernel(
         variant.graph.name,
@@ -85,11 +81,38 @@ def make_mlir(variant: Variant, target: Target) -> tuple[Call, VariantReport]:
         parts.grid,
         len(parts.outputs),
         parts.scratch_bytes,
-        load_object(data, SYMBOL),
+        native,
         [p.hint for p in variant.graph.params],
     )
-    report = _report(variant, target.name, "mlir", parts.scratch_bytes, entry is not None)
+    report = _report(variant, target.name, "mlir", parts.scratch_bytes, cached)
     return kernel.call, report
+
+
+_loaded: dict[str, tuple[NativeParts, NativeFunction]] = {}
+
+
+def _native_parts(
+    key: str, variant: Variant, target: Target
+) -> tuple[NativeParts, NativeFunction, bool]:
+    """Code for a key: already in this process, from the disk cache, or compiled now."""
+    if key in _loaded:
+        return (*_loaded[key], True)
+    entry = kernel_cache().get(key)
+    if entry is None:
+        parts, data = _compile_mlir(variant, target)
+        kernel_cache().put(key, _to_metadata(variant, target, parts), data)
+    else:
+        parts, data = _from_metadata(entry.metadata, variant), entry.payload
+    _loaded[key] = parts, load_object(data, SYMBOL)
+    return (*_loaded[key], entry is not None)
+
+
+def anonymous(graph: Graph) -> Graph:
+    """The graph without the names of its values: equal work has equal text."""
+    plain = specialise(graph, {"": 0})
+    for value in (*plain.params, *(r for op in plain.body.ops for r in op.results)):
+        value.hint = ""
+    return replace(plain, name="kernel")
 
 
 def _compile_mlir(variant: Variant, target: Target) -> tuple[NativeParts, bytes]:
