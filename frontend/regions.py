@@ -2,7 +2,8 @@
 
 A stream of scores opens with a product of activations (or a softmax of something torch made) and
 closes with the next product: the nodes on the paths between are the core. An SDPA node is a core of
-its own; products with weights and row-wise reductions have theirs (``weight_cores.py``). What feeds a core and is cheaper to redo than to read is absorbed (``absorb.py``).
+its own; products with weights and row-wise reductions have theirs (``weight_cores.py``). What
+feeds a core and is cheaper to redo than to read is absorbed (``absorb.py``).
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ All of them are immutable once made. A rewrite builds new operations from new op
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -92,7 +93,7 @@ class Op:
         super().__init_subclass__()
         names: list[str] = []
         specs = dict(cls.attribute_specs)
-        for key in cls.__dict__.get("__annotations__", {}):
+        for key in inspect.get_annotations(cls):
             spec = cls.__dict__.get(key)
             if isinstance(spec, Operand):
                 if spec.rest:
@@ -150,7 +151,8 @@ class Op:
         return full
 
     def infer(self) -> Type | tuple[Type, ...]:
-        """Types of the results from operands and attributes; raises VerifyError on a broken rule."""
+        """Types of the results from operands and attributes; raises VerifyError on a broken
+        rule."""
         raise NotImplementedError(self.name)
 
     def reference(self, *inputs: Any) -> Any:
@@ -175,13 +177,9 @@ class Op:
     def explicit_attrs(self) -> dict[str, Attr]:
         """Attributes that differ from their defaults."""
         specs = self.attribute_specs
-        return {
-            k: v for k, v in self.attrs.items() if specs[k].required or v != specs[k].default
-        }
+        return {k: v for k, v in self.attrs.items() if specs[k].required or v != specs[k].default}
 
-    def rebuilt(
-        self, operands: Sequence[Value], regions: Sequence[Region] | None = None
-    ) -> Op:
+    def rebuilt(self, operands: Sequence[Value], regions: Sequence[Region] | None = None) -> Op:
         """The same operation on other operands (and regions); itself if nothing changed."""
         if regions is None and tuple(operands) == self.operands:
             return self
@@ -272,7 +270,12 @@ class Builder:
         self.loc = loc
 
     def __call__(
-        self, cls: type[Op], *operands: Value, hint: str = "", regions: Sequence[Region] = (), **attrs: Attr
+        self,
+        cls: type[Op],
+        *operands: Value,
+        hint: str = "",
+        regions: Sequence[Region] = (),
+        **attrs: Attr,
     ) -> Value:
         """Append an op with one result and return that."""
         op = self.add(cls(*operands, regions=regions, loc=self.loc, hints=[hint], **attrs))

@@ -69,7 +69,9 @@ def run_tile_program(
 class _Worker:
     """Executes regions for one work item."""
 
-    def __init__(self, arithmetic: Arithmetic, sizes: dict[str, int], item: tuple[int, ...]) -> None:
+    def __init__(
+        self, arithmetic: Arithmetic, sizes: dict[str, int], item: tuple[int, ...]
+    ) -> None:
         self.arithmetic, self.sizes, self.item = arithmetic, sizes, item
 
     def run(self, region: Region, scope: dict[Value, Any]) -> list[Any]:

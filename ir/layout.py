@@ -81,7 +81,8 @@ class Layout:
         return [list(row) for row in _table(self)]
 
     def collapse(self, dim: int) -> Layout:
-        """The layout of a reduction's result over ``dim``: its lanes hold copies, its registers go."""
+        """The layout of a reduction's result over ``dim``: its lanes hold copies, its registers
+        go."""
         steps: list[Step] = []
         for kind, d, size in self.steps:
             if kind == "replicate" or d != dim:

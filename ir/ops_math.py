@@ -4,7 +4,7 @@ and on run-time integers; operands broadcast as in NumPy (streams: by axis name)
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
@@ -118,7 +118,10 @@ class Binary(Pointwise):
     rhs: Value = operand()
 
 
-def _declare(base: type[Op], name: str, fn: Callable[..., Any], doc: str, *traits: str) -> type[Op]:
+P = TypeVar("P", bound=Pointwise)
+
+
+def _declare(base: type[P], name: str, fn: Callable[..., Any], doc: str, *traits: str) -> type[P]:
     """A pointwise op class from its NumPy meaning; one row below declares one."""
 
     def reference(self: Op, *inputs: Any) -> Any:
@@ -127,7 +130,8 @@ def _declare(base: type[Op], name: str, fn: Callable[..., Any], doc: str, *trait
 
     class_name = "".join(part.title() for part in name.split("_"))
     space = {"__doc__": doc, "reference": reference, "__module__": __name__}
-    return type(class_name, (base,), space, name=f"math.{name}", traits=traits)
+    made: type[P] = type(class_name, (base,), space, name=f"math.{name}", traits=traits)
+    return made
 
 
 def _floor_divide(a: Any, b: Any) -> Any:
@@ -196,14 +200,16 @@ class Scale2(Binary, name="math.scale2"):
 
 
 class Larger(Binary, name="math.larger"):
-    """lhs if lhs > rhs else rhs: the maximum of the machine, which lets rhs through if one is NaN."""
+    """lhs if lhs > rhs else rhs: the maximum of the machine, which lets rhs through if one is
+    NaN."""
 
     def reference(self, lhs: Any, rhs: Any) -> Any:
         return np.where(np.greater(lhs, rhs), lhs, rhs)
 
 
 class Smaller(Binary, name="math.smaller"):
-    """lhs if lhs < rhs else rhs: the minimum of the machine, which lets rhs through if one is NaN."""
+    """lhs if lhs < rhs else rhs: the minimum of the machine, which lets rhs through if one is
+    NaN."""
 
     def reference(self, lhs: Any, rhs: Any) -> Any:
         return np.where(np.less(lhs, rhs), lhs, rhs)
@@ -214,7 +220,7 @@ class Compare(Binary, name="math.compare"):
 
     relation: str = attribute()
 
-    RELATIONS = {
+    RELATIONS: ClassVar[dict[str, Any]] = {
         "lt": np.less,
         "le": np.less_equal,
         "gt": np.greater,

@@ -1,4 +1,5 @@
-"""Operations on streams: source, repeat, reduce, scan, sink. A ``math`` op on streams is a map node.
+"""Operations on streams: source, repeat, reduce, scan, sink. A ``math`` op on streams is a map
+node.
 
 The abstract machine is that of the streaming SDPA paper (arXiv 2404.16629). A stream runs through
 its loops in order, the last one fastest; its element is one value or a small tensor of named axes.
@@ -33,7 +34,8 @@ class StreamOp(Op, traits=("pure",)):
 
 
 class Source(StreamOp, name="stream.source"):
-    """Reads a tensor in the order of the stream. ``dims`` names the axes that make up each dimension
+    """Reads a tensor in the order of the stream. ``dims`` names the axes that make up each
+    dimension
     (several: mixed radix, outermost first). A loop that no dimension names reads the same again."""
 
     tensor: Value = operand()
@@ -81,9 +83,7 @@ class Index(StreamOp, name="stream.index"):
         assert isinstance(self.type, StreamType)
         order = [a.name for a in self.type.axes]
         view = [sizes[a] if a == self.axis else 1 for a in order]
-        return np.broadcast_to(
-            np.arange(sizes[self.axis]).reshape(view), [sizes[a] for a in order]
-        )
+        return np.broadcast_to(np.arange(sizes[self.axis]).reshape(view), [sizes[a] for a in order])
 
 
 class Repeat(StreamOp, name="stream.repeat"):
@@ -159,9 +159,9 @@ IDENTITY = {"sum": 0.0, "max": -math.inf, "min": math.inf}
 
 def reduce_axis(x: Any, kind: str, axis: int) -> Any:
     """Sum, maximum or minimum along an axis; the identity where it is empty."""
-    function = {"sum": np.sum, "max": np.max, "min": np.min}[kind]
+    functions: dict[str, Any] = {"sum": np.sum, "max": np.max, "min": np.min}
     with np.errstate(all="ignore"):
-        return function(x, axis=axis, initial=IDENTITY[kind])
+        return functions[kind](x, axis=axis, initial=IDENTITY[kind])
 
 
 class Reduce(StreamOp, name="stream.reduce"):
@@ -220,9 +220,7 @@ class Scan(StreamOp, name="stream.scan"):
         with np.errstate(all="ignore"):
             running = function.accumulate(x, axis=axis)
         first = np.full_like(np.take(x, [0], axis) if x.shape[axis] else x, IDENTITY[self.kind])
-        previous = np.concatenate([first, running], axis)[
-            tuple(slice(0, n) for n in x.shape)
-        ]
+        previous = np.concatenate([first, running], axis)[tuple(slice(0, n) for n in x.shape)]
         return running, previous
 
 

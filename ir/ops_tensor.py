@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -30,7 +30,8 @@ class TensorOp(Op, traits=("pure",)):
 class Contract(TensorOp, name="tensor.contract", traits=("linear",)):
     """Sum of products over shared axes, written as in einsum.
 
-    ``tensor.contract %q, %k {equation = "hnd,hmd->hnm"}``. The result has the dtype of the operands.
+    ``tensor.contract %q, %k {equation = "hnd,hmd->hnm"}``. The result has the dtype of the
+    operands.
     """
 
     lhs: Value = operand()
@@ -67,14 +68,15 @@ class Contract(TensorOp, name="tensor.contract", traits=("linear",)):
 
 
 class Reduce(TensorOp, name="tensor.reduce"):
-    """Reduction over one axis (``kind`` sum, max or min); the axis stays with size 1 if ``keep``."""
+    """Reduction over one axis (``kind`` sum, max or min); the axis stays with size 1 if
+    ``keep``."""
 
     x: Value = operand()
     kind: str = attribute()
     axis: int = attribute()
     keep: bool = attribute(default=False)
 
-    KINDS = {"sum": np.sum, "max": np.max, "min": np.min}
+    KINDS: ClassVar[dict[str, Any]] = {"sum": np.sum, "max": np.max, "min": np.min}
 
     def infer(self) -> Type:
         self.require(self.kind in self.KINDS, "kind is sum, max or min")

@@ -90,7 +90,9 @@ class Access(TileOp):
         self.require(len(rest) == rank + len(self.bounds), "one index per dimension, then limits")
         self.require_indices(rest)
         used = [d for d in self.dims if d >= 0]
-        self.require(len(set(used)) == len(used), "a tile dimension runs along one memory dimension")
+        self.require(
+            len(set(used)) == len(used), "a tile dimension runs along one memory dimension"
+        )
         for dim, size in enumerate(tile.shape):
             self.require(size == 1 or dim in used, f"tile dimension {dim} runs nowhere")
 
@@ -215,9 +217,9 @@ class Reduce(TileOp, name="tile.reduce", traits=("pure",)):
         return RegisterType(type_.dtype, type_.layout.collapse(self.dim))
 
     def reference(self, x: Any) -> Any:
-        function = {"sum": np.sum, "max": np.fmax.reduce, "min": np.fmin.reduce}[self.kind]
+        functions: dict[str, Any] = {"sum": np.sum, "max": np.fmax.reduce, "min": np.fmin.reduce}
         with np.errstate(all="ignore"):
-            return function(x, axis=self.dim, keepdims=True)
+            return functions[self.kind](x, axis=self.dim, keepdims=True)
 
 
 class Stack(TileOp, name="tile.stack", traits=("pure",)):
@@ -259,7 +261,8 @@ class ReduceToLanes(TileOp, name="tile.reduce_to_lanes", traits=("pure",)):
 
 
 class PackPairs(TileOp, name="tile.pack_pairs", traits=("pure",)):
-    """Rows 2i and 2i+1 of a tile side by side in one lane's word: [2m, n] -> [m, n, 2], as ``dtype``."""
+    """Rows 2i and 2i+1 of a tile side by side in one lane's word: [2m, n] -> [m, n, 2], as
+    ``dtype``."""
 
     x: Value = operand()
     dtype: DType = attribute()

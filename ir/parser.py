@@ -156,7 +156,7 @@ class _Reader(Transformer[Token, Any]):
         return TensorType(*dims)
 
     def buffer(self, dims: Any, unit: Token) -> Type:
-        return BufferType(*dims, int(unit))
+        return BufferType(dims[0], dims[1], int(unit))
 
     def scratch(self, dims: Any) -> Type:
         sizes = [s.constant for s in dims[0]]
@@ -249,10 +249,11 @@ def _lark() -> Lark:
 
 
 def parse(text: str, file: str = "<text>") -> Module:
-    """The module that ``text`` spells; ``file`` names it in errors. Raises ParseError, VerifyError."""
+    """The module that ``text`` spells; ``file`` names it in errors. Raises ParseError,
+    VerifyError."""
     source = _Source(text, file)
     try:
-        graphs = _lark().parse(text)
+        graphs: Any = _lark().parse(text)
     except lark.exceptions.UnexpectedInput as error:
         raise _unexpected(source, error) from None
     except lark.exceptions.VisitError as error:
@@ -284,7 +285,7 @@ def _unexpected(source: _Source, error: lark.exceptions.UnexpectedInput) -> Pars
     listing = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
     line, column = error.line, error.column
     token = getattr(error, "token", None)
-    if token is not None and token.type == "$END" or line in (-1, None):
+    if (token is not None and token.type == "$END") or line in (-1, None):
         line, column = source.text.count("\n") + 1, len(source.text.split("\n")[-1]) + 1
         found = "the text ends here"
     elif token is not None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Union
 
 from tilewright.ir.dtypes import DType
 from tilewright.ir.layout import Layout
@@ -28,7 +27,7 @@ class TensorType:
     dtype: DType
 
     @staticmethod
-    def of(shape: tuple[SizeLike, ...] | list[SizeLike], dtype: DType) -> TensorType:
+    def of(shape: Sequence[SizeLike], dtype: DType) -> TensorType:
         return TensorType(tuple(Size.of(s) for s in shape), dtype)
 
     def __str__(self) -> str:
@@ -48,7 +47,8 @@ class Axis:
 
 @dataclass(frozen=True)
 class StreamType:
-    """A stream: its elements come in the order of the loops, each a small tensor over ``element``."""
+    """A stream: its elements come in the order of the loops, each a small tensor over
+    ``element``."""
 
     loops: tuple[Axis, ...]
     element: tuple[Axis, ...]
@@ -120,7 +120,7 @@ class IndexType:
         return "index"
 
 
-Type = Union[TensorType, StreamType, BufferType, ScratchType, RegisterType, IndexType]
+Type = TensorType | StreamType | BufferType | ScratchType | RegisterType | IndexType
 INDEX = IndexType()
 
 

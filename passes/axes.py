@@ -1,7 +1,9 @@
 """Which axis of the iteration space every dimension of every tensor runs over.
 
-Shape changes (transpose, reshape, broadcast) disappear here: they only say which axes a dimension is
-made of. ``h`` reshaped to ``k x g`` makes ``h`` the pair (k, g) everywhere, so that grouped heads or
+Shape changes (transpose, reshape, broadcast) disappear here: they only say which axes a
+dimension is
+made of. ``h`` reshaped to ``k x g`` makes ``h`` the pair (k, g) everywhere, so that grouped
+heads or
 repeated keys need no copy. Every use of a parameter gets its own axes (``q`` and ``k`` may be one
 tensor); uses are brought together by the operations that combine them.
 """

@@ -8,7 +8,8 @@ first element appears after
 
 and a channel holds what is produced while its consumer waits, plus 2 for send and response. Only
 paths that part and meet again force this: what comes from sources of its own simply starts later. A
-depth that contains the size of a loop is *deep*: it has to be kept in memory, a border between kernels.
+depth that contains the size of a loop is *deep*: it has to be kept in memory, a border between
+kernels.
 """
 
 from __future__ import annotations

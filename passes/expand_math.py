@@ -10,6 +10,7 @@ Coefficients: minimax on the interval, found by Remez exchange in extended preci
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from tilewright.ir import ops_math as m
@@ -80,7 +81,7 @@ def rsqrt_parts(b: Rewriter, op: Any) -> Value:
     return b(m.Div, _number(b, x, 1.0), b(m.Sqrt, x), hint=op.result.hint)
 
 
-PARTS = {
+PARTS: dict[type[Op], Callable[[Rewriter, Any], Value]] = {
     m.Exp2: exp2_parts,
     m.Exp: exp_parts,
     m.Tanh: tanh_parts,

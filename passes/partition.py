@@ -1,4 +1,5 @@
-"""Cuts a stream graph at its deep channels: each part is a kernel, what crosses goes through memory.
+"""Cuts a stream graph at its deep channels: each part is a kernel, what crosses goes through
+memory.
 
 A module of one stream graph becomes a module of kernels in order. Wiring is by name: a kernel's
 parameter is an input of the program, or the result of that name of an earlier kernel.
@@ -114,9 +115,7 @@ class _Part:
 def _in_memory(value: Value) -> tuple[TensorType, tuple[tuple[str, ...], ...]]:
     assert isinstance(value.type, StreamType)
     axes = value.type.axes
-    return TensorType(tuple(a.size for a in axes), value.type.dtype), tuple(
-        (a.name,) for a in axes
-    )
+    return TensorType(tuple(a.size for a in axes), value.type.dtype), tuple((a.name,) for a in axes)
 
 
 def _memory_name(value: Value) -> str:

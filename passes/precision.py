@@ -4,7 +4,8 @@ torch's products of bf16 and f16 sum in f32 and round once at the end; so does
 
     %s = tensor.contract %q, %k : bf16   ->   cast to f32, contract, cast to bf16
 
-Then a value narrowed and widened again keeps its f32 form (more precise than asked), unless a product
+Then a value narrowed and widened again keeps its f32 form (more precise than asked), unless a
+product
 takes it: there the narrow form lets the dot instruction of 16-bit floats be used.
 """
 

@@ -6,7 +6,8 @@ running  sum_j exp(x_j - max_i x_i) * y_j   ->  a sum rescaled whenever the runn
          since exp(x_j - R) = exp(x_j - r_j) * exp(r_j - r_{j+1}) * … * exp(r_{last} - R), and the
          sum is linear.
 
-Casts count as the identity here, as in exact arithmetic; a factor moved over a cast is rounded later.
+Casts count as the identity here, as in exact arithmetic; a factor moved over a cast is rounded
+later.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ def _scalar_like(value: Value) -> StreamType:
 
 
 def move_factor(graph: Graph) -> Graph:
-    """sum_j (x_j * c) * y_j -> (sum_j x_j * y_j) * c; the same for a division, and for a sum over an
+    """sum_j (x_j * c) * y_j -> (sum_j x_j * y_j) * c; the same for a division, and for a sum
+    over an
     element's axis. ``c`` is a constant or one value per row."""
 
     def rule(b: Rewriter, op: Op) -> Value | None:
@@ -84,10 +86,10 @@ def _is_float(value: Value) -> bool:
 
 
 def _apply_factors(b: Rewriter, value: Value, factors: list[Factor], hint: str) -> Value:
-    for cls, factor in factors:
-        assert isinstance(value.type, StreamType) and isinstance(factor.type, StreamType)
-        if factor.type.dtype != value.type.dtype:
-            factor = b(m.Cast, factor, dtype=value.type.dtype, hint=factor.hint)
+    for cls, given in factors:
+        assert isinstance(value.type, StreamType) and isinstance(given.type, StreamType)
+        same = given.type.dtype == value.type.dtype
+        factor = given if same else b(m.Cast, given, dtype=value.type.dtype, hint=given.hint)
         value = b(cls, value, factor, hint=hint)
     return value
 
@@ -180,7 +182,7 @@ def _only_sums(uses: dict[Value, list[Op]], value: Value, axis: Axis, graph: Gra
             if op.kind != "sum" or op.axis != axis.name or op.rescale:
                 return False
             continue
-        linear = isinstance(op, m.Mul | m.Cast) or isinstance(op, m.Div) and op.rhs is not value
+        linear = isinstance(op, m.Mul | m.Cast) or (isinstance(op, m.Div) and op.rhs is not value)
         squared = isinstance(op, m.Mul) and op.lhs is op.rhs
         if not linear or squared or not _only_sums(uses, op.result, axis, graph):
             return False

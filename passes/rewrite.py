@@ -70,6 +70,4 @@ def _rewrite_region(
 
 def for_each_graph(module: Module, change: Callable[[Graph], Graph], level: str = "") -> Module:
     """Applies ``change`` to every graph (of one level)."""
-    return Module(
-        tuple(change(g) if not level or g.level == level else g for g in module.graphs)
-    )
+    return Module(tuple(change(g) if not level or g.level == level else g for g in module.graphs))

@@ -59,7 +59,8 @@ def choose_order(axes: AxisMap) -> LoopOrder:
 
 def _inside(axes: AxisMap, reduced: Counter[int], outputs: list[int]) -> set[int]:
     """Axes that results run along as well as reductions, if their length is a number: a row of them
-    is one element, read twice, and no channel has to hold it. Without any reduction the last axis."""
+    is one element, read twice, and no channel has to hold it. Without any reduction the last
+    axis."""
     last = outputs[-1:] if len(outputs) > 1 and not reduced else []
     products = any(isinstance(op, t.Contract) for op in axes.graph.body.ops)
     candidates = [x for x in outputs if x in reduced] if not products else []
@@ -220,9 +221,7 @@ class _Converter:
         assert isinstance(stream.type, StreamType)
         if not stream.type.loops and self.parallel:
             raise UnsupportedError("an output that is one constant")
-        dims = tuple(
-            tuple(self.axes.name(x) for x in d) for d in self.axes.resolved(view.dims)
-        )
+        dims = tuple(tuple(self.axes.name(x) for x in d) for d in self.axes.resolved(view.dims))
         return self.build(s.Sink, stream, dims=dims, type=value.type, hint=value.hint)
 
 

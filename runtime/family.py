@@ -1,6 +1,7 @@
 """One kernel in all its compiled forms: chosen by what the inputs are, made when first needed.
 
-A form depends on which dimension of each input has stride one, on the sizes that lie inside an element
+A form depends on which dimension of each input has stride one, on the sizes that lie inside an
+element
 (a head's), and on how many rows share a read; never on a batch or a length.
 """
 
@@ -19,9 +20,9 @@ from tilewright.ir.errors import BindError
 from tilewright.ir.sizes import Size
 from tilewright.ir.target import Target
 from tilewright.ir.types import BufferType, StreamType, TensorType
+from tilewright.passes.specialise import specialise
 from tilewright.passes.to_tile.kernel_info import analyse, is_row_kernel
 from tilewright.passes.to_tile.schedule import row_classes
-from tilewright.passes.specialise import specialise
 from tilewright.runtime.calls import Signature, key_source
 from tilewright.runtime.report import VariantReport
 

@@ -33,7 +33,8 @@ class Step:
 class Program:
     """A compiled module, callable with torch tensors on the CPU.
 
-    ``module`` holds one tensor-level graph. ``target`` and ``backend`` default to this machine and to
+    ``module`` holds one tensor-level graph. ``target`` and ``backend`` default to this machine
+    and to
     the fastest back end installed. Raises TargetError, UnsupportedError, BackendMissingError.
     """
 
@@ -56,7 +57,8 @@ class Program:
             self.deep = [str(c) for c in find_channels(before) if c.deep]
 
     def _result_names(self, kernels: Module) -> tuple[str, ...]:
-        """Names of the program's results: sinks of the last kernels, in the order of the returns."""
+        """Names of the program's results: sinks of the last kernels, in the order of the
+        returns."""
         names = [v.hint for graph in kernels.graphs for v in graph.results]
         return tuple(n for n in names if not n.endswith("_in_memory"))
 
@@ -94,7 +96,8 @@ class Program:
 
     @property
     def supported(self) -> bool:
-        """True if every kernel has machine code (none runs in the interpreter for want of a schedule)."""
+        """True if every kernel has machine code (none runs in the interpreter for want of a
+        schedule)."""
         return all(step.family is not None for step in self.steps)
 
     def explain(self) -> ProgramReport:

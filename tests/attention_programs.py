@@ -65,12 +65,18 @@ class Attention:
         elif self.mask == "add":
             lines += ["%mw = math.cast %mask {dtype = f32}", f"%s3 = math.add {last}, %mw"]
         else:
-            lines += ["%one = math.const {value = 1.0, type = tensor<f32>}", f"%s3 = math.mul {last}, %one"]
+            lines += [
+                "%one = math.const {value = 1.0, type = tensor<f32>}",
+                f"%s3 = math.mul {last}, %one",
+            ]
         return lines
 
     def _rounded(self) -> list[str]:
         if self.dtype != "bf16":
-            return ["%one_ = math.const {value = 1.0, type = tensor<f32>}", "%pw = math.mul %p, %one_"]
+            return [
+                "%one_ = math.const {value = 1.0, type = tensor<f32>}",
+                "%pw = math.mul %p, %one_",
+            ]
         return ["%pn = math.cast %p {dtype = bf16}", "%pw = math.cast %pn {dtype = f32}"]
 
     def reference(

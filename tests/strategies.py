@@ -1,6 +1,7 @@
 """What Hypothesis draws: dtypes, sizes, layouts, values, small tensor programs, attention.
 
-A program comes with inputs and with ``scale``, a bound on the magnitude of everything it computes, so
+A program comes with inputs and with ``scale``, a bound on the magnitude of everything it
+computes, so
 that a comparison knows what rounding may do. Generated arithmetic is bounded by construction: it
 contains no quotient by something near zero and no exponential of something large.
 """
@@ -79,7 +80,19 @@ def layouts(draw: Draw, rank: int | None = None, most: int = 64) -> Layout:
     return out
 
 
-SPECIAL = (0.0, -0.0, math.inf, -math.inf, math.nan, 1e-310, -5e-324, 1e-40, -1e-45, 3.4e38, 65504.0)
+SPECIAL = (
+    0.0,
+    -0.0,
+    math.inf,
+    -math.inf,
+    math.nan,
+    1e-310,
+    -5e-324,
+    1e-40,
+    -1e-45,
+    3.4e38,
+    65504.0,
+)
 
 
 def numbers(special: bool = False) -> st.SearchStrategy[float]:
@@ -214,14 +227,10 @@ class Sketch:
             self.pool.append(known)
 
     def finish(self, results: Sequence[Known], name: str = "program") -> Program:
-        body = Region(
-            tuple(self.params), tuple(self.build.ops), tuple(k.value for k in results)
-        )
+        body = Region(tuple(self.params), tuple(self.build.ops), tuple(k.value for k in results))
         names = tuple(self.sizes)
         module = Module((Graph("graph", name, names, body),))
-        return Program(
-            module, tuple(self.inputs), self.sizes, self.scale, frozenset(self.tags)
-        )
+        return Program(module, tuple(self.inputs), self.sizes, self.scale, frozenset(self.tags))
 
     # ---- steps of a random program
 
@@ -311,7 +320,8 @@ class Sketch:
         left = letters[: len(x.shape)]
         size_of = dict(zip(left, x.shape, strict=True))
         right, fresh = "", iter(letters[len(left) :])
-        # Two computed values may share an axis; see test_to_stream for what another letter does then.
+        # Two computed values may share an axis; see test_to_stream for what another letter does
+        # then.
         apart = x.value in self.params or y.value in self.params
         for size in y.shape:
             free = [c for c in left if c not in right and size_of[c] == size]
@@ -517,7 +527,9 @@ class AttentionSketch(Sketch):
         if "masked" in self.tags:  # the cap of -inf is finite again: allowed, but no mask any more
             return x
         cap = self.const(4.0, x)
-        return self.op(m.Mul, self.op(m.Tanh, self.op(m.Div, x, cap, bound=9), bound=1), cap, bound=4)
+        return self.op(
+            m.Mul, self.op(m.Tanh, self.op(m.Div, x, cap, bound=9), bound=1), cap, bound=4
+        )
 
     def on_bias(self, x: Known) -> Known:
         shape = self.pick([["N", "M"], [1, "M"], ["K", "G", "N", "M"], ["K", "G", 1, "M"]])

@@ -1,4 +1,5 @@
-"""Compiled attention against float64: shapes, strides, dtypes, masks, values, for several targets."""
+"""Compiled attention against float64: shapes, strides, dtypes, masks, values, for several
+targets."""
 
 from __future__ import annotations
 
@@ -60,7 +61,9 @@ def strided(x: torch.Tensor, style: str) -> torch.Tensor:
     if style == "swapped" and x.dim() == 4:
         return x.transpose(1, 2).contiguous().transpose(1, 2)
     if style == "sliced":
-        wide = torch.full((*x.shape[:-1], x.shape[-1] + 3), float("nan") if x.is_floating_point() else 1)
+        wide = torch.full(
+            (*x.shape[:-1], x.shape[-1] + 3), float("nan") if x.is_floating_point() else 1
+        )
         wide = wide.to(x.dtype)
         wide[..., 1:-2] = x
         return wide[..., 1:-2]
@@ -101,7 +104,9 @@ def test_attention_is_that_of_float64(
     assert out.shape == expected.shape
     assert out.dtype == DTYPES[form.dtype]
     tolerance = TOLERANCE[form.dtype]
-    torch.testing.assert_close(out.double(), expected, atol=tolerance, rtol=tolerance, equal_nan=True)
+    torch.testing.assert_close(
+        out.double(), expected, atol=tolerance, rtol=tolerance, equal_nan=True
+    )
 
 
 @pytest.mark.parametrize("rows", [1, 2, 5, 16, 60])

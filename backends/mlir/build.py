@@ -42,7 +42,8 @@ _BITS = {"half": 16, "bfloat": 16, "float": 32, "double": 64}
 
 
 def _older_spelling(text: str) -> str:
-    """Float constants as llvmlite's LLVM reads them: the wheel's newer LLVM prints words and f0x."""
+    """Float constants as llvmlite's LLVM reads them: the wheel's newer LLVM prints words and
+    f0x."""
 
     current = "float"
 

@@ -61,6 +61,8 @@ class _Program:
         self.memory = MemoryEmitter(self.text)
         self.lanes = LaneEmitter(self.text, target)
         self.values: dict[Value, Any] = {}
+        self.numbers: dict[Value, float] = {}
+        self.extents: list[str] = []
         self.sizes: dict[str, str] = {}
         self.blocks: list[str] = []
         self.scratch_at = 0
@@ -85,7 +87,9 @@ class _Program:
             text.line(f"scf.yield {following} : i64")
         text.line("}")
         body = "\n".join(text.lines)
-        return f"module {{\n  func.func @{symbol}(%args: !llvm.ptr) {{\n{body}\n    return\n  }}\n}}\n"
+        return (
+            f"module {{\n  func.func @{symbol}(%args: !llvm.ptr) {{\n{body}\n    return\n  }}\n}}\n"
+        )
 
     # ---- arguments
 
@@ -100,7 +104,6 @@ class _Program:
         slot = text.op(f"llvm.atomicrmw add {slots}, {text.i64(1)} monotonic : !llvm.ptr, i64")
         skip = text.op(f"arith.muli {slot}, {self._word(SCRATCH_BYTES)} : i64")
         self.scratch_base = text.address(base, skip, "i8")
-        self.extents = []
         for _ in self.graph.attrs["grid"]:
             self.extents.append(self._word(at))
             at += 1
@@ -200,7 +203,8 @@ class _Program:
         return emit_pointwise(scalars, op, names, I64)
 
     def _aligned_to(self, value: Value, result: RegisterType, lanes: int) -> list[str]:
-        """The operand's registers, one per register of the result, broadcast where it is narrower."""
+        """The operand's registers, one per register of the result, broadcast where it is
+        narrower."""
         held = self.values[value]
         assert isinstance(held, Registers)
         constant = self._constant(value, lanes)
@@ -221,10 +225,6 @@ class _Program:
             return None
         dtype = getattr(value.type, "dtype", I64)
         return Scalars(self.text, self.target, dtype, lanes).number(number, element_type(dtype))
-
-    @property
-    def numbers(self) -> dict[Value, float]:
-        return self.__dict__.setdefault("_numbers", {})
 
     def _math_const(self, op: m.Const) -> Any:
         if isinstance(op.type, IndexType):
@@ -276,9 +276,7 @@ class _Program:
         held = self.values[memory]
         rank = len(held.strides)
         names = [self.values[v] for v in rest]
-        limits = {
-            dim: (kind, names[rank + at]) for at, (dim, kind) in enumerate(op.bounds)
-        }
+        limits = {dim: (kind, names[rank + at]) for at, (dim, kind) in enumerate(op.bounds)}
         return Access(held, names[:rank], op.dims, limits)
 
     def _tile_load(self, op: t.Load) -> Registers:
@@ -301,13 +299,17 @@ class _Program:
         names = []
         for name in offsets.names:
             if offsets.uniform:
-                x = text.op(f"llvm.load {text.address(base, name, element)} : !llvm.ptr -> {element}")
+                x = text.op(
+                    f"llvm.load {text.address(base, name, element)} : !llvm.ptr -> {element}"
+                )
             else:
                 x = self._gather_vector(base, name, offsets.lanes, element, type_.dtype)
             names.append(self._from_memory(x, type_))
         return Registers(type_, names)
 
-    def _gather_vector(self, base: str, offsets: str, lanes: int, element: str, dtype: DType) -> str:
+    def _gather_vector(
+        self, base: str, offsets: str, lanes: int, element: str, dtype: DType
+    ) -> str:
         text, held = self.text, f"vector<{lanes}x{element}>"
         pointers = text.op(
             f"llvm.getelementptr {base}[{offsets}] : (!llvm.ptr, vector<{lanes}xi64>) -> "

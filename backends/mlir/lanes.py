@@ -24,10 +24,7 @@ class LaneEmitter:
         columns = acc.type.shape[1] // (acc.lanes if not acc.uniform else 1)
         rows = acc.type.shape[0]
         vectors = [
-            spread(self.text, name, a.held, acc.lanes * (1 if a.pack == 2 else 1))
-            if a.uniform
-            else name
-            for name in a.names
+            spread(self.text, name, a.held, acc.lanes) if a.uniform else name for name in a.names
         ]
         names = []
         for row in range(rows):
@@ -64,7 +61,9 @@ class LaneEmitter:
             names = [self._exchange(op.kind, n, distance, x) for n in names]
         if is_uniform(result.layout) and not x.uniform:
             zero = self.text.i64(0)
-            names = [self.text.op(f"llvm.extractelement {n}[{zero} : i64] : {x.held}") for n in names]
+            names = [
+                self.text.op(f"llvm.extractelement {n}[{zero} : i64] : {x.held}") for n in names
+            ]
         return Registers(result, names)
 
     def _tree(self, kind: str, names: list[str], held: str) -> str:
@@ -84,7 +83,7 @@ class LaneEmitter:
         compare = f"arith.cmpi s{relation}" if integer else f"arith.cmpf o{relation}"
         chosen = self.text.op(f"{compare}, {a}, {b} : {held}")
         if held.startswith("vector"):
-            lanes = held[7:].split("x")[0]
+            lanes = held[7:].split("x", maxsplit=1)[0]
             return self.text.op(f"arith.select {chosen}, {a}, {b} : vector<{lanes}xi1>, {held}")
         return self.text.op(f"arith.select {chosen}, {a}, {b} : {held}")
 

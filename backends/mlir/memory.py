@@ -20,7 +20,6 @@ from tilewright.ir.types import RegisterType
 Index = tuple[int, ...]
 
 
-
 @dataclass
 class MemoryRef:
     """Memory as the code sees it: a pointer and strides in elements (names of i64 values)."""
@@ -89,7 +88,9 @@ class MemoryEmitter:
             known = t.known(stride)
             if known is None or access.limits.get(dim, ("zero",))[0] == "clamp":
                 return None
-            offsets = [o + (r[dim] - first[dim]) * known for o, r in zip(offsets, rows, strict=True)]
+            offsets = [
+                o + (r[dim] - first[dim]) * known for o, r in zip(offsets, rows, strict=True)
+            ]
         return offsets
 
     def lane_limit(self, access: Access, rows: list[Index]) -> tuple[int, str] | None:
@@ -152,7 +153,9 @@ class MemoryEmitter:
     def _zero(self, held: str) -> str:
         element = held.split("x")[-1].rstrip(">") if held.startswith("vector") else held
         literal = "0" if element.startswith("i") else "0.0"
-        return self.text.constant(f"dense<{literal}>" if held.startswith("vector") else literal, held)
+        return self.text.constant(
+            f"dense<{literal}>" if held.startswith("vector") else literal, held
+        )
 
     def _load_scalar(self, access: Access, type_: RegisterType, index: Index) -> str:
         """One element, or a pair of them as an integer."""
@@ -252,7 +255,9 @@ class MemoryEmitter:
             else:
                 self._store_vector(access, value, name, rows)
 
-    def _store_scalar(self, access: Access, name: str, index: Index, held: str, dtype: DType) -> None:
+    def _store_scalar(
+        self, access: Access, name: str, index: Index, held: str, dtype: DType
+    ) -> None:
         t = self.text
         if dtype.name == "bool":
             name, held = t.op(f"arith.extui {name} : i1 to i8"), "i8"
@@ -266,9 +271,7 @@ class MemoryEmitter:
             t.line(f"llvm.store {name}, {pointer} : {held}, !llvm.ptr")
         t.line("}")
 
-    def _store_vector(
-        self, access: Access, value: Registers, name: str, rows: list[Index]
-    ) -> None:
+    def _store_vector(self, access: Access, value: Registers, name: str, rows: list[Index]) -> None:
         t, dtype, repeat, held = self.text, value.type.dtype, value.pack, value.held
         if dtype.name == "bool":
             lanes = len(rows)
@@ -292,7 +295,9 @@ class MemoryEmitter:
         pointer = self.pointer(access, self.offset(self._unlimited(access, cut), rows[0]))
         align = dtype.bits // 8
         if cut is None:
-            t.line(f"llvm.store {name}, {pointer} {{alignment = {align} : i64}} : {held}, !llvm.ptr")
+            t.line(
+                f"llvm.store {name}, {pointer} {{alignment = {align} : i64}} : {held}, !llvm.ptr"
+            )
             return
         mask = self.mask(access, first, cut[0], cut[1], repeat)
         lanes = len(first) * repeat
@@ -301,9 +306,7 @@ class MemoryEmitter:
             f"{held}, vector<{lanes}xi1> into !llvm.ptr"
         )
 
-    def _store_lanes(
-        self, access: Access, value: Registers, name: str, rows: list[Index]
-    ) -> None:
+    def _store_lanes(self, access: Access, value: Registers, name: str, rows: list[Index]) -> None:
         t, repeat = self.text, value.pack
         element = memory_type(value.type.dtype)
         held = f"vector<{len(rows) * repeat}x{element}>"

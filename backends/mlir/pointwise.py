@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -49,10 +50,13 @@ def _literal(value: float, element: str) -> str:
         return "true" if value else "false"
     if element.startswith("i"):
         return str(int(value))
-    if value != value:
+    if math.isnan(value):
         return {"f32": "0x7FC00000", "f64": "0x7FF8000000000000"}[element]
     if value in (float("inf"), float("-inf")):
-        bits = {"f32": ("0x7F800000", "0xFF800000"), "f64": ("0x7FF0000000000000", "0xFFF0000000000000")}
+        bits = {
+            "f32": ("0x7F800000", "0xFF800000"),
+            "f64": ("0x7FF0000000000000", "0xFFF0000000000000"),
+        }
         return bits[element][value < 0]
     return f"{float(value):.17e}"
 
@@ -67,7 +71,7 @@ def emits(cls: type[Op]) -> Callable[[Emit], Emit]:
     return register
 
 
-_TWO = {  # op class -> (float, integer) operation
+_TWO: dict[type[Op], tuple[str, str]] = {  # op class -> (float, integer) operation
     m.Add: ("arith.addf", "arith.addi"),
     m.Sub: ("arith.subf", "arith.subi"),
     m.Mul: ("arith.mulf", "arith.muli"),
@@ -79,7 +83,7 @@ _TWO = {  # op class -> (float, integer) operation
     m.Or: ("", "arith.ori"),
     m.Pow: ("math.powf", ""),
 }
-_ONE = {
+_ONE: dict[type[Op], str] = {
     m.Sqrt: "math.sqrt",
     m.Abs: "math.absf",
     m.Round: "math.roundeven",
@@ -265,7 +269,9 @@ def narrow_bf16(s: Scalars, x: str) -> str:
         return s.convert("arith.bitcast", narrow, "bf16", "i16")
     bits = s.convert("arith.bitcast", x, "f32", "i32")
     shift = s.number(16, "i32")
-    odd = s.binary("arith.andi", s.binary("arith.shrui", bits, shift, "i32"), s.number(1, "i32"), "i32")
+    odd = s.binary(
+        "arith.andi", s.binary("arith.shrui", bits, shift, "i32"), s.number(1, "i32"), "i32"
+    )
     half = s.binary("arith.addi", odd, s.number(0x7FFF, "i32"), "i32")
     rounded = s.binary("arith.shrui", s.binary("arith.addi", bits, half, "i32"), shift, "i32")
     nan = s.text.op(f"arith.cmpf uno, {x}, {x} : {s.shaped('f32')}")

@@ -1,6 +1,7 @@
 """How a register tile is held: one MLIR value per physical register.
 
-A tile whose lanes all hold the same element is kept as scalars and broadcast where it is used, which
+A tile whose lanes all hold the same element is kept as scalars and broadcast where it is used,
+which
 lets the instruction selector read them from memory as broadcasts.
 """
 
@@ -85,7 +86,7 @@ def physical(type_: RegisterType) -> int:
 def register_map(operand: RegisterType, result: RegisterType) -> list[int]:
     """For each physical register of ``result`` the register of ``operand`` that goes with it."""
     pack, other = packed(result), packed(operand)
-    where = {}
+    where: dict[tuple[int, ...], int] = {}
     for register, row in enumerate(operand.layout.table()):
         for index in row:
             where.setdefault(index, register // other)

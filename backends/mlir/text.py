@@ -79,7 +79,9 @@ class MlirText:
     def address(self, base: str, offset: str, element: str) -> str:
         if self.known(offset) == 0:
             return base
-        return self.op(f"llvm.getelementptr {base}[{offset}] : (!llvm.ptr, i64) -> !llvm.ptr, {element}")
+        return self.op(
+            f"llvm.getelementptr {base}[{offset}] : (!llvm.ptr, i64) -> !llvm.ptr, {element}"
+        )
 
     def shuffle(self, a: str, b: str, mask: Sequence[int], type_: str) -> str:
         listed = ", ".join(map(str, mask))

@@ -337,4 +337,3 @@ class _Program:
     def _tile_if(self, op: t.If) -> None:
         with self.text.block(f"if {self.values[op.lo]} < {self.values[op.hi]}"):
             self._region(op.regions[0])
-

@@ -77,7 +77,9 @@ class NumbaKernel:
         self.run(arrays, made, values, threads)
         return tuple(made)
 
-    def bind(self, arrays: Sequence[Array], sizes: Mapping[str, int] | None = None) -> dict[str, int]:
+    def bind(
+        self, arrays: Sequence[Array], sizes: Mapping[str, int] | None = None
+    ) -> dict[str, int]:
         """Values of all size names from the inputs' shapes; BindError if they do not fit."""
         graph = self.graph
         shell = Graph(graph.level, graph.name, graph.sizes, Region(self.inputs, ()), graph.attrs)
@@ -103,7 +105,9 @@ class NumbaKernel:
         for param, array in zip(self.outputs, outputs, strict=True):
             _check_dtype(param, array)
             if not _fits(array, _buffer(param)):
-                rule = "must be aligned, with strides that are not negative, one in its unit dimension"
+                rule = (
+                    "must be aligned, with strides that are not negative, one in its unit dimension"
+                )
                 raise BindError(f"%{param.hint}: {param.type} {rule} ({array.strides} bytes given)")
             arguments += _flat(array, _buffer(param))
         total = 1

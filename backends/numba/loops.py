@@ -89,4 +89,3 @@ class LoopEmitter:
 def elements(held: Any) -> list[str]:
     """What stands for a value's elements, in the order of its registers."""
     return list(held.elements.values()) if isinstance(held, Tile) else [held]
-

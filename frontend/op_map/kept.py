@@ -10,8 +10,7 @@ from torch.fx import Node
 # reason -> names of functions and methods, separated by blanks
 KEPT: dict[str, str] = {
     "a contraction with a parameter stays with torch": (
-        "bilinear addmm addbmm conv1d conv2d conv3d conv_transpose1d conv_transpose2d "
-        "lstm gru"
+        "bilinear addmm addbmm conv1d conv2d conv3d conv_transpose1d conv_transpose2d lstm gru"
     ),
     "a table look-up or gather stays with torch": (
         "embedding embedding_bag index_select gather take take_along_dim index_copy index_put "

@@ -54,9 +54,7 @@ class BlockLowering:
         ops = self.info.graph.body.ops
         self.scans = [op for op in ops if isinstance(op, s.Scan)]
         self.reduces = [op for op in ops if isinstance(op, s.Reduce)]
-        self.sinks = [
-            op for op in ops if isinstance(op, s.Sink) and self.info.in_block(op.x)
-        ]
+        self.sinks = [op for op in ops if isinstance(op, s.Sink) and self.info.in_block(op.x)]
         self.weights = {op: self._weight(op) for op in self.reduces if self._is_outer(op)}
         self.phases = 1 + max((self._phase_of(op) for op in ops), default=0)
         self._allocate()
@@ -82,7 +80,8 @@ class BlockLowering:
         return max((self.info.phase.get(v, 0) for v in op.operands), default=0)
 
     def _needed(self, phase: int) -> list[Value]:
-        """Values that this phase keeps in scratch: read in later phases or by vector-valued sums."""
+        """Values that this phase keeps in scratch: read in later phases or by vector-valued
+        sums."""
         out: dict[Value, None] = {}
         for op in self.info.graph.body.ops:
             after = isinstance(op, s.Reduce) and self._is_outer(op)
@@ -135,7 +134,9 @@ class BlockLowering:
         total = b.size(self.info.inner.size)
         first, last, full_first, full_last = self._ranges(total)
         if self.info.splits:
-            start = b.mul(b(t.BlockId, dim=len(self.info.grid), hint="part"), self.schedule.inner_part)
+            start = b.mul(
+                b(t.BlockId, dim=len(self.info.grid), hint="part"), self.schedule.inner_part
+            )
             end = b.add(start, self.schedule.inner_part)
             first, full_first = b.maximum(first, start), b.maximum(full_first, start)
             last, full_last = b.minimum(last, end), b.minimum(full_last, end)
@@ -222,9 +223,7 @@ class BlockLowering:
     def _phase(self, block: Block, phase: int) -> None:
         kept = self._needed(phase)
         scans = [op for op in self.scans if self.info.phase[op.x] == phase]
-        sums = [
-            op for op in self.reduces if op not in self.weights and self._phase_of(op) == phase
-        ]
+        sums = [op for op in self.reduces if op not in self.weights and self._phase_of(op) == phase]
         roots = [*kept, *(op.x for op in scans), *(op.x for op in sums)]
         if not roots:
             return
@@ -233,7 +232,8 @@ class BlockLowering:
         self.state.tile_positions = step
         for root in roots:
             self._prepare(block, root, phase)
-        starts = [self._neutral(op) for op in [*scans, *sums]]
+        statistics: list[s.Scan | s.Reduce] = [*scans, *sums]
+        starts = [self._neutral(op) for op in statistics]
         b = self.build
         with b.loop(b.index(0), block.count, step, starts, "tile") as loop:
             tile = self._open_tile(block, loop.counter)
@@ -241,11 +241,11 @@ class BlockLowering:
                 self._store_tile(block, tile, value, phase)
             loop.next = tuple(
                 self._partial(block, tile, op, carried, phase)
-                for op, carried in zip([*scans, *sums], loop.carried, strict=True)
+                for op, carried in zip(statistics, loop.carried, strict=True)
             )
         for value in kept:
             block.stored[value] = value
-        for op, partial in zip([*scans, *sums], loop.results, strict=True):
+        for op, partial in zip(statistics, loop.results, strict=True):
             self._settle(block, op, partial)
 
     def _has_product(self, block: Block, value: Value, phase: int) -> bool:
@@ -295,7 +295,9 @@ class BlockLowering:
         if marker not in block.memo:
             b, scratch = self.build, self.state.row_vectors[key]
             at = [b.index(0), b.index(0)]
-            block.memo[marker] = b.load(scratch, at, [0, 1], self.state.row_layout, hint=key[1].hint)
+            block.memo[marker] = b.load(
+                scratch, at, [0, 1], self.state.row_layout, hint=key[1].hint
+            )
         return block.memo[marker]
 
     def _offset_marker(self, value: Value) -> Value:
@@ -333,7 +335,9 @@ class BlockLowering:
         if v in self.mask.conditions and not block.masked:
             return self.build.number(True, BOOL)
         if isinstance(op, s.Contract):
-            return self.contraction.tile(op, tile.at, tile.offset, block.limit if block.masked else None)
+            return self.contraction.tile(
+                op, tile.at, tile.offset, block.limit if block.masked else None
+            )
         if isinstance(op, s.Index):
             layout = self.state.tile_layout.collapse(1)
             here = self.build(t.Coordinate, dim=0, layout=layout)
@@ -449,15 +453,15 @@ class BlockLowering:
         assert self.state.first_row is not None and self.state.row_total is not None
         left = b.sub(self.state.row_total, self.state.first_row)
         layout = self.state.lane_layout()
-        with self.rows.each_row(b.minimum(left, self.schedule.rows), clamp=False) as (row, at):
-            with b.loop(b.index(0), block.count, lanes, hint="out") as loop:
-                x = b.load(kept, [loop.counter, row], [1, -1], layout, hint=sink.x.hint)
-                dtype = self.state.dtype(sink.x)
-                x = b(m.Cast, x, dtype=dtype) if getattr(x.type, "dtype", dtype) != dtype else x
-                here = {**at, name: b.add(block.first, loop.counter)}
-                indices, runs = self.state.source_index(sink, here)
-                dims = [1 if run == name else -1 for run in runs]
-                if lanes == 1:
-                    b.store(x, buffer, indices, [-1] * len(dims))
-                else:
-                    b.store(x, buffer, indices, dims, [(1, b.add(block.first, block.count))])
+        rows = self.rows.each_row(b.minimum(left, self.schedule.rows), clamp=False)
+        with rows as (row, at), b.loop(b.index(0), block.count, lanes, hint="out") as loop:
+            x = b.load(kept, [loop.counter, row], [1, -1], layout, hint=sink.x.hint)
+            dtype = self.state.dtype(sink.x)
+            x = b(m.Cast, x, dtype=dtype) if getattr(x.type, "dtype", dtype) != dtype else x
+            here = {**at, name: b.add(block.first, loop.counter)}
+            indices, runs = self.state.source_index(sink, here)
+            dims = [1 if run == name else -1 for run in runs]
+            if lanes == 1:
+                b.store(x, buffer, indices, [-1] * len(dims))
+            else:
+                b.store(x, buffer, indices, dims, [(1, b.add(block.first, block.count))])

@@ -1,7 +1,8 @@
 """Products: contractions inside an element, and vector-valued sums along the inner axis.
 
 Rows on lanes: both are outer products, one side broadcast from memory, the other a vector of rows.
-Rows in registers: the element's axis lies on lanes, both sides are read as they lie in memory; what is
+Rows in registers: the element's axis lies on lanes, both sides are read as they lie in memory;
+what is
 contracted is summed across lanes at the end, sixteen sums at a time.
 """
 
@@ -19,7 +20,6 @@ from tilewright.ir.layout import Layout
 from tilewright.passes.to_tile.kernel_info import strip_casts
 from tilewright.passes.to_tile.rows import RowLowering
 from tilewright.passes.to_tile.state import LoweringState, round_up
-
 
 MAX_UNROLLED = 16  # vectors of an element written out, beyond that a loop
 
@@ -54,7 +54,8 @@ class InnerOperand:
         return None
 
     def begin_block(self, first: Value, count: Value, limit: Value) -> None:
-        """Fills the converted copy for a block, in whole register tiles (the last ones repeated)."""
+        """Fills the converted copy for a block, in whole register tiles (the last ones
+        repeated)."""
         if self.converted is None:
             return
         b, lanes = self.build, self.state.schedule.lanes
@@ -65,11 +66,20 @@ class InnerOperand:
         with b.loop(b.index(0), whole, 1, hint="position") as position:
             at = b.minimum(b.add(first, position.counter), b.sub(limit, 1))
             with b.loop(b.index(0), b.index(length), lanes, hint=self.axis.name) as loop:
-                here = {**self.state.grid_at, self.info.inner.name: at, self.axis.name: loop.counter}
+                here = {
+                    **self.state.grid_at,
+                    self.info.inner.name: at,
+                    self.axis.name: loop.counter,
+                }
                 x = self.rows.at_point(self.value, here, layout)
                 if self.state.dtype(self.value) != F32:
                     x = b(m.Cast, x, dtype=F32, hint=x.hint)
-                b.store(x, self.converted, [position.counter, loop.counter], [-1, 1] if lanes > 1 else [-1, -1])
+                b.store(
+                    x,
+                    self.converted,
+                    [position.counter, loop.counter],
+                    [-1, 1] if lanes > 1 else [-1, -1],
+                )
 
     def load(
         self,
@@ -80,7 +90,8 @@ class InnerOperand:
         dims: tuple[int, int],
         limit: Value | None,
     ) -> Value:
-        """A tile: positions along tile dimension ``dims[0]``, elements along ``dims[1]`` (-1: one)."""
+        """A tile: positions along tile dimension ``dims[0]``, elements along ``dims[1]`` (-1:
+        one)."""
         b = self.build
         if self.source is None:
             assert self.converted is not None
@@ -143,7 +154,8 @@ class Contraction:
         return self._in_chunks(operand.axis.size.constant or 0, step)
 
     def _in_chunks(self, length: int, step: Callable[[Value, Value], Value]) -> Value:
-        """The sum over 0 … length, a chunk at a time: the error grows with a chunk's length plus the
+        """The sum over 0 … length, a chunk at a time: the error grows with a chunk's length
+        plus the
         number of chunks."""
         y, b = self.schedule, self.build
         zero = b.filled(0.0, F32, self.state.tile_layout)
@@ -237,7 +249,8 @@ def lanes_expression(
     layout: Layout,
     length: int,
 ) -> Value:
-    """A shared operand in f32 with its element's axis on lanes, computed from what lies in memory."""
+    """A shared operand in f32 with its element's axis on lanes, computed from what lies in
+    memory."""
     b, info = state.build, state.info
     element = info.element(value)[0].name
 
@@ -314,7 +327,8 @@ def add_block(state: LoweringState, old: Value, rescale: Value | None, block: Va
 
 
 class OuterSum:
-    """Vector-valued sums along the inner axis: state[e] += sum over positions of scalar * vector[e]."""
+    """Vector-valued sums along the inner axis: state[e] += sum over positions of scalar *
+    vector[e]."""
 
     def __init__(self, state: LoweringState) -> None:
         self.state, self.build, self.schedule = state, state.build, state.schedule
@@ -502,5 +516,7 @@ class OuterSum:
         factor = None
         if rescale is not None:
             assert self.turned is not None
-            factor = b.load(self.turned, [b.index(0), b.index(row)], [-1, 0], p_layout, hint="rescale")
+            factor = b.load(
+                self.turned, [b.index(0), b.index(row)], [-1, 0], p_layout, hint="rescale"
+            )
         b.store(add_block(self.state, old, factor, acc), sums, at, [0, 1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from tilewright.ir import ops_math as m
 from tilewright.ir import ops_tile as t
@@ -35,10 +36,10 @@ class TileBuilder:
     def top(self) -> Builder:
         return self.stack[-1]
 
-    def __call__(self, cls: type[Op], *operands: Value, hint: str = "", **attrs: object) -> Value:
+    def __call__(self, cls: type[Op], *operands: Value, hint: str = "", **attrs: Any) -> Value:
         return self.top(cls, *operands, hint=hint, **attrs)
 
-    def effect(self, cls: type[Op], *operands: Value, **attrs: object) -> None:
+    def effect(self, cls: type[Op], *operands: Value, **attrs: Any) -> None:
         self.top.add(cls(*operands, loc=self.top.loc, **attrs))
 
     def index(self, number: int) -> Value:

@@ -42,7 +42,8 @@ class KernelInfo:
         )
 
     def in_block(self, value: Value) -> bool:
-        """True if the value is computed block by block: it varies or follows a running statistic."""
+        """True if the value is computed block by block: it varies or follows a running
+        statistic."""
         return self.varies(value) or self.phase[value] > 0
 
     def is_row_scalar(self, value: Value) -> bool:

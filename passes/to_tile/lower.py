@@ -1,7 +1,8 @@
 """One kernel as the program of one worker: prologue, blocks of the inner axis, epilogue.
 
 The order of work in a block follows the phases of the stream graph: a phase computes the register
-tiles that need nothing of this block's running statistics beyond the last phase's, updates these, and
+tiles that need nothing of this block's running statistics beyond the last phase's, updates
+these, and
 leaves in scratch what later phases read again. Vector-valued sums come last, from that scratch.
 """
 

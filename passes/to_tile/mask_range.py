@@ -1,7 +1,10 @@
-"""Masks as intervals: which part of the inner axis a block of rows needs, and where no mask applies.
+"""Masks as intervals: which part of the inner axis a block of rows needs, and where no mask
+applies.
 
-A condition that compares positions linearly, ``m <= n + c``, bounds m from above by the largest n of
-the block (beyond it nothing contributes: skipped) and by the smallest n (up to it all contribute: the
+A condition that compares positions linearly, ``m <= n + c``, bounds m from above by the largest
+n of
+the block (beyond it nothing contributes: skipped) and by the smallest n (up to it all
+contribute: the
 mask need not be computed). Nothing is stored per position.
 """
 

@@ -1,4 +1,5 @@
-"""Kernels that compute each row by itself, such as a normalisation: the row's elements lie on lanes.
+"""Kernels that compute each row by itself, such as a normalisation: the row's elements lie on
+lanes.
 
 Each reduction over the element's axis is one walk over the row, the results another; a row is small
 enough to stay in the nearest caches between them.
@@ -17,9 +18,7 @@ from tilewright.passes.to_tile.rows import RowLowering
 from tilewright.passes.to_tile.state import LoweringState
 
 
-def lower_row_kernel(
-    state: LoweringState, rows: RowLowering, sinks: Sequence[s.Sink]
-) -> None:
+def lower_row_kernel(state: LoweringState, rows: RowLowering, sinks: Sequence[s.Sink]) -> None:
     """The program of one block of rows."""
     b = state.build
     block = b(t.BlockId, dim=0, hint="row_block")
@@ -79,5 +78,3 @@ def _rest(
 def _combine(state: LoweringState, kind: str, a: Value, c: Value) -> Value:
     cls = {"sum": m.Add, "max": m.Larger, "min": m.Smaller}[kind]
     return state.build(cls, a, c, hint=kind)
-
-

@@ -31,8 +31,8 @@ class RowLowering:
         b, info = self.build, self.info
         from tilewright.ir.ops_tile import BlockId
 
-        for at, axis in enumerate(info.grid):
-            self.state.grid_at[axis.name] = b(BlockId, dim=at, hint=f"{axis.name}_at")
+        for dim, axis in enumerate(info.grid):
+            self.state.grid_at[axis.name] = b(BlockId, dim=dim, hint=f"{axis.name}_at")
         block = b(BlockId, dim=len(info.grid) + info.splits, hint="row_block")
         self.state.first_row = b.mul(block, self.schedule.rows)
         self.state.row_total = b.size(info.row_count)
@@ -63,9 +63,9 @@ class RowLowering:
         """(row side, inner side) of a contraction. Raises UnsupportedError if it has none."""
         for row, inner in ((op.lhs, op.rhs), (op.rhs, op.lhs)):
             below = strip_repeat(self.info.made, row)
-            if not self.info.varies(below) and not self.info.on_rows(inner):
-                if len(op.axes) == 1 and len(self.info.element(inner)) == 1:
-                    return below, inner
+            parted = not self.info.varies(below) and not self.info.on_rows(inner)
+            if parted and len(op.axes) == 1 and len(self.info.element(inner)) == 1:
+                return below, inner
         raise UnsupportedError("a contraction of two values that both change along a row", op.loc)
 
     def pairs_for(self, op: s.Contract) -> bool:
@@ -130,14 +130,15 @@ class RowLowering:
         b.store(pairs, target, [b.div(at, 2), row, b.index(0)], [0, 1, 2])
 
     def _row_scalars(self) -> dict[RowKey, DType]:
-        """Scalars per row that tiles need: values that do not change along the inner axis, and where
+        """Scalars per row that tiles need: values that do not change along the inner axis, and
+        where
         each row of a source that does starts in memory."""
         out: dict[RowKey, DType] = {}
         for op in self.info.graph.body.ops:
             result = op.results[0]
-            if isinstance(op, s.Source) and not self.info.element(result):
-                if self.info.varies(result) and self.info.on_rows(result):
-                    out["offset", result] = I64
+            scalar = isinstance(op, s.Source) and not self.info.element(result)
+            if scalar and self.info.varies(result) and self.info.on_rows(result):
+                out["offset", result] = I64
             if isinstance(op, s.Repeat) or not self.info.in_block(result):
                 continue
             for operand in op.operands:

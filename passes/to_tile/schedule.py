@@ -1,7 +1,8 @@
 """Tile sizes from an analytic model of the target: no tuning needed for a good first answer.
 
 Two layouts. With *rows on lanes* one vector holds as many rows as it has lanes, and what is shared
-along the inner axis is broadcast: every product is an outer product, nothing is summed across lanes.
+along the inner axis is broadcast: every product is an outer product, nothing is summed across
+lanes.
 With *rows in registers* the element's axis lies on lanes: few rows read each shared byte once.
 """
 
@@ -47,13 +48,24 @@ def row_classes(target: Target) -> tuple[int, ...]:
 
 
 def choose_schedule(target: Target, rows: int) -> Schedule:
-    """The cheapest schedule for up to ``rows`` rows (0: many) by cycles per multiply-add.
-    """
+    """The cheapest schedule for up to ``rows`` rows (0: many) by cycles per multiply-add."""
     if target.lanes == 1:
         return Schedule(True, 1, 4, 4, 1, 32, 4, 1, False)
     if rows and rows <= target.lanes // 2:
         tile = target.lanes // rows
-        return Schedule(False, target.lanes, rows, tile, tile, max(128, tile), 16, 2, False, inner_part=128, prefetch=16)
+        return Schedule(
+            False,
+            target.lanes,
+            rows,
+            tile,
+            tile,
+            max(128, tile),
+            16,
+            2,
+            False,
+            inner_part=128,
+            prefetch=16,
+        )
     limit = 1 if rows else 3
     candidates = [
         (_cost(target, vectors, broadcast), -broadcast * vectors, vectors, broadcast)
@@ -77,7 +89,8 @@ def choose_schedule(target: Target, rows: int) -> Schedule:
 
 
 def row_schedule(target: Target) -> Schedule:
-    """For kernels that compute each row by itself: its elements on lanes, a few rows a work item."""
+    """For kernels that compute each row by itself: its elements on lanes, a few rows a work
+    item."""
     return Schedule(False, target.lanes, 8, 1, 1, 1, 4, 4, False)
 
 
@@ -88,7 +101,8 @@ def _fits(target: Target, vectors: int, broadcast: int) -> bool:
 
 
 def _cost(target: Target, vectors: int, broadcast: int) -> float:
-    """Cycles per multiply-add of a vector: two FMA pipes with 4 cycles latency, two loads a cycle."""
+    """Cycles per multiply-add of a vector: two FMA pipes with 4 cycles latency, two loads a
+    cycle."""
     work = vectors * broadcast
     loads = vectors + broadcast
     cycles = max(work / 2, loads / 2, 4.0)

@@ -1,4 +1,5 @@
-"""What the parts of the lowering share: the builder, positions, scratch, and expression building."""
+"""What the parts of the lowering share: the builder, positions, scratch, and expression
+building."""
 
 from __future__ import annotations
 
@@ -73,7 +74,8 @@ class LoweringState:
         return round_up(known, self.schedule.lanes)
 
     def expression(self, value: Value, leaf: Leaf, memo: dict[Value, Value]) -> Value:
-        """Builds ``value`` from leaves: ``leaf`` gives a tile for a value or None to go on below."""
+        """Builds ``value`` from leaves: ``leaf`` gives a tile for a value or None to go on
+        below."""
         if value not in memo:
             found = leaf(value)
             memo[value] = found if found is not None else self._pointwise(value, leaf, memo)

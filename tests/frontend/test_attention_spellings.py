@@ -15,10 +15,29 @@ from tilewright.frontend.compile import CompiledFunction, compile
 Function = Callable[..., Any]
 Tensor = torch.Tensor
 
-PARTS = (
-    "matmul bmm einsum softmax scaled_dot_product_attention baddbmm exp logsumexp amax max sum tanh "
-    "masked_fill where tril triu repeat_interleave expand iadd masked_fill_ sigmoid"
-).split()
+PARTS = [
+    "matmul",
+    "bmm",
+    "einsum",
+    "softmax",
+    "scaled_dot_product_attention",
+    "baddbmm",
+    "exp",
+    "logsumexp",
+    "amax",
+    "max",
+    "sum",
+    "tanh",
+    "masked_fill",
+    "where",
+    "tril",
+    "triu",
+    "repeat_interleave",
+    "expand",
+    "iadd",
+    "masked_fill_",
+    "sigmoid",
+]
 
 
 def explicit(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

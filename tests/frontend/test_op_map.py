@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +10,6 @@ import torch
 import torch.nn.functional as F
 
 from tests.frontend.standin import in_torch_order, run_module, translate_whole
-from tilewright.frontend.op_map.registry import entries
 from tilewright.ir.parser import parse
 
 Function = Callable[..., Any]

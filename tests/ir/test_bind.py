@@ -48,7 +48,9 @@ def test_a_name_given_by_hand() -> None:
         ([(), (1, 2, 5, 8), (1, 2, 5, 4)], ["%q", "4 dimensions", "a single number"]),
     ],
 )
-def test_errors_name_operand_sizes_and_rule(shapes: list[tuple[int, ...]], parts: list[str]) -> None:
+def test_errors_name_operand_sizes_and_rule(
+    shapes: list[tuple[int, ...]], parts: list[str]
+) -> None:
     with pytest.raises(BindError) as caught:
         bind_sizes(GRAPH, shapes)
     for part in parts:

@@ -1,4 +1,5 @@
-"""Rounding to each dtype, over all 16-bit patterns and at the points where double rounding shows."""
+"""Rounding to each dtype, over all 16-bit patterns and at the points where double rounding
+shows."""
 
 from __future__ import annotations
 

@@ -86,7 +86,9 @@ def test_atoms_are_products(layout: Layout) -> None:
 
 
 @given(layouts(), st.data())
-def test_collapse_keeps_lanes_and_forgets_one_dimension(layout: Layout, data: st.DataObject) -> None:
+def test_collapse_keeps_lanes_and_forgets_one_dimension(
+    layout: Layout, data: st.DataObject
+) -> None:
     dim = data.draw(st.integers(0, layout.rank - 1))
     small = layout.collapse(dim)
     assert small.lanes == layout.lanes and small.shape[dim] == 1

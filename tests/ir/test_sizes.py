@@ -58,7 +58,9 @@ def test_what_is_no_size(text: str) -> None:
         parse_size(text)
 
 
-@pytest.mark.xfail(strict=True, reason="parse_size drops signs that nothing follows: '' is 0, 'N+' is N")
+@pytest.mark.xfail(
+    strict=True, reason="parse_size drops signs that nothing follows: '' is 0, 'N+' is N"
+)
 @pytest.mark.parametrize("text", ["", "N +", "+", "N + + M", "- - N"])
 def test_what_is_no_size_either(text: str) -> None:
     with pytest.raises(ValueError, match="not a size"):

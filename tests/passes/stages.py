@@ -17,7 +17,8 @@ from tilewright.passes.reorder import reorder
 from tilewright.passes.to_stream import to_stream
 from tilewright.passes.to_tile import kernel_to_tile
 
-# What to_stream may answer for a program that it cannot stream. VerifyError is a known mistake, held
+# What to_stream may answer for a program that it cannot stream. VerifyError is a known mistake,
+# held
 # by test_to_stream.test_refusals_name_the_operation; take it out here when that test passes.
 NOT_STREAMED = (UnsupportedError, VerifyError)
 
