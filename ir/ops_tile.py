@@ -260,6 +260,42 @@ class ReduceToLanes(TileOp, name="tile.reduce_to_lanes", traits=("pure",)):
             return np.sum(x, axis=2)
 
 
+class Transpose(TileOp, name="tile.transpose", traits=("pure",)):
+    """Registers become lanes and lanes registers: [n, n] with rows in registers and columns on lanes
+    -> its transpose, laid out alike."""
+
+    x: Value = operand()
+
+    def infer(self) -> Type:
+        type_ = self.register(self.x)
+        lanes = type_.layout.lanes
+        expected = Layout(2).local(lanes, 1).spatial(1, lanes)
+        self.require(type_.layout == expected, f"the layout must be {expected}")
+        return type_
+
+    def reference(self, x: Any) -> Any:
+        return np.transpose(x)
+
+
+class Take(TileOp, name="tile.take", traits=("pure",)):
+    """Row ``at`` of a tile with rows in registers: [n, m] -> [1, m]."""
+
+    x: Value = operand()
+    at: int = attribute()
+
+    def infer(self) -> Type:
+        layout = self.register(self.x).layout
+        rows = layout.shape[0]
+        outer = layout.steps[:1] == (("local", 0, rows),)
+        self.require(rows == 1 or outer, "dimension 0 must be local and outermost")
+        self.require(0 <= self.at < rows, f"there are {rows} rows")
+        rest = layout.steps if rows == 1 else layout.steps[1:]
+        return RegisterType(self.register(self.x).dtype, Layout(layout.rank, rest))
+
+    def reference(self, x: Any) -> Any:
+        return x[self.at : self.at + 1]
+
+
 class PackPairs(TileOp, name="tile.pack_pairs", traits=("pure",)):
     """Rows 2i and 2i+1 of a tile side by side in one lane's word: [2m, n] -> [m, n, 2], as
     ``dtype``."""

@@ -362,6 +362,15 @@ class _Program:
         names = [n for part in op.parts for n in self.values[part].names]
         return Registers(op.result.type, names)
 
+    def _tile_transpose(self, op: t.Transpose) -> Registers:
+        return self.lanes.transpose(self.values[op.x])
+
+    def _tile_take(self, op: t.Take) -> Registers:
+        assert isinstance(op.result.type, RegisterType)
+        each = physical(op.result.type)
+        names = self.values[op.x].names[op.at * each : (op.at + 1) * each]
+        return Registers(op.result.type, names)
+
     def _tile_pack_pairs(self, op: t.PackPairs) -> Registers:
         return self.lanes.pack_pairs(op, self.values[op.x])
 

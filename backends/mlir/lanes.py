@@ -111,6 +111,20 @@ class LaneEmitter:
         assert isinstance(result, RegisterType)
         return Registers(result, names)
 
+    def transpose(self, x: Registers) -> Registers:
+        """In each round registers ``distance`` apart exchange the blocks of lanes off the diagonal."""
+        names, lanes, distance = list(x.names), x.lanes, x.lanes // 2
+        while distance:
+            upper = [i if not i & distance else i - distance + lanes for i in range(lanes)]
+            lower = [i + distance if not i & distance else i + lanes for i in range(lanes)]
+            for i in range(lanes):
+                if not i & distance:
+                    a, b = names[i], names[i + distance]
+                    names[i] = self.text.shuffle(a, b, upper, x.held)
+                    names[i + distance] = self.text.shuffle(a, b, lower, x.held)
+            distance //= 2
+        return Registers(x.type, names)
+
     def pack_pairs(self, op: t.PackPairs, x: Registers) -> Registers:
         """Rows 2i and 2i+1 woven into one register of pairs."""
         result = op.result.type

@@ -31,7 +31,7 @@ class MemoryRef:
 
 @dataclass
 class Access:
-    """One load or store: start index per dimension, which tile dimension runs along which, limits."""
+    """One load or store: start index per dimension, which tile dimension runs along it, limits."""
 
     memory: MemoryRef
     start: list[str]
@@ -94,7 +94,7 @@ class MemoryEmitter:
         return offsets
 
     def lane_limit(self, access: Access, rows: list[Index]) -> tuple[int, str] | None:
-        """(tile dimension, limit) if a zero-limit applies along a dimension that lanes run along."""
+        """(tile dimension, limit) if a zero-limit applies along a dimension of the lanes."""
         for dim, (kind, limit) in access.limits.items():
             if kind == "zero" and any(r[dim] != rows[0][dim] for r in rows):
                 return dim, limit
@@ -151,7 +151,9 @@ class MemoryEmitter:
         return t.op(f"arith.select {inside}, {name}, {zero} : {held}")
 
     def _zero(self, held: str) -> str:
-        element = held.split("x")[-1].rstrip(">") if held.startswith("vector") else held
+        element = (
+            held.rsplit("x", maxsplit=1)[-1].rstrip(">") if held.startswith("vector") else held
+        )
         literal = "0" if element.startswith("i") else "0.0"
         return self.text.constant(
             f"dense<{literal}>" if held.startswith("vector") else literal, held
@@ -195,7 +197,8 @@ class MemoryEmitter:
             zero = self._zero(held)
             types = f"(!llvm.ptr, vector<{lanes}xi1>, {held}) -> {held}"
             name = t.op(
-                f"llvm.intr.masked.load {pointer}, {mask}, {zero} {{alignment = {align} : i32}} : {types}"
+                f"llvm.intr.masked.load {pointer}, {mask}, {zero} "
+                f"{{alignment = {align} : i32}} : {types}"
             )
         elif contiguous:
             name = self._vector_load(pointer, lanes, element, align)
@@ -216,7 +219,8 @@ class MemoryEmitter:
 
     def _vector_load(self, pointer: str, lanes: int, element: str, align: int) -> str:
         return self.text.op(
-            f"llvm.load {pointer} {{alignment = {align} : i64}} : !llvm.ptr -> vector<{lanes}x{element}>"
+            f"llvm.load {pointer} {{alignment = {align} : i64}} : "
+            f"!llvm.ptr -> vector<{lanes}x{element}>"
         )
 
     def _load_lanes(self, access: Access, type_: RegisterType, rows: list[Index]) -> str:
@@ -240,7 +244,7 @@ class MemoryEmitter:
         step = max(1, 64 * 8 // (type_.layout.lanes * pack * type_.dtype.bits))
         for register in range(0, physical(type_), step):
             pointer = self.pointer(access, self.offset(access, table[register * pack][0]))
-            place = f"rw = 0 : i32, hint = 1 : i32, cache = 1 : i32"
+            place = "rw = 0 : i32, hint = 1 : i32, cache = 1 : i32"
             self.text.line(f'"llvm.intr.prefetch"({pointer}) <{{{place}}}> : (!llvm.ptr) -> ()')
 
     # ---- stores

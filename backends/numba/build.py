@@ -31,7 +31,7 @@ def jit(function: F) -> F:
 
 
 def build(source: str, symbol: str) -> Callable[..., None]:
-    """The function ``symbol`` of a kernel's source (``emit.emit_source``), compiled when first called.
+    """The function ``symbol`` of a source (``emit.emit_source``), compiled when first called.
 
     The text stays known under the file name ``<numba kernel symbol>``, for tracebacks.
     """

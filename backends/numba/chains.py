@@ -1,8 +1,8 @@
 """Pointwise operations, put off until their results are needed and then written as chains.
 
 Numba's compile time grows with the length of the text. A chain of n operations on a tile of 16
-elements takes 16 n lines written out; as a function of one element, called for each, it takes n + 16,
-and blocks with and without bounds share it. LLVM inlines the calls.
+elements takes 16 n lines written out; as a function of one element, called for each, it takes
+n + 16, and blocks with and without bounds share it. LLVM inlines the calls.
 """
 
 from __future__ import annotations

@@ -13,9 +13,10 @@ from typing import Any
 
 from tilewright.backends.numba.chains import ChainEmitter, is_chained, reads, users
 from tilewright.backends.numba.functions import Functions
+from tilewright.backends.numba.lanes import Elements, LaneEmitter
 from tilewright.backends.numba.loops import LoopEmitter
 from tilewright.backends.numba.memory import Access, Limit, MemoryEmitter, MemoryRef
-from tilewright.backends.numba.pointwise import dtype_of, expression, settle
+from tilewright.backends.numba.pointwise import dtype_of, expression
 from tilewright.backends.numba.registers import (
     Tile,
     check_lanes,
@@ -30,7 +31,6 @@ from tilewright.backends.numba.text import Index, PythonText, is_atom, total
 from tilewright.ir import ops_math as m
 from tilewright.ir import ops_tile as t
 from tilewright.ir.core import Graph, Op, Region, Value
-from tilewright.ir.dtypes import BOOL
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.sizes import Size
 from tilewright.ir.types import BufferType, IndexType, ScratchType
@@ -79,6 +79,7 @@ class _Program:
         self.values: dict[Value, Any] = {}
         self.functions = Functions(self.text)
         self.memory = MemoryEmitter(self.text)
+        self.lanes = LaneEmitter(self.functions)
         used = users(graph)
         self.chains = ChainEmitter(self.text, self.functions, self, used)
         self.loops = LoopEmitter(self.text, self.values, used, self._region)
@@ -214,11 +215,11 @@ class _Program:
         self.values[value] = held
 
     def names(self, value: Value) -> dict[Index, str]:
-        """Names for a result's elements: new ones, or those of the loop variable that it becomes."""
+        """Names for a result's elements: new ones, or the loop variable's that it becomes."""
         return self.loops.chosen.get(value) or self.text.names(value.hint, indices(value.type))
 
     def assigned(self, value: Value, elements: dict[Index, str]) -> Tile:
-        """A tile whose elements are given by expressions, which are written unless they are atoms."""
+        """A tile whose elements are given by expressions, written unless they are atoms."""
         shape = tile_of(value.type).shape
         if value not in self.loops.chosen and all(map(is_atom, elements.values())):
             return Tile(shape, elements)
@@ -280,54 +281,32 @@ class _Program:
     def _tile_splat(self, op: t.Splat) -> Tile:
         return Tile((1,) * op.rank, {(0,) * op.rank: self.values[op.x]})
 
+    def _elements(self, op: Op, write: Callable[..., Elements], *given: object) -> Tile:
+        return self.assigned(op.result, write(op, *given))
+
     def _tile_dot(self, op: t.Dot) -> Tile:
-        acc, a, b = (self.tile(v) for v in op.operands)
-        dtype = dtype_of(op.result.type)
-        found = {}
-        for row, column in indices(op.result.type):
-            products = [f"{a.at((row, 0, k))} * {b.at((0, column, k))}" for k in range(a.shape[2])]
-            found[row, column] = settle(" + ".join([acc.at((row, column)), *products]), dtype)
-        return self.assigned(op.result, found)
+        return self._elements(op, self.lanes.dot, *map(self.tile, op.operands))
 
     def _tile_reduce(self, op: t.Reduce) -> Tile:
-        x, dtype = self.tile(op.x), dtype_of(op.x.type)
-        groups: dict[Index, list[str]] = {}
-        for index, name in x.elements.items():
-            kept = tuple(0 if d == op.dim else i for d, i in enumerate(index))
-            groups.setdefault(kept, []).append(name)
-        found = {index: self._reduced(op, names) for index, names in groups.items()}
-        return self.assigned(op.result, {i: settle(e, dtype) for i, e in found.items()})
+        return self._elements(op, self.lanes.reduce, self.tile(op.x))
 
-    def _reduced(self, op: t.Reduce, names: list[str]) -> str:
-        dtype = dtype_of(op.x.type)
-        if dtype == BOOL:
-            return (" & " if op.kind == "min" else " | ").join(names)
-        if op.kind == "sum":
-            return " + ".join(names)
-        if dtype.is_int or len(names) == 1:
-            return names[0] if len(names) == 1 else f"{op.kind}({', '.join(names)})"
-        combine = {"max": "largest_number", "min": "smallest_number"}[op.kind]
-        inputs = [f"x{i}" for i in range(len(names))]
-        text = inputs[0]
-        for x in inputs[1:]:
-            text = f"{combine}({text}, {x})"
-        return f"{self.functions.add(f'{op.kind}_of', inputs, [f'    return {text}'])}({', '.join(names)})"
+    def _tile_stack(self, op: t.Stack) -> Tile:
+        return self._elements(op, self.lanes.stack, [self.tile(v) for v in op.parts])
+
+    def _tile_take(self, op: t.Take) -> Tile:
+        return self._elements(op, self.lanes.take, self.tile(op.x))
+
+    def _tile_transpose(self, op: t.Transpose) -> Tile:
+        return self._elements(op, self.lanes.transpose, self.tile(op.x))
 
     def _tile_reduce_to_lanes(self, op: t.ReduceToLanes) -> Tile:
-        """With one lane there is one element."""
-        return Tile((1, 1), {(0, 0): self.tile(op.x).at((0, 0, 0))})
+        return self._elements(op, self.lanes.reduce_to_lanes, self.tile(op.x))
 
     def _tile_pack_pairs(self, op: t.PackPairs) -> Tile:
-        """Other indices for the same elements, rounded if they are not 16-bit floats yet."""
-        x, same = self.tile(op.x), dtype_of(op.x.type) == op.dtype
-        found = {(i, j, k): x.at((2 * i + k, j)) for i, j, k in indices(op.result.type)}
-        if same:
-            return Tile(tile_of(op.result.type).shape, found)
-        return self.assigned(op.result, {i: settle(e, op.dtype) for i, e in found.items()})
+        return self._elements(op, self.lanes.pack_pairs, self.tile(op.x))
 
     def _tile_split_pairs(self, op: t.SplitPairs) -> Tile:
-        x = self.tile(op.x)
-        return Tile((1, 1, 2), {(0, 0, k): x.at((0, k)) for k in range(2)})
+        return self._elements(op, self.lanes.split_pairs, self.tile(op.x))
 
     # ---- control flow
 

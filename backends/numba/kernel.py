@@ -64,9 +64,9 @@ class NumbaKernel:
     ) -> tuple[Array, ...]:
         """The outputs, newly allocated and contiguous.
 
-        ``sizes`` gives size names that follow from no input; ``threads`` is at most how many threads
-        work (None: one per processor): the results do not depend on it. Raises BindError if the
-        inputs do not fit. An input without stride one where the program expects it is copied.
+        ``sizes`` gives size names that follow from no input; at most ``threads`` threads work
+        (None: one per processor), the results do not depend on it. Raises BindError if the inputs
+        do not fit. An input without stride one where the program expects it is copied.
         """
         values = self.bind(arrays, sizes)
         made = []
@@ -95,9 +95,9 @@ class NumbaKernel:
         sizes: Mapping[str, int],
         threads: int | None = None,
     ) -> None:
-        """Writes the outputs into given arrays, which must keep the program's promise of stride one.
+        """Writes the outputs into given arrays, which must have stride one where the program has it.
 
-        Shapes are the caller's business (``bind`` checks those of inputs): they are not checked here.
+        Shapes are the caller's business (``bind`` checks those of inputs), they are not checked.
         """
         arguments: list[Any] = [sizes[name] for name in self.graph.sizes]
         for param, array in zip(self.inputs, inputs, strict=True):
@@ -203,7 +203,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def spread(work: Callable[[int, int], object], total: int, threads: int) -> None:
-    """``work(lo, hi)`` for pieces of 0 … total on up to ``threads`` threads, the caller among them."""
+    """``work(lo, hi)`` for pieces of 0 … total on ``threads`` threads, the caller among them."""
     threads = min(threads, total)
     if threads <= 1:
         if total:

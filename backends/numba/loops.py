@@ -14,8 +14,8 @@ from tilewright.ir.types import IndexType
 
 
 class LoopEmitter:
-    """Writes the loops of one program. ``held`` says what stands for a value: a name, a tile, memory;
-    ``chosen`` the names that a value's elements have to get."""
+    """Writes the loops of one program. ``held`` says what stands for a value: a name, a tile,
+    memory; ``chosen`` the names that a value's elements have to get."""
 
     def __init__(
         self,
@@ -61,8 +61,8 @@ class LoopEmitter:
             self.text.line(f"{' = '.join(targets[at : at + 4])} = {given[0]}")
 
     def _becomes(self, param: Value, value: Value, region: Region) -> bool:
-        """True if ``value`` may be written over ``param`` at once: it is computed element by element,
-        and nothing else reads the old elements."""
+        """True if ``value`` may be written over ``param`` at once: it is computed element by
+        element, and nothing else reads the old elements."""
         made = next((op for op in region.ops if value in op.results), None)
         if made is None or self.used.get(param) != [made] or region.yields.count(value) > 1:
             return False

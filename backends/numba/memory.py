@@ -92,7 +92,7 @@ class MemoryEmitter:
         return Tile(type_.shape, names)
 
     def _inside(self, access: Access, index: Index) -> str:
-        """The condition that an element lies before all limits that cut off ("": it always does)."""
+        """The condition that an element lies before all limits that cut off ("": always)."""
         found = []
         for start, dim in zip(access.start, access.dims, strict=True):
             limit = access.limits.get(dim)

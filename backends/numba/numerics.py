@@ -26,7 +26,7 @@ def f32_to_bf16(x: np.float32) -> np.uint16:
     """Bits of the nearest bf16, ties to even; a NaN keeps its sign and what fits of its payload."""
     bits = np.int64(np.float32(x).view(np.uint32))
     upper = bits >> 16
-    if x != x:
+    if np.isnan(x):
         return np.uint16(upper if upper & 0x7F else upper | 0x40)
     return np.uint16((bits + 0x7FFF + (upper & 1)) >> 16)
 
@@ -110,25 +110,25 @@ def floor_mod(a: np.int64, b: np.int64) -> np.int64:
 @jit
 def maximum(a: np.float64, b: np.float64) -> np.float64:
     """The larger; NaN if either is."""
-    return a if a > b or a != a else b
+    return a if a > b or np.isnan(a) else b
 
 
 @jit
 def minimum(a: np.float64, b: np.float64) -> np.float64:
     """The smaller; NaN if either is."""
-    return a if a < b or a != a else b
+    return a if a < b or np.isnan(a) else b
 
 
 @jit
 def largest_number(a: np.float64, b: np.float64) -> np.float64:
     """The larger; the other one if one is NaN."""
-    return a if a > b or b != b else b
+    return a if a > b or np.isnan(b) else b
 
 
 @jit
 def smallest_number(a: np.float64, b: np.float64) -> np.float64:
     """The smaller; the other one if one is NaN."""
-    return a if a < b or b != b else b
+    return a if a < b or np.isnan(b) else b
 
 
 @jit

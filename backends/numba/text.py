@@ -55,7 +55,7 @@ class PythonText:
         return self.names(hint, [()])[()]
 
     def names(self, hint: str, indices: Iterable[Index]) -> dict[Index, str]:
-        """New variables for the elements of a tile: ``x_0_1``, without dimensions of one element."""
+        """New variables for a tile's elements: ``x_0_1``, without dimensions of one element."""
         wanted = list(indices)
         varying = [d for d in range(len(wanted[0])) if len({index[d] for index in wanted}) > 1]
         suffixes = ["".join(f"_{index[d]}" for d in varying) for index in wanted]

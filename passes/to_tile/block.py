@@ -15,6 +15,7 @@ from tilewright.ir.ops_stream import IDENTITY
 from tilewright.passes.to_tile.contraction import Contraction, OuterSum
 from tilewright.passes.to_tile.kernel_info import strip_casts
 from tilewright.passes.to_tile.mask_range import Bound, find_mask_range
+from tilewright.passes.to_tile.positions import write_block
 from tilewright.passes.to_tile.rows import RowLowering, strip_repeat
 from tilewright.passes.to_tile.state import LoweringState
 
@@ -218,7 +219,7 @@ class BlockLowering:
             pairs = self.scratch.get(("pairs", scalar))
             self.outer.accumulate(op, kept, pairs, vector, rescale, block)
         for sink in self.sinks:
-            self._write_block(block, sink)
+            write_block(self.state, self.rows, block, sink, self.scratch["numbers", sink.x])
 
     def _phase(self, block: Block, phase: int) -> None:
         kept = self._needed(phase)
@@ -443,25 +444,3 @@ class BlockLowering:
 
     def _rescale(self, block: Block, op: s.Reduce) -> Value | None:
         return self._block_value(block, op.rescale[0]) if op.rescale else None
-
-    def _write_block(self, block: Block, sink: s.Sink) -> None:
-        """Writes a result that comes once per position: the block turned so that positions lie on
-        lanes, row by row."""
-        b, lanes = self.build, self.schedule.lanes
-        kept, buffer = self.scratch["numbers", sink.x], self.state.buffers[sink.result]
-        name = self.info.inner.name
-        assert self.state.first_row is not None and self.state.row_total is not None
-        left = b.sub(self.state.row_total, self.state.first_row)
-        layout = self.state.lane_layout()
-        rows = self.rows.each_row(b.minimum(left, self.schedule.rows), clamp=False)
-        with rows as (row, at), b.loop(b.index(0), block.count, lanes, hint="out") as loop:
-            x = b.load(kept, [loop.counter, row], [1, -1], layout, hint=sink.x.hint)
-            dtype = self.state.dtype(sink.x)
-            x = b(m.Cast, x, dtype=dtype) if getattr(x.type, "dtype", dtype) != dtype else x
-            here = {**at, name: b.add(block.first, loop.counter)}
-            indices, runs = self.state.source_index(sink, here)
-            dims = [1 if run == name else -1 for run in runs]
-            if lanes == 1:
-                b.store(x, buffer, indices, [-1] * len(dims))
-            else:
-                b.store(x, buffer, indices, dims, [(1, b.add(block.first, block.count))])

@@ -176,8 +176,11 @@ class RowLowering:
             here = b.add(state.first_row, loop.counter)
             if clamp:
                 here = b.minimum(here, b.sub(state.row_total, 1))
-            at = {**state.grid_at, **state.split_position(here, self.info.rows)}
-            yield loop.counter, at
+            yield loop.counter, self.position(here)
+
+    def position(self, row: Value) -> dict[str, Value]:
+        """Positions on the grid's and the rows' axes of a row counted from the first of all."""
+        return {**self.state.grid_at, **self.state.split_position(row, self.info.rows)}
 
     def _start_states(self) -> None:
         for op in self.info.graph.body.ops:

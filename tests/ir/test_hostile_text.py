@@ -22,12 +22,16 @@ LIMIT = 6.0  # seconds, on a slow and busy machine
 MEGABYTE = 1_000_000
 
 
+class StillRunning(BaseException):
+    """Raised by the alarm; no Exception, so that nothing on the way catches it."""
+
+
 @contextmanager
 def at_most(seconds: float) -> Iterator[None]:
     """Fails instead of hanging."""
 
     def stop(signum: int, frame: FrameType | None) -> None:
-        raise AssertionError(f"still running after {seconds} seconds")
+        raise StillRunning
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, seconds)
@@ -38,12 +42,26 @@ def at_most(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def refused(text: str) -> TilewrightError:
-    """The error; fails for any other exception, for success, and for taking long."""
-    with at_most(LIMIT), pytest.raises(TilewrightError) as caught:
-        parse(text)
-    assert len(str(caught.value)) < 2000
-    return caught.value
+def outcome(text: str, limit: float = LIMIT) -> Module | TilewrightError:
+    """The module or the error; fails for any other exception and for taking long."""
+    try:
+        with at_most(limit):
+            return parse(text)
+    except TilewrightError as error:
+        return error
+    except StillRunning:
+        pass
+    except RecursionError:
+        pytest.fail("RecursionError")
+    pytest.fail(f"still running after {limit} seconds")
+
+
+def refused(text: str, limit: float = LIMIT) -> TilewrightError:
+    """The error; fails if the text is accepted."""
+    error = outcome(text, limit)
+    assert isinstance(error, TilewrightError), "accepted"
+    assert len(str(error)) < 2000
+    return error
 
 
 def body(text: str) -> str:
@@ -60,15 +78,23 @@ MALFORMED: dict[str, Callable[[], str]] = {
     "one long comment": lambda: "//" * (MEGABYTE // 2),
     "one long name": lambda: body("%" + "a" * MEGABYTE),
     "one long number": lambda: f"graph f(%x: tensor<{'9' * MEGABYTE} x f32>) {{ return }}",
-    "one long string": lambda: body('%y = tensor.reduce %x {kind = "' + "a" * MEGABYTE + '", axis = 0}'),
+    "one long string": lambda: body(
+        '%y = tensor.reduce %x {kind = "' + "a" * MEGABYTE + '", axis = 0}'
+    ),
     "string without end": lambda: body('%y = tensor.reduce %x {kind = "' + '\\"' * (MEGABYTE // 2)),
     "many values, last one unknown": lambda: body(
-        "\n".join(f"%v{i} = math.exp %x" for i in range(40_000)) + "\n%y = math.exp %z"
+        "\n".join(f"%v{i} = math.exp %x" for i in range(20_000)) + "\n%y = math.exp %z"
     ),
-    "many sizes, then a typo": lambda: f"graph f<{', '.join(f'N{i}' for i in range(150_000))}>(%x tensor)",
-    "a chain of attributes": lambda: body("%y = math.exp %x {" + "a = 1, " * 140_000 + "}"),
-    "long product": lambda: f"graph f(%x: tensor<({'*'.join(['N'] * 400_000)}) x f32>) {{ return }}",
-    "long layout": lambda: f"tile f(%x: reg<2 x f32, {'.'.join(['local(2)'] * 100_000)}>) {{ return }}",
+    "many sizes, then a typo": lambda: (
+        f"graph f<{', '.join(f'N{i}' for i in range(150_000))}>(%x tensor)"
+    ),
+    "a chain of attributes": lambda: body("%y = math.exp %x {" + "a = 1, " * 40_000 + "}"),
+    "long product": lambda: (
+        f"graph f(%x: tensor<({'*'.join(['N'] * 200_000)}) x f32>) {{ return }}"
+    ),
+    "long layout": lambda: (
+        f"tile f(%x: reg<2 x f32, {'.'.join(['local(2)'] * 30_000)}>) {{ return }}"
+    ),
 }
 
 
@@ -99,8 +125,9 @@ HANGS: dict[str, Callable[[], str]] = {
         "{ %y = tensor.reshape %x {shape = [1]} return %y }"
     ),
     "two layouts of 10^12 registers": lambda: (
-        "tile f(%a: reg<1000000 x 1000000 x f32, local(1000000, 1000000)>, %b: reg<1000000 x 1000000 "
-        "x f32, local(1000, 1000000).local(1000, 1)>) { %c = math.add %a, %b return %z }"
+        "tile f(%a: reg<1000000 x 1000000 x f32, local(1000000, 1000000)>, "
+        "%b: reg<1000000 x 1000000 x f32, local(1000, 1000000).local(1000, 1)>) "
+        "{ %c = math.add %a, %b return %z }"
     ),
 }
 
@@ -108,14 +135,18 @@ HANGS: dict[str, Callable[[], str]] = {
 @pytest.mark.xfail(strict=True, reason="sizes and layouts of any magnitude are multiplied out")
 @pytest.mark.parametrize("name", HANGS)
 def test_large_sizes_do_not_hang(name: str) -> None:
-    refused(HANGS[name]())
+    refused(HANGS[name](), limit=1.5)
 
 
-@pytest.mark.xfail(strict=True, reason="nested lists reach repr and print: RecursionError", raises=Exception)
-@pytest.mark.parametrize("depth", [1_000, 400_000])
-@pytest.mark.parametrize("op", ["tensor.softmax %x {axis = ", "math.const {type = tensor<f32>, value = "])
-def test_nested_lists_are_refused(op: str, depth: int) -> None:
-    refused(body(f"%y = {op}{'[' * depth}{']' * depth}}}"))
+@pytest.mark.xfail(strict=True, reason="nested lists reach repr and printing: RecursionError")
+@pytest.mark.parametrize("depth", [1_000, 100_000])
+@pytest.mark.parametrize("op", ["tensor.softmax %x {axis =", "math.const {type = index, value ="])
+def test_nested_lists_are_refused_or_print(op: str, depth: int) -> None:
+    found = outcome(body(f"%y = {op} {'[' * depth}{']' * depth}}}"))
+    try:
+        str(found)
+    except RecursionError:
+        pytest.fail("RecursionError while printing")
 
 
 @st.composite
@@ -127,7 +158,9 @@ def damaged(draw: st.DrawFn) -> str:
     for _ in range(draw(st.integers(1, 4))):
         at = rng.randrange(len(text))
         length = rng.choice([1, 1, 2, 10])
-        piece = rng.choice(["", text[at : at + 20], rng.choice('{}()<>[]%,:;="x*+-0123456789.\n\\é'), "\0"])
+        piece = rng.choice(
+            ["", text[at : at + 20], rng.choice('{}()<>[]%,:;="x*+-0123456789.\n\\é'), "\0"]
+        )
         text = text[:at] + piece + text[at + length :]
     return text
 
@@ -135,19 +168,13 @@ def damaged(draw: st.DrawFn) -> str:
 @given(damaged())
 @settings(max_examples=150)
 def test_damaged_programs_parse_or_are_refused(text: str) -> None:
-    try:
-        with at_most(LIMIT):
-            module = parse(text)
-    except TilewrightError as error:
-        assert str(error)
-        return
-    assert isinstance(module, Module)
+    assert str(outcome(text))
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        '{axis = 1.5}',
+        "{axis = 1.5}",
         "{axis = f32}",
         "{axis = size(N)}",
         '{axis = "1"}',
@@ -160,7 +187,9 @@ def test_damaged_programs_parse_or_are_refused(text: str) -> None:
         "{axis = 1000000000000000000}",
     ],
 )
-@pytest.mark.parametrize("op", ["tensor.softmax", "tensor.reduce", "tensor.transpose", "tensor.reshape"])
+@pytest.mark.parametrize(
+    "op", ["tensor.softmax", "tensor.reduce", "tensor.transpose", "tensor.reshape"]
+)
 def test_attributes_of_a_wrong_kind_are_refused(op: str, text: str) -> None:
     names = {"tensor.softmax": "axis", "tensor.reduce": "axis"}
     key = names.get(op, "permutation" if op == "tensor.transpose" else "shape")

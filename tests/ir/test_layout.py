@@ -93,7 +93,7 @@ def test_collapse_keeps_lanes_and_forgets_one_dimension(
     small = layout.collapse(dim)
     assert small.lanes == layout.lanes and small.shape[dim] == 1
     for lane, elements in enumerate(held(layout)):
-        projected = {i[:dim] + (0,) + i[dim + 1 :] for i in elements}
+        projected = {(*i[:dim], 0, *i[dim + 1 :]) for i in elements}
         assert held(small)[lane] == projected
     assert small.collapse(dim) == small
 

@@ -48,7 +48,6 @@ def test_grammar_errors(text: str, line: int, column: int, message: str) -> None
     error = error_of(text)
     if text:
         check_place(error, text, line, column)
-    assert pytest.raises(ParseError, match=message).__enter__ is not None  # the pattern compiles
     with pytest.raises(ParseError, match=message):
         raise error
 
@@ -72,8 +71,8 @@ MEANING = [
     ),
     (HEAD + "%y, %z = math.exp %x\nreturn %y }", 2, 10, "math.exp has 1 results"),
     (HEAD + "math.exp %x\nreturn %x }", 2, 1, "math.exp has 1 results"),
-    (HEAD + '%y = tensor.transpose %x {permutation = 3}\nreturn %y }', 2, 6, "bad attribute"),
-    (HEAD + '%y = tensor.contract %x, %x {equation = 3}\nreturn %y }', 2, 6, "bad attribute"),
+    (HEAD + "%y = tensor.transpose %x {permutation = 3}\nreturn %y }", 2, 6, "bad attribute"),
+    (HEAD + "%y = tensor.contract %x, %x {equation = 3}\nreturn %y }", 2, 6, "bad attribute"),
     ("graph f(%x: tensor<9999999999999999999 x f32>) { return }", 1, 20, "more than 18 digits"),
     ("tile f(%x: reg<2 x f32, local(0, 2)>) { return }", 1, 25, "positive"),
     ("tile f(%x: reg<2 x f32, local(2).spatial(1, 1)>) { return }", 1, 25, "one rank"),
@@ -108,7 +107,7 @@ def test_broken_rules_point_at_the_operation(body: str, message: str) -> None:
 
 
 SHAPED = [
-    ("tile f(%x: reg<2 x 3 x f32, local(3, 2)>) { return }", 1, 12, "has not the shape"),
+    ("tile f(\n%x: reg<2 x 3 x f32, local(3, 2)>) { return }", 2, 5, "has not the shape"),
     ("tile f(\n%x: scratch<N x f32>) { return }", 2, 5, "constant sizes"),
     (f"graph f(\n%x: tensor<({'*'.join('N' * 20)}) x f32>) {{ return }}", 2, 13, "16 factors"),
 ]
@@ -127,14 +126,18 @@ def test_wrong_types_are_located(text: str, line: int, column: int, message: str
 
 
 @pytest.mark.xfail(strict=True, reason="terminals such as LEVEL have no friendly name")
-@pytest.mark.parametrize("text", ["", "grph f() { return }", "graph f() { %x = math.exp %x {a = } }"])
+@pytest.mark.parametrize(
+    "text", ["", "grph f() { return }", "graph f() { %x = math.exp %x {a = } }"]
+)
 def test_expectations_are_words_of_the_language(text: str) -> None:
-    expected = str(error_of(text)).split("expected")[1].split("\n")[0]
+    expected = str(error_of(text)).split("; expected ")[1].split("\n")[0]
     for terminal in ("LEVEL", "END", "ATOM", "ESCAPED_STRING", "NUMBER", "INTEGER"):
         assert terminal not in expected
 
 
-@pytest.mark.xfail(strict=True, reason="an error at the end of a text that ends in a newline has no text")
+@pytest.mark.xfail(
+    strict=True, reason="an error at the end of a text that ends in a newline has no text"
+)
 def test_end_of_text_after_a_newline_shows_a_line_and_a_caret() -> None:
     assert "^" in str(error_of("graph f(\n"))
 
@@ -166,7 +169,9 @@ ACCEPTED_NONSENSE = [
 ]
 
 
-@pytest.mark.xfail(strict=True, reason="the verifier lets it pass; printing or evaluating it crashes")
+@pytest.mark.xfail(
+    strict=True, reason="the verifier lets it pass; printing or evaluating it crashes"
+)
 @pytest.mark.parametrize("body", ACCEPTED_NONSENSE)
 def test_nonsense_is_refused(body: str) -> None:
     with pytest.raises((ParseError, VerifyError)):
@@ -187,7 +192,9 @@ def test_replicate_takes_one_number() -> None:
 
 def test_comments_and_spacing_do_not_matter() -> None:
     plain = parse("graph f<N>(%x: tensor<N x f32>) { %y = math.exp %x return %y }")
-    spaced = parse("// a comment }\ngraph f <N> ( %x:tensor< N x f32 > )\n{%y=math.exp %x//%z\nreturn %y}")
+    spaced = parse(
+        "// a comment }\ngraph f <N> ( %x:tensor< N x f32 > )\n{%y=math.exp %x//%z\nreturn %y}"
+    )
     assert plain == spaced
 
 
@@ -198,7 +205,12 @@ def test_locations_stay_on_operations() -> None:
 
 def test_regions_nest_up_to_64_deep() -> None:
     def nested(depth: int) -> str:
-        return "tile f(%i: index) { " + "tile.if %i, %i () { " * depth + "yield }" * depth + " return }"
+        return (
+            "tile f(%i: index) { "
+            + "tile.if %i, %i () { " * depth
+            + "yield }" * depth
+            + " return }"
+        )
 
     assert parse(nested(63)) == parse(nested(63))
     with pytest.raises(ParseError, match="nested more than 64"):
@@ -206,6 +218,7 @@ def test_regions_nest_up_to_64_deep() -> None:
 
 
 def test_inner_values_end_with_their_region() -> None:
-    text = "tile f(%i: index) { tile.if %i, %i () { %j = math.add %i, %i yield }\n%k = math.neg %j return }"
+    inner = "tile.if %i, %i () { %j = math.add %i, %i yield }"
+    text = f"tile f(%i: index) {{ {inner}\n%k = math.neg %j return }}"
     error = error_of(text)
     assert "%j is not defined here" in str(error)
