@@ -15,7 +15,7 @@ from tilewright.passes.pipeline import TO_KERNELS, run_passes
 from tilewright.runtime.backends import MAKERS, choose_backend, run_on_host
 from tilewright.runtime.family import Call, KernelFamily
 from tilewright.runtime.report import KernelReport, ProgramReport
-from tilewright.runtime.targets import resolve_target
+from tilewright.runtime.targets import require_runnable, resolve_target
 
 
 @dataclass
@@ -44,6 +44,8 @@ class Program:
         self.module = module
         self.backend = choose_backend(backend)
         self.target = resolve_target(target)
+        if self.backend == "mlir":
+            require_runnable(self.target)
         self.deep: list[str] = []
         kernels = run_passes(module, TO_KERNELS, after=lambda step, m: self._watch(step.name, m))
         self.inputs = tuple(p.hint for p in module.main.params)

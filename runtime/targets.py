@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
+from tilewright.ir.errors import TargetError
 from tilewright.ir.target import Target, from_features, named_target
 from tilewright.runtime.native import host_cpu
 
@@ -18,3 +19,26 @@ def host_target() -> Target:
 def resolve_target(name: str | None) -> Target:
     """A target by name; None or "host" is this machine. Raises TargetError with the known names."""
     return host_target() if name in (None, "host") else named_target(str(name))
+
+
+_V3 = {"avx2", "fma", "bmi", "bmi2", "f16c", "lzcnt", "movbe"}
+_V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
+
+
+def needed_features(target: Target) -> set[str]:
+    """Instruction sets that code for a target uses."""
+    wide = {8: _V3, 16: _V4}.get(target.lanes, set())
+    return wide | {"avx512bf16"} if target.bf16_dot else set(wide)
+
+
+def require_runnable(target: Target) -> None:
+    """Raises TargetError if this machine lacks an instruction set that the target's code uses."""
+    if target.name == "host":
+        return
+    have = {f[1:] for f in host_cpu()[1].split(",") if f.startswith("+")}
+    missing = sorted(needed_features(target) - have)
+    if missing:
+        raise TargetError(
+            f"this machine cannot run code for {target.name}: it lacks {', '.join(missing)} "
+            "(`tilewright compile --emit asm --target` works without running it)"
+        )
