@@ -15,7 +15,8 @@ def attention_text(head: int, *, causal: bool = False, dtype: str = "f32") -> st
     """Attention over heads of ``head`` numbers, in the words that PyTorch's own is captured in.
 
     q is (B, K·G, N, head), k and v are (B, K, M, head), all of ``dtype``; scores and sums are f32,
-    and the weights are rounded to ``dtype`` as torch rounds them. Causal: query n sees the keys 0 … n.
+    and the weights are rounded to ``dtype`` as torch rounds them.
+    Causal: query n sees the keys 0 … n.
     """
     narrow = dtype != "f32"
 

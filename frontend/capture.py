@@ -72,7 +72,8 @@ class Capture:
         built = [(r, b) for r, b in found if isinstance(b, Built)]
         refused = {n: b for r, b in found if isinstance(b, str) for n in r.core}
         if self.options.strict:
-            refuse(_all_offences(analysis, built, refused))
+            broken = {n: b for r, b in found if r.attention and isinstance(b, str) for n in r.core}
+            refuse(_all_offences(analysis, built, broken))
         captured.refused = [_refused_report(r, b) for r, b in found if isinstance(b, str)]
         inside = {n for region, _ in built for n in region.core}
         reasons = {n: _reason(analysis, n, refused) for n in analysis.nodes if n not in inside}
@@ -118,10 +119,10 @@ def _build(region: Region) -> Built | str:
 
 
 def _all_offences(
-    analysis: Analysis, built: list[tuple[Region, Built]], refused: dict[Node, str]
+    analysis: Analysis, built: list[tuple[Region, Built]], broken: dict[Node, str]
 ) -> list[tuple[Node, str]]:
     inside = {n for region, _ in built for n in region.nodes}
-    return [*refused.items(), *offences(analysis, inside | set(refused))]
+    return [*broken.items(), *offences(analysis, inside | set(broken))]
 
 
 def _reason(analysis: Analysis, node: Node, refused: dict[Node, str]) -> str:

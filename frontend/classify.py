@@ -25,9 +25,9 @@ def is_weight(node: Node) -> bool:
 
 
 def is_kernel_contraction(node: Node) -> bool:
-    """Contractions that Tilewright makes kernels of: both operands are activations.
+    """Products of two activations, which open and close streams of scores.
 
-    The one place that keeps products with parameters with torch; ``F.linear`` joins here.
+    Products with weights have rules of their own (``weight_cores.py``).
     """
     entry = lookup(node)
     if entry is None or entry.kind is not Kind.CONTRACTION:

@@ -74,7 +74,7 @@ class RegionCall:
     def _with_torch(self, reason: str, args: tuple[Any, ...]) -> Any:
         self.fallbacks[reason] += 1
         if self.options.strict:
-            message = f"strict=True, but this attention would run with torch: {reason}"
+            message = f"strict=True, but this region would run with torch: {reason}"
             raise FallbackError(message, self.locations[-1])
         return self._unpacked(self.fallback(*args))
 

@@ -24,7 +24,8 @@ from tilewright.frontend.weight_cores import row_cores, weight_cores
 @dataclass
 class Region:
     """``nodes`` in graph order compute ``outputs`` from ``inputs``; ``anchor`` is the last of the
-    core, at whose place the kernel will be called. ``refused`` says why there will be none."""
+    core, at whose place the kernel will be called. ``refused`` says why there will be none.
+    ``attention``: a stream of scores, which strict compilation must not leave with torch."""
 
     core: frozenset[Node]
     nodes: list[Node]
@@ -32,6 +33,7 @@ class Region:
     outputs: list[Node]
     anchor: Node
     refused: str | None = None
+    attention: bool = True
 
 
 def find_regions(analysis: Analysis) -> list[Region]:
@@ -61,8 +63,20 @@ def _cores(analysis: Analysis) -> Iterator[set[Node]]:
     taken |= {n for n in analysis.nodes if analysis.kind(n) is Kind.ATTENTION}
     for core in weight_cores(analysis, taken):
         taken |= core
+        yield from _whole(analysis, core)
+    for core in row_cores(analysis, taken):
+        yield from _whole(analysis, core)
+
+
+def _whole(analysis: Analysis, core: set[Node]) -> Iterator[set[Node]]:
+    """The core if no path leads out of it and back in; else it stays with torch."""
+    if not _detours(analysis, core):
         yield core
-    yield from row_cores(analysis, taken)
+
+
+def _detours(analysis: Analysis, core: set[Node]) -> set[Node]:
+    """Nodes outside that depend on the core and that the core needs."""
+    return _tainted(analysis, core) & {n for c in core for n in c.all_input_nodes}
 
 
 def _with_statistics(core: set[Node], branches: dict[Node, set[Node]]) -> set[Node]:
@@ -134,10 +148,7 @@ def _merged(groups: Iterable[set[Node]]) -> list[set[Node]]:
 def _convex(analysis: Analysis, core: set[Node]) -> Iterator[set[Node]]:
     """The core without what a detour out and back in depends on; nothing if too little stays."""
     core = core | {u for n in core if isinstance(fake_of(n), tuple) for u in n.users}
-    while True:
-        detours = _tainted(analysis, core) & {n for c in core for n in c.all_input_nodes}
-        if not detours:
-            break
+    while detours := _detours(analysis, core):
         core = core - _ancestors(detours)
     products = [n for n in core if analysis.multiplies(n)]
     reductions = [n for n in core if _reduces(analysis, n)]
@@ -178,6 +189,11 @@ def _ancestors(nodes: Iterable[Node]) -> set[Node]:
     return found
 
 
+def _scores(analysis: Analysis, core: frozenset[Node]) -> bool:
+    kinds = {analysis.kind(n) for n in core}
+    return bool(kinds & {Kind.ATTENTION, Kind.SOFTMAX}) or any(map(analysis.multiplies, core))
+
+
 def _surviving(nodes: list[Node], core: frozenset[Node]) -> set[Node]:
     """Absorbed nodes that the rest of the graph needs too: they stay there as well."""
     stay: set[Node] = set()
@@ -201,7 +217,7 @@ def _complete(
     stay = _surviving(nodes, core)
     outputs = [n for n in nodes if n in core and any(u not in inside or u in stay for u in n.users)]
     late = [n for n in _tainted(analysis, core) if at[n] < at[anchor] and n not in absorbed]
-    region = Region(core, nodes, inputs, outputs, anchor)
+    region = Region(core, nodes, inputs, outputs, anchor, attention=_scores(analysis, core))
     first = min(at[n] for n in core)
     if _tainted(analysis, core) & set(inputs):
         region.refused = "one of its inputs depends on its own results"

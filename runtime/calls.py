@@ -237,8 +237,9 @@ def _launch(signature: Signature) -> Iterator[str]:
         yield "give_scratch(scratch)"
 
 
-def key_source(signature: Signature, static: tuple[str, ...], rows: Size) -> str:
-    """The text of ``def key(*tensors)``: (units, values of ``static``, number of rows) of a call.
+def key_source(signature: Signature, static: tuple[str, ...], rows: Size, inner: Size) -> str:
+    """The text of ``def key(*tensors)``: (units, values of ``static``, number of rows, length of the
+    inner axis) of a call.
 
     ``unit`` is taken from the surroundings; shapes that do not fit raise ValueError or give a key
     whose kernel then complains.
@@ -251,4 +252,5 @@ def key_source(signature: Signature, static: tuple[str, ...], rows: Size) -> str
     lines += _indent(binding.assignments, 4)
     units = _tuple([f"unit(t{i})" for i in range(len(inputs))])
     values = _tuple([_name(n) for n in static])
-    return "\n".join([*lines, f"    return {units}, {values}, {_expression(rows)}", ""])
+    counts = f"{_expression(rows)}, {_expression(inner)}"
+    return "\n".join([*lines, f"    return {units}, {values}, {counts}", ""])

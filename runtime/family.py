@@ -40,15 +40,21 @@ class Variant:
     static_sizes: dict[str, int]
 
 
+EMPTY = -1  # row class of calls with nothing to sum
 Maker = Callable[[Variant, Target], tuple[Call, VariantReport]]
 
 
 class KernelFamily:
     """Dispatches calls of one kernel to its compiled forms. Safe to call from several threads."""
 
-    def __init__(self, graph: Graph, target: Target, make: Maker) -> None:
-        self.graph, self.target, self.make = graph, target, make
+    def __init__(
+        self, graph: Graph, target: Target, make: Maker, empty: Call | None = None
+    ) -> None:
+        """``empty`` is called instead of a kernel when the axis that is summed along has no
+        elements: quotients of sums moved past each other are 0 / 0 then."""
+        self.graph, self.target, self.make, self.empty = graph, target, make, empty
         info = analyse(graph)
+        self.inner: Size = info.inner.size if not info.splits else Size.of(1)
         self.static_names = tuple(sorted(_static_names(graph)))
         self.row_count: Size = info.row_count
         self.classes = () if is_row_kernel(graph) else row_classes(target)
@@ -67,10 +73,12 @@ class KernelFamily:
     def key(self, tensors: tuple[torch.Tensor, ...]) -> Key:
         """What decides the form for these inputs. Raises BindError if they do not fit."""
         try:
-            units, static, rows = self._facts(*tensors)
+            units, static, rows, inner = self._facts(*tensors)
         except (AttributeError, TypeError, ValueError):
             self._complain(tensors)
             raise
+        if inner == 0 and self.empty is not None:
+            return units, static, EMPTY
         for known in self.classes:
             if known and rows <= known:
                 return units, static, known
@@ -85,7 +93,7 @@ class KernelFamily:
         shapes = [tuple(x.shape) for x in tensors if isinstance(x, torch.Tensor)]
         bind_sizes(self.graph, shapes)
 
-    def _key_function(self) -> Callable[..., Key]:
+    def _key_function(self) -> Callable[..., tuple[tuple[int, ...], tuple[int, ...], int, int]]:
         """Reads the facts off the inputs, written as Python for this kernel's shapes."""
         inputs = tuple(
             BufferType(p.type.shape, p.type.dtype)
@@ -95,7 +103,7 @@ class KernelFamily:
         hints = tuple(p.hint for p in self.graph.params)
         signature = Signature(self.graph.name, inputs, hints, 0, self.graph.sizes, (), 0)
         names: dict[str, object] = {"unit": _unit}
-        source = key_source(signature, self.static_names, self.row_count)
+        source = key_source(signature, self.static_names, self.row_count, self.inner)
         exec(compile(source, f"<key of kernel {self.graph.name}>", "exec"), names)
         function = names["key"]
         assert callable(function)
@@ -107,6 +115,9 @@ class KernelFamily:
                 return self.forms[key]
             start = time.perf_counter()
             units, static, rows = key
+            if rows == EMPTY and self.empty is not None:
+                self.forms[key] = self.empty
+                return self.empty
             values = dict(zip(self.static_names, static, strict=True))
             variant = Variant(specialise(self.graph, values), rows, units, values)
             call, report = self.make(variant, self.target)

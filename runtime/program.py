@@ -68,7 +68,8 @@ class Program:
         inputs = tuple(p.hint for p in graph.params)
         outputs = tuple(v.hint for v in graph.results)
         try:
-            family = KernelFamily(graph, self.target, MAKERS[self.backend])
+            whole = self._on_host(self.module.main) if inputs == self.inputs else None
+            family = KernelFamily(graph, self.target, MAKERS[self.backend], whole)
         except UnsupportedError as error:
             return Step(graph, inputs, outputs, self._on_host(graph), None, error.message)
         return Step(graph, inputs, outputs, family, family)

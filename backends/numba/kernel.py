@@ -95,7 +95,7 @@ class NumbaKernel:
         sizes: Mapping[str, int],
         threads: int | None = None,
     ) -> None:
-        """Writes the outputs into given arrays, which must have stride one where the program has it.
+        """Writes the outputs into given arrays, of stride one where the program has it.
 
         Shapes are the caller's business (``bind`` checks those of inputs), they are not checked.
         """

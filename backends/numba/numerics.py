@@ -138,9 +138,9 @@ def fraction_f32(x: np.float32) -> np.float32:
 
 
 @jit
-def fraction_f64(x: np.float64) -> np.float64:
+def fraction_f64(x: float) -> float:
     """x - floor(x); 0 for infinities."""
-    return x - np.floor(x) if abs(x) != math.inf else 0.0
+    return float(x - np.floor(x)) if abs(x) != math.inf else 0.0
 
 
 @jit
@@ -154,11 +154,11 @@ def scale2_f32(x: np.float32, n: np.float32) -> np.float32:
 
 
 @jit
-def scale2_f64(x: np.float64, n: np.float64) -> np.float64:
+def scale2_f64(x: float, n: float) -> float:
     """x * 2**floor(n), rounded once."""
     if n - n != 0:
-        return x * np.exp2(n)
-    return math.ldexp(x, np.int32(np.floor(max(min(n, 2200.0), -2200.0))))
+        return float(x * np.exp2(n))
+    return math.ldexp(x, int(np.floor(max(min(n, 2200.0), -2200.0))))
 
 
 @jit

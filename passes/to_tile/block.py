@@ -15,7 +15,7 @@ from tilewright.ir.ops_stream import IDENTITY
 from tilewright.passes.to_tile.contraction import Contraction, OuterSum
 from tilewright.passes.to_tile.kernel_info import strip_casts
 from tilewright.passes.to_tile.mask_range import Bound, find_mask_range
-from tilewright.passes.to_tile.positions import write_block
+from tilewright.passes.to_tile.positions import TurnedSources, write_block
 from tilewright.passes.to_tile.rows import RowLowering, strip_repeat
 from tilewright.passes.to_tile.state import LoweringState
 
@@ -52,6 +52,7 @@ class BlockLowering:
         self.scratch: dict[tuple[str, Value], Value] = {}
         self.contraction = Contraction(state, rows)
         self.outer = OuterSum(state)
+        self.turned = TurnedSources(state, rows)
         ops = self.info.graph.body.ops
         self.scans = [op for op in ops if isinstance(op, s.Scan)]
         self.reduces = [op for op in ops if isinstance(op, s.Reduce)]
@@ -211,6 +212,7 @@ class BlockLowering:
     def _block(self, block: Block) -> None:
         self.contraction.begin_block(block.first, block.count, block.limit, block.masked)
         self.outer.begin_block(block.first, block.count, block.limit)
+        self.turned.begin_block(block)
         for phase in range(self.phases):
             self._phase(block, phase)
         for op, (scalar, vector) in self.weights.items():
@@ -288,7 +290,8 @@ class BlockLowering:
             self._prepare(block, operand, phase)
 
     def _prepare_memory(self, block: Block, op: Op | None) -> None:
-        if isinstance(op, s.Source) and self.info.on_rows(op.result):
+        gathered = isinstance(op, s.Source) and op.result not in self.turned.kept
+        if isinstance(op, s.Source) and gathered and self.info.on_rows(op.result):
             self._row_vector(block, ("offset", op.result))
 
     def _row_vector(self, block: Block, key: tuple[str, Value]) -> Value:
@@ -343,6 +346,8 @@ class BlockLowering:
             layout = self.state.tile_layout.collapse(1)
             here = self.build(t.Coordinate, dim=0, layout=layout)
             return self.build(m.Add, here, self.build.splat(tile.at), hint=v.hint)
+        if base in self.turned.kept:
+            return self.turned.tile(base, tile.offset)
         if isinstance(op, s.Source):
             return self._tile_source(block, tile, op)
         return None

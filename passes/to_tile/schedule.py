@@ -8,6 +8,7 @@ With *rows in registers* the element's axis lies on lanes: few rows read each sh
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from tilewright.ir.target import Target
@@ -110,7 +111,8 @@ def _cost(target: Target, vectors: int, broadcast: int) -> float:
 
 
 def _inner_block(target: Target, vectors: int, broadcast: int) -> int:
-    """Block length so that scores stay in the nearer caches, at least four register tiles."""
+    """Block length so that scores stay in the nearer caches."""
     row_bytes = vectors * target.lanes * 4
     wanted = max(32, min(128, target.l2_bytes // 16 // row_bytes))
-    return max(4 * broadcast, wanted // broadcast * broadcast)
+    unit = math.lcm(broadcast, target.lanes)  # whole register tiles, and whole vectors of positions
+    return max(1, wanted // unit) * unit

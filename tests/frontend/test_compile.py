@@ -22,12 +22,14 @@ QKV = ((2, 3, 5, 8), (2, 3, 7, 8), (2, 3, 7, 8))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return (q @ k.mT).softmax(-1) @ v
+    weights: Tensor = (q @ k.mT).softmax(-1)
+    return weights @ v
 
 
 def unknown_inside(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     scores = torch.special.bessel_j0(q @ k.mT)
-    return scores.softmax(-1) @ v
+    weights: Tensor = scores.softmax(-1)
+    return weights @ v
 
 
 def test_an_unknown_operation_stays_and_is_listed_with_its_line() -> None:
@@ -81,18 +83,16 @@ def test_strict_accepts_what_stays_with_torch_by_design() -> None:
     compiled = compile(Layer().eval(), strict=True)
     with torch.no_grad():
         compiled(torch.randn(2, 5, 8))
-    assert [r.status for r in compiled.explain().regions] == ["kernel"]
+    assert {r.status for r in compiled.explain().regions} == {"kernel"}
 
 
 def test_gradients_stay_with_torch_and_are_reported() -> None:
     q, k, v = inputs(*QKV)
     q.requires_grad_()
     compiled = compile(attend)
-    compiled(q, k, v).sum().backward()
-    ours, q.grad = q.grad, None
-    attend(q, k, v).sum().backward()
-    assert ours is not None and q.grad is not None
-    torch.testing.assert_close(ours, q.grad)
+    (ours,) = torch.autograd.grad(compiled(q, k, v).sum(), q)
+    (theirs,) = torch.autograd.grad(attend(q, k, v).sum(), q)
+    torch.testing.assert_close(ours, theirs)
     (region,) = compiled.explain().regions
     assert region.status == "torch" and "torch.no_grad()" in next(iter(region.fallbacks))
     with torch.no_grad():
@@ -180,7 +180,7 @@ def test_subclasses_and_transforms_stay_with_torch() -> None:
     compiled = compile(attend)
     with torch.no_grad():
         compiled(q, k, v)
-        compiled(q.as_subclass(Named), k, v)  # type: ignore[arg-type]
+        compiled(q.as_subclass(Named), k, v)
     reasons = {reason for r in compiled.explain().regions for reason in r.fallbacks}
     assert any("subclasses" in reason for reason in reasons)
 
@@ -258,7 +258,7 @@ def test_the_report_is_data() -> None:
     assert region["status"] == "kernel" and region["calls"] == 1
     assert region["ir"].startswith("graph attend<")
     assert region["kernels"] == {"kernels": ["interpreted"]}
-    assert any("(q @ k.mT).softmax(-1) @ v" in line for line in region["lines"])
+    assert any("(q @ k.mT).softmax(-1)" in line for line in region["lines"])
 
 
 def test_the_backend_has_a_name() -> None:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.frontend.standin import in_torch_order, run_module, translate_whole
+from tilewright.frontend.op_map.registry import entries, lookup
 from tilewright.ir.parser import parse
 
 Function = Callable[..., Any]
@@ -34,6 +35,7 @@ ONE_TENSOR: dict[str, Function] = {
     "rsqrt": lambda x: torch.rsqrt(x.square() + 1e-5),
     "reciprocal": lambda x: (x + 3).reciprocal(),
     "relu": F.relu,
+    "silu": F.silu,
     "pow": lambda x: (x**2, x.pow(3), (x + 3) ** 0.5, (x + 3) ** -0.5, 2.0**x, (x + 3) ** 1.7),
     "add alpha": lambda x: torch.add(x, x, alpha=2) - torch.sub(x, 1, alpha=0.5),
     "rsub": lambda x: (1 - x, torch.rsub(x, 3)),
@@ -76,7 +78,7 @@ TWO_TENSORS: dict[str, tuple[Function, torch.Tensor, torch.Tensor]] = {
     "broadcast": (lambda x, r: x * r + r[:, None, None, None], X, ROW),
     "maximum": (lambda x, y: (torch.maximum(x, y), torch.min(x, y), x.minimum(y)), X, Y),
     "max of two": (torch.max, X, Y),
-    "compare": (lambda x, y: (x < y, x.le(y), x > 0, x >= y, x == x, x.ne(y)), X, Y),
+    "compare": (lambda x, y: (x < y, x.le(y), x > 0, x >= y, y == x, x.ne(y)), X, Y),
     "where": (lambda x, m: (torch.where(m, x, 0.0), torch.where(m, x, -x), x.where(m, 1)), X, MASK),
     "masked_fill": (lambda x, m: x.masked_fill(~m, float("-inf")), X, MASK),
     "logic": (lambda x, m: (m & (x > 0), m | (x > 1), torch.logical_and(x, m), ~m), X, MASK),
@@ -91,6 +93,7 @@ TWO_TENSORS: dict[str, tuple[Function, torch.Tensor, torch.Tensor]] = {
     ),
     "promotion": (lambda i, x: (i < 2.5, i == 3, x * i, torch.maximum(i, x)), INTS, X),
     "matmul": (lambda a, b: (a @ b, torch.matmul(a, b), a.bmm(b)), A, B),
+    "linear": (lambda x, w: (F.linear(x, w), F.linear(x, w, w.sum(1))), X, B[0, :, :]),
     "matmul broadcast": (lambda a, b: (a[:, None] @ b, a @ b[None]), A, B),
     "matmul shared": (lambda a, b: a.unsqueeze(1) @ b.unsqueeze(0), A, B),
     "matrix times vector": (lambda a, v: a @ v, X, ROW),
@@ -131,3 +134,20 @@ def test_one_tensor(name: str) -> None:
 def test_two_tensors(name: str) -> None:
     function, *inputs = TWO_TENSORS[name]
     check(function, *inputs)
+
+
+def test_every_entry_has_a_case() -> None:
+    """Attention itself has its own file."""
+    seen: set[str] = {"scaled_dot_product_attention"}
+
+    def backend(gm: torch.fx.GraphModule, _: object) -> Callable[..., Any]:
+        found = [lookup(node) for node in gm.graph.nodes]
+        seen.update(entry.name for entry in found if entry is not None)
+        return gm.forward
+
+    cases = [(f, (X,)) for f in ONE_TENSOR.values()]
+    cases += [(f, tuple(inputs)) for f, *inputs in TWO_TENSORS.values()]
+    for function, tensors in cases:
+        torch._dynamo.reset()
+        torch.compile(function, backend=backend, dynamic=True)(*tensors)
+    assert not {entry.name for entry in entries()} - seen

@@ -42,7 +42,8 @@ def left_ops(report: Report) -> set[str]:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return (q @ k.mT).softmax(-1) @ v
+    weights: Tensor = (q @ k.mT).softmax(-1)
+    return weights @ v
 
 
 def test_a_single_product_is_no_region() -> None:
@@ -84,23 +85,46 @@ def test_rotary_embedding_is_not_absorbed() -> None:
     assert left_ops(report) == {"mul", "add"}
 
 
-def test_products_with_parameters_stay_with_torch() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_products_with_parameters_are_no_attention(dtype: torch.dtype) -> None:
+    """Their softmax is not a stream of scores; in 16 bits torch's own products serve."""
+
     class Layer(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.inner, self.outer = nn.Linear(8, 16), nn.Parameter(torch.randn(16, 8))
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.inner(x).softmax(-1) @ self.outer
+            weights: Tensor = self.inner(x).softmax(-1)
+            return weights @ self.outer
 
-    module = Layer()
+    module = Layer().to(dtype)
     compiled = compile(module)
+    x = torch.randn(3, 8, dtype=dtype)
     with torch.no_grad():
-        compiled(torch.randn(3, 8))
+        torch.testing.assert_close(compiled(x), module(x))
     report = compiled.explain()
-    assert not report.regions
+    assert "softmax" in left_ops(report)
     reasons = {row.reason for row in report.graphs[0].left}
-    assert "a contraction with a parameter stays with torch" in reasons
+    by_design = "a contraction with a parameter stays with torch"
+    assert (by_design in reasons) == (dtype == torch.bfloat16)
+    assert len(report.regions) == (0 if dtype == torch.bfloat16 else 2)
+
+
+def test_row_work_with_a_detour_stays_with_torch() -> None:
+    """The row's mean needs erf of a row that would be in the kernel."""
+
+    class Norm(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            double = nn.functional.pad(x, (0, 0))[..., :8] * 2
+            return (double + torch.erf(double)).mean(-1, keepdim=True)
+
+    module = Norm()
+    compiled = compile(module, dynamic=None, strict=True)
+    x = torch.randn(3, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), module(x))
+    assert not compiled.explain().regions
 
 
 def test_two_attentions_in_a_row_are_two_regions() -> None:

@@ -34,7 +34,8 @@ def at_most(seconds: float) -> Iterator[None]:
         raise StillRunning
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    # again and again: an exception inside a callback of the collector is dropped
+    signal.setitimer(signal.ITIMER_REAL, seconds, 0.1)
     try:
         yield
     finally:

@@ -60,8 +60,8 @@ def _json(data: Mapping[str, Any]) -> str:
 
 def _show(found: Explanation) -> None:
     heading(f"{found.program}: {plural(len(found.kernels), 'kernel')}")
-    count = len(found.deep_channels)
-    say(f"\nas written, {plural(count, 'channel')} would have to hold a whole row or more")
+    count = plural(len(found.deep_channels), "channel") if found.deep_channels else "no channel"
+    say(f"\nas written, {count} would have to hold a whole row or more")
     table(("channel", "depth"), [(c.name, c.depth) for c in found.deep_channels], indent=2)
     say("\nrules that make deep channels shallow")
     rows = []
@@ -77,7 +77,7 @@ def _show(found: Explanation) -> None:
 def _show_kernel(kernel: KernelFacts, target: str) -> None:
     heading(f"kernel {kernel.name}")
     if kernel.problem:
-        say(f"  runs in the interpreter: {kernel.problem}")
+        say(f"  not compiled: {kernel.problem}")
     else:
         _show_loop("grid", kernel.grid, "independent of each other")
         _show_loop("rows", kernel.rows, "share what is read along the stream")

@@ -1,0 +1,75 @@
+"""``tilewright explain FILE``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+from tests.cli.conftest import Command
+from tilewright.cli import explanation
+from tilewright.ir.errors import UnsupportedError
+
+Example = Callable[[str], str]
+Refused = Callable[..., str]
+Write = Callable[[str, str], str]
+
+V3 = ("--target", "x86-64-v3")
+
+
+def test_two_rules_make_attention_one_kernel(tilewright: Command, example: Example) -> None:
+    done = tilewright("explain", example("attention"), *V3)
+    assert done.code == 0, done
+    assert "attention: 1 kernel" in done.out
+    assert "as written, 2 channels would have to hold a whole row or more" in done.out
+    assert "deep channels 2 -> 1" in done.out and "deep channels 1 -> 0" in done.out
+    assert "rows on lanes" in done.out and "rows in registers" in done.out
+
+
+def test_a_causal_mask_is_an_interval(tilewright: Command, example: Example) -> None:
+    assert "mask    m <= n" in tilewright("explain", example("causal_attention"), *V3).out
+    assert "mask" not in tilewright("explain", example("attention"), *V3).out
+
+
+def test_a_softmax_alone_stays_several_kernels(tilewright: Command, write: Write) -> None:
+    path = write(
+        "softmax.tw",
+        """graph softmax<N, M>(%x: tensor<N x M x f32>) {
+          %half = math.const {value = 0.5, type = tensor<f32>}
+          %y = math.mul %x, %half
+          %p = tensor.softmax %y {axis = 1}
+          return %p
+        }""",
+    )
+    done = tilewright("explain", path, *V3)
+    assert done.out.count("\nkernel softmax_") > 1 and "does not apply" in done.out
+
+
+def test_the_same_as_data(tilewright: Command, example: Example) -> None:
+    data = json.loads(tilewright("explain", example("causal_attention"), *V3, "--json").out)
+    assert data["program"] == "causal_attention" and data["target"] == "x86-64-v3"
+    assert len(data["deep_channels"]) == 2 and all(c["deep"] for c in data["deep_channels"])
+    assert [rule["applied"] for rule in data["rules"]] == [True, True]
+    (kernel,) = data["kernels"]
+    assert kernel["intervals"] == ["m <= n"] and not kernel["problem"]
+    assert not any(c["deep"] for c in kernel["channels"])
+    assert kernel["layouts"][-1]["up_to_rows"] == 0
+
+
+def test_what_is_not_compiled_says_why(
+    tilewright: Command, example: Example, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise UnsupportedError("a reason")
+
+    monkeypatch.setattr(explanation, "kernel_to_tile", refuse)
+    done = tilewright("explain", example("attention"), *V3)
+    assert done.code == 0 and "  not compiled: a reason\n" in done.out, done
+    assert "%v -> math.mul[1]" in done.out and "rows on lanes" not in done.out
+
+
+def test_mistakes(refused: Refused, example: Example) -> None:
+    assert "unknown target 'z80'" in refused("explain", example("attention"), "--target", "z80")
+    assert "--input: a file is" in refused("explain", example("attention"), "-i", "3")
+    assert "no size Q" in refused("explain", example("attention"), "-s", "Q=3")
