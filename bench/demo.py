@@ -14,7 +14,7 @@ from rich.console import Console
 import tilewright
 from tilewright.bench import machine
 from tilewright.bench.demo_output import show_demo
-from tilewright.bench.generation import Side, first_difference, generate
+from tilewright.bench.generation import WARM_UP_STEPS, Side, first_difference, generate
 from tilewright.bench.kernel_list import kernels_of, operations_left, torch_regions
 from tilewright.bench.llama import DEMO, TINY, ModelSize, build_model, new_cache, prompt
 from tilewright.bench.records import Comparison, Goal, Quantity, Record
@@ -32,12 +32,14 @@ def demo(
     quick: Annotated[bool, typer.Option(help="A tiny model, to see that it works.")] = False,
     steps: Annotated[int, typer.Option(help="Tokens to generate.", min=2)] = 64,
     repeats: Annotated[int, typer.Option(help="Timed runs of both sides.", min=1)] = 5,
+    seconds: Annotated[float, typer.Option(help="Begin no further run after so long.")] = 60.0,
 ) -> None:
     """Runs a Llama of 50 M parameters on 1,024 bytes of text, then generates, on both sides."""
     if save and quick:
         raise typer.BadParameter("only a whole run is saved: leave out --quick")
     with Console(stderr=True).status("running both sides"):
-        record = run(TINY, 96, steps, repeats) if quick else run(DEMO, 1024, steps, repeats)
+        size, length = (TINY, 96) if quick else (DEMO, 1024)
+        record = run(size, length, steps, repeats, seconds)
     if as_json:
         typer.echo(record.to_json(), nl=False)
     else:
@@ -46,14 +48,14 @@ def demo(
         typer.echo(f"saved as {record.save()}", err=True)
 
 
-def run(size: ModelSize, length: int, steps: int, repeats: int) -> Record:
+def run(size: ModelSize, length: int, steps: int, repeats: int, seconds: float = 60.0) -> Record:
     """Both sides on the first ``length`` bytes, then ``steps`` greedy steps, ``repeats`` times."""
     torch.set_num_threads(machine.THREADS)
     date, here = machine.now(), machine.describe_machine()
     model, ids = build_model(size), prompt(length)
     compiled = tilewright.compile(model)
     ours, theirs = Side(compiled), Side(model)
-    generate((ours, theirs), lambda: new_cache(model), ids, steps, repeats)
+    generate((ours, theirs), lambda: new_cache(model), ids, steps, repeats, seconds)
     errors = logit_errors(model, ids, ours.logits, theirs.logits)
     report = compiled.explain().to_dict()
     return Record(
@@ -75,7 +77,7 @@ def run(size: ModelSize, length: int, steps: int, repeats: int) -> Record:
             "model": asdict(size) | {"parameters": count_parameters(model)},
             "prompt": length,
             "steps": steps,
-            "repeats": repeats,
+            "repeats": len(ours.prefills),
             "tokens": compare_tokens(ours, theirs),
             "graphs": len(report["graphs"]),
             "kernels": [asdict(kernel) for kernel in kernels_of(report)],
@@ -115,8 +117,8 @@ def comparisons(
 
 
 def first_calls(ours: Side) -> Quantity:
-    """Seconds that the first prefill and the first two steps took beyond the later ones."""
-    usual = statistics.median(ours.prefills) + 2 * statistics.median(ours.steps)
+    """Seconds that the warm-up's prefill and steps took beyond the later ones."""
+    usual = statistics.median(ours.prefills) + WARM_UP_STEPS * statistics.median(ours.steps)
     seconds = sum(ours.first) - usual
     return Quantity(
         "demo model, capture and compiling", seconds, "s", Goal(), {"first": ours.first}

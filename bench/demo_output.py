@@ -9,24 +9,30 @@ from rich.table import Table
 from rich.text import Text
 
 from tilewright.bench.records import Record
-from tilewright.bench.tables import comparison_table, machine_lines, quantity_table, seconds_text
+from tilewright.bench.tables import (
+    WIDE,
+    comparison_table,
+    machine_lines,
+    quantity_table,
+    seconds_text,
+)
 
-_WIDE = 150
+_PLACE = 70  # columns of a source line
 
 
 def show_demo(record: Record, console: Console | None = None) -> None:
     """Model, tokens, times, errors, kernels."""
     console = console or Console(highlight=False)
     if not console.is_terminal:
-        console.width = _WIDE
+        console.width = WIDE
     for line in machine_lines(record.machine):
         console.print(line, style="dim")
     details = record.details
     console.print(model_line(details))
     console.print(tokens_line(details["tokens"], record.quantities[0].details["ours"]))
-    console.print(comparison_table(record.comparisons))
+    console.print(comparison_table(record.comparisons, console.width))
     console.print(quantity_table(record.quantities))
-    console.print(kernel_table(details["kernels"]))
+    console.print(kernel_table(details["kernels"], console.width))
     for line in kernel_lines(details):
         console.print(line, soft_wrap=True, markup=False)
 
@@ -74,22 +80,32 @@ def kernel_lines(details: dict[str, Any]) -> list[str]:
     return lines
 
 
-def kernel_table(kernels: list[dict[str, Any]]) -> Table:
-    """A row for each kernel: its regions, its channels by depth, its form, where it comes from."""
+def kernel_table(kernels: list[dict[str, Any]], width: int = WIDE) -> Table:
+    """A row for each kernel: its regions, its channels by depth, its forms, where it comes from.
+
+    A narrow terminal has no room for the latter.
+    """
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    table.add_column("regions", justify="right")
-    table.add_column("channels: how many of which depth")
-    table.add_column("form")
-    table.add_column("the line of its result", no_wrap=True, overflow="ellipsis")
+    table.add_column("regions", justify="right", no_wrap=True)
+    table.add_column("channels: how many of which depth", no_wrap=True)
+    table.add_column("compiled forms", no_wrap=True)
+    if width >= WIDE:
+        table.add_column("the line of its result", no_wrap=True)
     for kernel in kernels:
         channels = ", ".join(f"{count} of {depth}" for depth, count in kernel["depths"].items())
-        if kernel["made_shallow"]:
-            channels += "\nmade shallow: " + "; ".join(kernel["made_shallow"])
         forms = "\n".join(_form(form) for form in kernel["forms"]) or kernel["runs_on"]
-        table.add_row(str(kernel["regions"]), Text(channels), Text(forms), Text(kernel["place"]))
+        place = _cut(kernel["place"].rpartition("/")[2])
+        cells: list[str | Text] = [str(kernel["regions"]), Text(channels), Text(forms), Text(place)]
+        table.add_row(*cells[: len(table.columns)])
+        for channel in kernel["made_shallow"]:
+            table.add_row("", Text(f"was deep: {channel}"), "made shallow by reordering")
     return table
 
 
 def _form(form: dict[str, Any]) -> str:
     how = "loaded" if form["from_cache"] else "compiled"
     return f"{form['layout_class']}: {how} in {seconds_text(float(form['seconds']))}"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _PLACE else text[: _PLACE - 1] + "…"

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 Model = Callable[..., Any]
+WARM_UP_STEPS = 2  # the first captures, the second would capture again if the length mattered
 
 
 @dataclass
@@ -48,7 +49,7 @@ class Side:
     model: Model
     prefills: list[float] = field(default_factory=list)
     steps: list[float] = field(default_factory=list)
-    first: list[float] = field(default_factory=list)  # first prefill, first two steps
+    first: list[float] = field(default_factory=list)  # the warm-up: prefill, steps
     logits: torch.Tensor = field(default_factory=lambda: torch.empty(0))  # of the prompt
     tokens: list[int] = field(default_factory=list)
     gaps: list[float] = field(default_factory=list)
@@ -60,25 +61,27 @@ def generate(
     prompt: torch.Tensor,
     steps: int,
     repeats: int,
+    seconds: float,
 ) -> None:
-    """Fills both sides: one repeat to warm up, which counts only as ``first``, then ``repeats``.
+    """Fills both sides: a short warm-up, which counts as ``first``, then up to ``repeats`` repeats,
+    none of which begins after ``seconds`` but the first.
 
     ours theirs | theirs ours | …   for the prompts of the repeats and for the steps within each.
     """
     with torch.inference_mode():
+        start = time.perf_counter()
         for repeat in range(1 + repeats):
+            if repeat > 1 and time.perf_counter() - start > seconds:
+                break
             passes = tuple(Pass(side.model, make_cache()) for side in sides)
             for at in _order(repeat):
-                seconds = passes[at].prefill(prompt)
-                (sides[at].prefills if repeat else sides[at].first).append(seconds)
+                took = passes[at].prefill(prompt)
+                (sides[at].prefills if repeat else sides[at].first).append(took)
                 sides[at].logits = passes[at].logits
-            for step in range(steps):
+            for step in range(steps if repeat else WARM_UP_STEPS):
                 for at in _order(repeat + step):
-                    seconds = passes[at].step()
-                    if repeat:
-                        sides[at].steps.append(seconds)
-                    elif step < 2:
-                        sides[at].first.append(seconds)
+                    took = passes[at].step()
+                    (sides[at].steps if repeat else sides[at].first).append(took)
             for side, done in zip(sides, passes, strict=True):
                 side.tokens, side.gaps = done.tokens, done.gaps
 

@@ -30,7 +30,7 @@ class ModelSize:
 
 # 14 layers x (2 x 512 x 512 + 2 x 512 x 256 + 3 x 512 x 1,792) + 2 x 256 x 512: 49.8 M parameters
 DEMO = ModelSize(hidden=512, layers=14, heads=8, groups=4, intermediate=1792)
-TINY = ModelSize(hidden=128, layers=2, heads=2, groups=1, intermediate=192)
+TINY = ModelSize(hidden=128, layers=1, heads=2, groups=1, intermediate=192)
 
 
 def build_model(size: ModelSize) -> Any:

@@ -10,18 +10,18 @@ from tilewright.bench.machine import Machine
 from tilewright.bench.records import Comparison, Goal, Quantity, Record
 
 _TIMES = "\N{MULTIPLICATION SIGN}"
-_WIDE = 150  # columns where no terminal says how many there are
+WIDE = 170  # columns of a whole table, and where no terminal says how many there are
 
 
 def show_record(record: Record, console: Console | None = None) -> None:
     """The machine, the comparisons, the quantities."""
     console = console or Console(highlight=False)
     if not console.is_terminal:
-        console.width = _WIDE
+        console.width = WIDE
     for line in machine_lines(record.machine):
         console.print(line, style="dim")
     if record.comparisons:
-        console.print(comparison_table(record.comparisons))
+        console.print(comparison_table(record.comparisons, console.width))
     if record.quantities:
         console.print(quantity_table(record.quantities))
 
@@ -43,35 +43,24 @@ def machine_lines(machine: Machine) -> list[str]:
     ]
 
 
-def comparison_table(rows: tuple[Comparison, ...]) -> Table:
-    table = _table(
-        "workload",
-        "ours",
-        "theirs",
-        "ratio",
-        "of the fastest",
-        "must",
-        "aim",
-        "ours does",
-        "theirs does",
-        "error",
-        "theirs",
-        "peer",
-    )
+def comparison_table(rows: tuple[Comparison, ...], width: int = WIDE) -> Table:
+    """A row for each comparison; a narrow terminal gets the times and ratios only."""
+    short = ("workload", "ours", "theirs", "ratio", "must", "aim")
+    more = ("of the fastest", "ours does", "theirs does", "error", "theirs", "peer")
+    table = _table(*short, *(more if width >= WIDE else ()))
     for row in rows:
-        rates = [_rate(row, t.median) for t in (row.ours, row.theirs)]
-        errors = [_error(e) for e in (row.our_error, row.their_error)]
-        table.add_row(
+        cells = [
             row.name,
             seconds_text(row.ours.median),
             seconds_text(row.theirs.median),
             _verdict(f"{row.ratio:.2f}{_TIMES}", row.met),
-            f"{row.best_ratio:.2f}{_TIMES}",
             *_goal(row.goal, "≥ {:g}" + _TIMES),
-            *rates,
-            *errors,
+            f"{row.best_ratio:.2f}{_TIMES}",
+            *(_rate(row, timing.median) for timing in (row.ours, row.theirs)),
+            *(_error(error) for error in (row.our_error, row.their_error)),
             row.peer,
-        )
+        ]
+        table.add_row(*cells[: len(table.columns)])
     return table
 
 

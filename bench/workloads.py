@@ -53,7 +53,14 @@ class Workload:
     def smaller(self) -> Workload:
         """The same problem with an eighth of the lengths, for trying things out."""
         queries, keys = max(1, self.queries // 8), max(1, self.keys // 8)
-        return replace(self, queries=queries, keys=keys, avx2=NO_GOAL, avx512=NO_GOAL)
+        return replace(
+            self,
+            name=f"{self.name}, lengths / 8",
+            queries=queries,
+            keys=keys,
+            avx2=NO_GOAL,
+            avx512=NO_GOAL,
+        )
 
 
 def square(

@@ -69,7 +69,7 @@ class CompiledModule(torch.nn.Module):
     def __init__(self, module: torch.nn.Module, options: Options, dynamic: bool | None) -> None:
         super().__init__()
         self._orig_mod = module
-        self._compiled = _Compiled(module._call_impl, options, dynamic)
+        self._compiled = _Compiled(_entry(module), options, dynamic)
         self._installed = _Installed(module, self._compiled)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -105,6 +105,16 @@ class CompiledModule(torch.nn.Module):
             super().__setattr__(name, value)
         else:
             setattr(self._orig_mod, name, value)
+
+
+def _entry(self: torch.nn.Module) -> Function:
+    """A frame of ours to start from: Dynamo does not look into torch's own modules (nn.Linear) when
+    they are called first, only when they are called from a frame that it captures."""
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return self._call_impl(*args, **kwargs)
+
+    return forward
 
 
 class _Installed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,7 +29,9 @@ class Rewriter:
         """Calls the region's kernel; users of the results that came too early move behind."""
         fallback, extras = fallback_module(region)
         lines = tuple(dict.fromkeys(location_of(n) for n in region.nodes if n in region.core))
-        call = RegionCall(name, built.module, built.orders, fallback, lines, self.options)
+        # products with weights and norms may run in torch at any time: strict is about attention
+        options = replace(self.options, strict=self.options.strict and region.attention)
+        call = RegionCall(name, built.module, built.orders, fallback, lines, options)
         arguments = [self.renamed.get(n, n) for n in (*region.inputs, *extras)]
         with self.graph.inserting_after(region.anchor):
             node = self.graph.call_function(call, tuple(arguments))

@@ -278,7 +278,8 @@ _FRIENDLY = {"VALUE": "a value (%name)", "OPNAME": "an operation", "NAME": "a na
 
 
 def _unexpected(source: _Source, error: lark.exceptions.UnexpectedInput) -> ParseError:
-    expected = getattr(error, "accepts", None) or getattr(error, "expected", None)
+    # not error.accepts: it copies the whole stack for every terminal
+    expected = getattr(error, "expected", None)
     expected = expected or getattr(error, "allowed", None) or ()
     terminals = {t.name: t.pattern.value for t in _lark().terminals if t.pattern.type == "str"}
     names = sorted(_FRIENDLY.get(n) or repr(terminals.get(n, n)) for n in expected)

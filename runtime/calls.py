@@ -246,7 +246,8 @@ def key_source(signature: Signature, static: tuple[str, ...], rows: Size, inner:
     """
     binding = _bind(signature)
     inputs = signature.inputs
-    lines = ["def key(*tensors):", f"    {_tuple([f't{i}' for i in range(len(inputs))])} = tensors"]
+    given = _tuple([f"t{i}" for i in range(len(inputs))])
+    lines = ["def key(*tensors):", f"    {given} = tensors"]
     for i, type_ in enumerate(inputs):
         lines.append(f"    {_tuple([f'n{i}_{d}' for d in range(len(type_.shape))])} = t{i}.shape")
     lines += _indent(binding.assignments, 4)

@@ -13,7 +13,6 @@ from tilewright.backends.mlir.registers import (
     element_type,
     held_type,
     is_uniform,
-    memory_type,
     physical,
     register_map,
     spread,
@@ -22,7 +21,7 @@ from tilewright.backends.mlir.text import MlirText
 from tilewright.ir import ops_math as m
 from tilewright.ir import ops_tile as t
 from tilewright.ir.core import Graph, Op, Region, Value
-from tilewright.ir.dtypes import I64, DType
+from tilewright.ir.dtypes import I64
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.sizes import Size
 from tilewright.ir.target import Target
@@ -291,45 +290,9 @@ class _Program:
         self.memory.store(self._access(op.target, op.rest, op), self.values[op.value])
 
     def _tile_gather(self, op: t.Gather) -> Registers:
-        offsets, source = self.values[op.offsets], self.values[op.source]
-        type_ = op.result.type
-        assert isinstance(type_, RegisterType)
-        text, element = self.text, memory_type(type_.dtype)
-        base = text.address(source.pointer, self.values[op.offset], element)
-        names = []
-        for name in offsets.names:
-            if offsets.uniform:
-                x = text.op(
-                    f"llvm.load {text.address(base, name, element)} : !llvm.ptr -> {element}"
-                )
-            else:
-                x = self._gather_vector(base, name, offsets.lanes, element, type_.dtype)
-            names.append(self._from_memory(x, type_))
-        return Registers(type_, names)
-
-    def _gather_vector(
-        self, base: str, offsets: str, lanes: int, element: str, dtype: DType
-    ) -> str:
-        text, held = self.text, f"vector<{lanes}x{element}>"
-        pointers = text.op(
-            f"llvm.getelementptr {base}[{offsets}] : (!llvm.ptr, vector<{lanes}xi64>) -> "
-            f"vector<{lanes}x!llvm.ptr>, {element}"
-        )
-        mask = text.constant("dense<true>", f"vector<{lanes}xi1>")
-        zero = text.constant("dense<0>" if element.startswith("i") else "dense<0.0>", held)
-        return text.op(
-            f"llvm.intr.masked.gather {pointers}, {mask}, {zero} "
-            f"{{alignment = {dtype.bits // 8} : i32}} : "
-            f"(vector<{lanes}x!llvm.ptr>, vector<{lanes}xi1>, {held}) -> {held}"
-        )
-
-    def _from_memory(self, name: str, type_: RegisterType) -> str:
-        if type_.dtype.name != "bool":
-            return name
-        lanes = 1 if is_uniform(type_.layout) else type_.layout.lanes
-        scalars = Scalars(self.text, self.target, type_.dtype, lanes)
-        zero = scalars.number(0, "i8")
-        return self.text.op(f"arith.cmpi ne, {name}, {zero} : {scalars.shaped('i8')}")
+        assert isinstance(op.result.type, RegisterType)
+        source, offset = self.values[op.source], self.values[op.offset]
+        return self.memory.gather(source, offset, self.values[op.offsets], op.result.type)
 
     def _tile_coordinate(self, op: t.Coordinate) -> Registers:
         type_ = op.result.type

@@ -112,7 +112,7 @@ class LaneEmitter:
         return Registers(result, names)
 
     def transpose(self, x: Registers) -> Registers:
-        """In each round registers ``distance`` apart exchange the blocks of lanes off the diagonal."""
+        """In each round registers ``distance`` apart exchange blocks of lanes off the diagonal."""
         names, lanes, distance = list(x.names), x.lanes, x.lanes // 2
         while distance:
             upper = [i if not i & distance else i - distance + lanes for i in range(lanes)]

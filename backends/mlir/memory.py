@@ -238,6 +238,40 @@ class MemoryEmitter:
         del element
         return vector
 
+    def gather(
+        self, source: MemoryRef, offset: str, offsets: Registers, type_: RegisterType
+    ) -> Registers:
+        """One element per lane, each at its own offset."""
+        text, element = self.text, memory_type(type_.dtype)
+        base = text.address(source.pointer, offset, element)
+        names = []
+        for name in offsets.names:
+            if offsets.uniform:
+                place = text.address(base, name, element)
+                x, held = text.op(f"llvm.load {place} : !llvm.ptr -> {element}"), element
+            else:
+                held = f"vector<{offsets.lanes}x{element}>"
+                x = self._gather_vector(base, name, offsets.lanes, element, type_.dtype)
+            if type_.dtype.name == "bool":
+                x = text.op(f"arith.cmpi ne, {x}, {self._zero(held)} : {held}")
+            names.append(x)
+        return Registers(type_, names)
+
+    def _gather_vector(
+        self, base: str, offsets: str, lanes: int, element: str, dtype: DType
+    ) -> str:
+        text, held = self.text, f"vector<{lanes}x{element}>"
+        pointers = text.op(
+            f"llvm.getelementptr {base}[{offsets}] : (!llvm.ptr, vector<{lanes}xi64>) -> "
+            f"vector<{lanes}x!llvm.ptr>, {element}"
+        )
+        mask = text.constant("dense<true>", f"vector<{lanes}xi1>")
+        return text.op(
+            f"llvm.intr.masked.gather {pointers}, {mask}, {self._zero(held)} "
+            f"{{alignment = {dtype.bits // 8} : i32}} : "
+            f"(vector<{lanes}x!llvm.ptr>, vector<{lanes}xi1>, {held}) -> {held}"
+        )
+
     def prefetch(self, access: Access, type_: RegisterType) -> None:
         """One request for every line of 64 bytes in which a register of the load starts."""
         table, pack = type_.layout.table(), packed(type_)

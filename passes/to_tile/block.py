@@ -12,9 +12,11 @@ from tilewright.ir.core import Op, Value
 from tilewright.ir.dtypes import BF16, BOOL, F32
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.ops_stream import IDENTITY
-from tilewright.passes.to_tile.contraction import Contraction, OuterSum
+from tilewright.passes.to_tile.block_range import BlockRange
+from tilewright.passes.to_tile.contraction import Contraction
 from tilewright.passes.to_tile.kernel_info import strip_casts
-from tilewright.passes.to_tile.mask_range import Bound, find_mask_range
+from tilewright.passes.to_tile.mask_range import find_mask_range
+from tilewright.passes.to_tile.outer_sum import OuterSum
 from tilewright.passes.to_tile.positions import TurnedSources, write_block
 from tilewright.passes.to_tile.rows import RowLowering, strip_repeat
 from tilewright.passes.to_tile.state import LoweringState
@@ -134,7 +136,7 @@ class BlockLowering:
         """Blocks that need no bounds in the middle, the others before and after."""
         b, block = self.build, self.schedule.inner_block
         total = b.size(self.info.inner.size)
-        first, last, full_first, full_last = self._ranges(total)
+        first, last, full_first, full_last = BlockRange(self.state, self.mask).find(total)
         if self.info.splits:
             start = b.mul(
                 b(t.BlockId, dim=len(self.info.grid), hint="part"), self.schedule.inner_part
@@ -155,59 +157,6 @@ class BlockLowering:
         with b.loop(lo, hi, size, hint="block") as loop:
             count = b.minimum(b.sub(hi, loop.counter), size) if masked else b.index(size)
             self._block(Block(loop.counter, count, hi, masked))
-
-    def _ranges(self, total: Value) -> tuple[Value, Value, Value, Value]:
-        """First and last positions that contribute, and those between which no mask applies."""
-        b = self.build
-        zero = b.index(0)
-        first, last, full_first, full_last = zero, total, zero, total
-        for bound in self.mask.bounds:
-            low, high = self._extremes(bound)
-            if bound.upper:
-                last = b.minimum(last, b.maximum(b.add(high, 1), 0))
-                full_last = b.minimum(full_last, b.maximum(b.add(low, 1), 0))
-            else:
-                first = b.maximum(first, low)
-                full_first = b.maximum(full_first, high)
-        first = b.minimum(first, last)
-        return first, last, full_first, b.minimum(full_last, last)
-
-    def _extremes(self, bound: Bound) -> tuple[Value, Value]:
-        """The smallest and largest value of a bound over the block's rows."""
-        b = self.build
-        low = high = b.index(bound.constant)
-        for name, factor in bound.terms:
-            least, most = self._axis_range(name)
-            if factor < 0:
-                least, most = most, least
-            low = b.add(low, b.mul(least, factor))
-            high = b.add(high, b.mul(most, factor))
-        return low, high
-
-    def _axis_range(self, name: str) -> tuple[Value, Value]:
-        """Least and greatest position on a row axis within this block of rows."""
-        b, state = self.build, self.state
-        if name in state.grid_at:
-            return state.grid_at[name], state.grid_at[name]
-        assert state.first_row is not None and state.row_total is not None
-        final = b.minimum(b.add(state.first_row, self.schedule.rows - 1), b.sub(state.row_total, 1))
-        low = state.split_position(state.first_row, self.info.rows)
-        high = state.split_position(final, self.info.rows)
-        names = [a.name for a in self.info.rows]
-        if names[0] == name:
-            return low[name], high[name]
-        # rows that cross to the next position of an outer axis start again at 0
-        size = b.size(self.info.rows[names.index(name)].size)
-        crossed = b.index(0)
-        for outer in names[: names.index(name)]:
-            crossed = b.add(crossed, b.sub(high[outer], low[outer]))
-        same = b.maximum(b.sub(b.index(1), crossed), 0)
-        differs = b.sub(b.index(1), same)
-        least = b.mul(low[name], same)
-        most = b.add(b.mul(high[name], same), b.mul(b.sub(size, 1), differs))
-        return least, most
-
-    # ---- one block
 
     def _block(self, block: Block) -> None:
         self.contraction.begin_block(block.first, block.count, block.limit, block.masked)

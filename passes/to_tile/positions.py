@@ -9,7 +9,7 @@ from tilewright.ir import ops_tile as t
 from tilewright.ir.core import Value
 from tilewright.ir.dtypes import BF16, BOOL, F16, F32
 from tilewright.ir.layout import Layout
-from tilewright.passes.to_tile.contraction import BlockLike
+from tilewright.passes.to_tile.block_range import BlockLike
 from tilewright.passes.to_tile.rows import RowLowering
 from tilewright.passes.to_tile.state import LoweringState
 

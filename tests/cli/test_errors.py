@@ -69,9 +69,9 @@ GARBAGE = {
 @pytest.mark.parametrize("kind", GARBAGE)
 def test_a_megabyte_of_garbage_ends_soon(refused: Refused, write: Write, kind: str) -> None:
     path = write("garbage.tw", GARBAGE[kind]())
-    start = time.perf_counter()
+    start = time.process_time()  # a busy machine makes the time on the wall longer, not this one
     message = refused("compile", path)
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
     assert message.startswith("error[TW001]") and len(message) < 1000
 
 

@@ -46,6 +46,23 @@ def test_a_softmax_alone_stays_several_kernels(tilewright: Command, write: Write
     assert done.out.count("\nkernel softmax_") > 1 and "does not apply" in done.out
 
 
+def test_products_and_normalisations(tilewright: Command) -> None:
+    product = """graph f<N, M>(%x: tensor<N x 8 x f32>, %w: tensor<M x 8 x f32>) {
+      %y = tensor.contract %x, %w {equation = "nd,md->nm"}
+      return %y
+    }"""
+    done = tilewright("explain", "-", *V3, stdin=product)
+    assert "stream  m=M   (shared out in parts, walked in blocks)" in done.out, done
+    rows = """graph f<N>(%x: tensor<N x 8 x f32>) {
+      %e = math.exp %x
+      %sum = tensor.reduce %e {kind = "sum", axis = 1, keep = true}
+      %y = math.div %e, %sum
+      return %y
+    }"""
+    done = tilewright("explain", "-", *V3, stdin=rows)
+    assert "rows    i=N   (each by itself)" in done.out and "stream  " not in done.out, done
+
+
 def test_the_same_as_data(tilewright: Command, example: Example) -> None:
     data = json.loads(tilewright("explain", example("causal_attention"), *V3, "--json").out)
     assert data["program"] == "causal_attention" and data["target"] == "x86-64-v3"

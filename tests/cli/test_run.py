@@ -77,6 +77,14 @@ def test_wrong_results_are_called_wrong(
     assert done.code == 1 and "WRONG" in done.out, done
 
 
+def test_results_of_another_form_are_wrong(capsys: pytest.CaptureFixture[str]) -> None:
+    row = ("%y", np.zeros((2, 1)), np.zeros(2), "f32")
+    assert not results.show_errors([row])
+    assert "%y has the shape (2, 1), the oracle's (2,)  WRONG" in capsys.readouterr().out
+    assert not results.same_count(1, 2)
+    assert "1 result, the oracle has 2  WRONG" in capsys.readouterr().out
+
+
 def test_the_oracle_is_left_out_when_it_would_take_too_long(
     tilewright: Command, example: Example, monkeypatch: pytest.MonkeyPatch
 ) -> None:

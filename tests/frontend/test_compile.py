@@ -148,6 +148,18 @@ def test_a_program_that_cannot_be_made_leaves_the_region_with_torch(
             compile(attend, strict=True)(q, k, v)
 
 
+def test_strict_lets_products_with_weights_fall_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(module: Module, target: str | None = None) -> Any:
+        raise UnsupportedError("no schedule")
+
+    monkeypatch.setattr(programs, "make_program", refuse)
+    module, x = nn.Linear(8, 8), torch.randn(2, 5, 8)
+    compiled = compile(module, strict=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), module(x))
+    assert [r.status for r in compiled.explain().regions] == ["torch"]
+
+
 def test_verify_finds_a_wrong_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     class Wrong(StandInProgram):
         def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -247,6 +259,16 @@ def test_a_compiled_module_looks_like_the_module() -> None:
         module(x)
     assert compiled.explain().regions[0].calls == 2, "the module itself is not changed"
     assert compiled.train().training and module.training
+
+
+def test_torch_own_attention_module_is_listed() -> None:
+    """Dynamo hands nn.MultiheadAttention over as one opaque call: a known gap, said openly."""
+    module = nn.MultiheadAttention(16, 4, batch_first=True).eval()
+    compiled, x = compile(module), torch.randn(2, 5, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x, x, x), module(x, x, x))
+    reasons = {row.op: row.reason for row in compiled.explain().graphs[0].left}
+    assert reasons["multi_head_attention_forward"] == "not in the op map"
 
 
 def test_the_report_is_data() -> None:

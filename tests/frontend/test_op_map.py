@@ -145,8 +145,8 @@ def test_every_entry_has_a_case() -> None:
         seen.update(entry.name for entry in found if entry is not None)
         return gm.forward
 
-    cases = [(f, (X,)) for f in ONE_TENSOR.values()]
-    cases += [(f, tuple(inputs)) for f, *inputs in TWO_TENSORS.values()]
+    cases = [(f, [X]) for f in ONE_TENSOR.values()]
+    cases += [(f, inputs) for f, *inputs in TWO_TENSORS.values()]
     for function, tensors in cases:
         torch._dynamo.reset()
         torch.compile(function, backend=backend, dynamic=True)(*tensors)

@@ -80,15 +80,19 @@ def _show_kernel(kernel: KernelFacts, target: str) -> None:
         say(f"  not compiled: {kernel.problem}")
     else:
         _show_loop("grid", kernel.grid, "independent of each other")
-        _show_loop("rows", kernel.rows, "share what is read along the stream")
-        _show_loop("stream", (kernel.inner,), "walked in blocks")
+        meaning = "share what is read along the stream" if kernel.inner else "each by itself"
+        _show_loop("rows", kernel.rows, meaning)
+        meaning = "shared out in parts, " if kernel.shared_out else ""
+        _show_loop("stream", [kernel.inner] if kernel.inner else [], f"{meaning}walked in blocks")
         _show_loop(
             "mask", kernel.intervals, "blocks outside are skipped, inside no mask is computed"
         )
     say(f"  {plural(len(kernel.channels), 'channel')}, the deepest holds {kernel.deepest} elements")
     channels = [(c.name, c.depth) for c in kernel.channels]
     table(("channel", "depth"), channels, right=("depth",), indent=4)
-    if kernel.layouts:
+    if kernel.layouts and not kernel.inner:
+        say(f"  a row's elements on lanes, {kernel.layouts[0].schedule.rows} rows a work item")
+    elif kernel.layouts:
         say(f"  layouts for {target}, chosen by the number of rows at the call")
         columns = ("rows", "layout", "rows a block", "register tile", "block of the stream")
         table(columns, [_layout_row(layout) for layout in kernel.layouts], indent=4)

@@ -12,10 +12,15 @@ from tilewright.passes.canonicalise import canonicalise_graph
 from tilewright.passes.channels import Channel, find_channels
 from tilewright.passes.pipeline import TO_KERNELS, run_passes
 from tilewright.passes.reorder import RULES
-from tilewright.passes.to_tile.kernel_info import KernelInfo, analyse
+from tilewright.passes.to_tile.kernel_info import KernelInfo, analyse, is_row_kernel
 from tilewright.passes.to_tile.lower import kernel_to_tile
 from tilewright.passes.to_tile.mask_range import Bound, find_mask_range
-from tilewright.passes.to_tile.schedule import Schedule, choose_schedule, row_classes
+from tilewright.passes.to_tile.schedule import (
+    Schedule,
+    choose_schedule,
+    row_classes,
+    row_schedule,
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,11 @@ class LayoutFacts:
 
 @dataclass(frozen=True)
 class KernelFacts:
-    """One kernel: loops, channels, mask intervals, layouts; why it has no machine code, if so."""
+    """One kernel: loops, channels, mask intervals, layouts; why it has no machine code, if so.
+
+    ``inner`` is the loop that is streamed: "" where each row is computed by itself. With
+    ``shared_out`` nothing is summed along it, and work items take parts of it.
+    """
 
     name: str
     channels: tuple[ChannelFacts, ...]
@@ -56,6 +65,7 @@ class KernelFacts:
     grid: tuple[str, ...] = ()
     rows: tuple[str, ...] = ()
     inner: str = ""
+    shared_out: bool = False
     intervals: tuple[str, ...] = ()
     layouts: tuple[LayoutFacts, ...] = ()
     problem: str = ""
@@ -130,10 +140,18 @@ def _kernel(graph: Graph, target: Target) -> KernelFacts:
         deepest,
         _axes(info.grid),
         _axes(info.rows),
-        str(info.inner),
+        str(info.inner) if info.inner.name else "",
+        info.splits,
         tuple(_interval(info, bound) for bound in find_mask_range(info).bounds),
-        tuple(LayoutFacts(rows, choose_schedule(target, rows)) for rows in row_classes(target)),
+        _layouts(graph, target),
     )
+
+
+def _layouts(graph: Graph, target: Target) -> tuple[LayoutFacts, ...]:
+    """The schedule of every row class; rows computed by themselves have one class."""
+    if is_row_kernel(graph):
+        return (LayoutFacts(0, row_schedule(target)),)
+    return tuple(LayoutFacts(rows, choose_schedule(target, rows)) for rows in row_classes(target))
 
 
 def _axes(axes: tuple[Axis, ...]) -> tuple[str, ...]:

@@ -61,6 +61,10 @@ def show_errors(results: Sequence[tuple[str, Array, Array, str]]) -> bool:
     """
     good = True
     for name, got, wanted, dtype in results:
+        if got.shape != wanted.shape:
+            say(f"error   {name} has the shape {got.shape}, the oracle's {wanted.shape}  WRONG")
+            good = False
+            continue
         largest, scale = difference(got, wanted)
         allowed = tolerance(dtype) * scale
         verdict = "" if largest <= allowed else f"  WRONG: rounding explains {allowed:.1e}"
@@ -73,13 +77,18 @@ def show_errors(results: Sequence[tuple[str, Array, Array, str]]) -> bool:
     return good
 
 
+def same_count(got: int, wanted: int) -> bool:
+    """Whether there are as many results as the oracle has; says it if not."""
+    if got != wanted:
+        say(f"error   {plural(got, 'result')}, the oracle has {wanted}  WRONG")
+    return got == wanted
+
+
 def difference(got: Array, wanted: Array) -> tuple[float, float]:
     """The largest error, infinite where one is NaN or infinite and the other not; the scale."""
     import numpy as np
 
     a, b = np.asarray(got, np.float64), np.asarray(wanted, np.float64)
-    if a.shape != b.shape:
-        raise AssertionError(f"shapes {a.shape} and {b.shape} of one result")
     if not a.size:
         return 0.0, 0.0
     with np.errstate(invalid="ignore"):

@@ -18,6 +18,7 @@ from tilewright.cli.programs import only_tensor_level, read_program
 from tilewright.cli.results import (
     RunOptions,
     no_option,
+    same_count,
     show_errors,
     show_kernel,
     show_tensors,
@@ -99,6 +100,8 @@ def _check(
         note("error   not checked: too large for the oracle, which holds every value in float64")
         return True
     wanted = evaluate(module, *inputs, precision="f64", sizes=sizes)
+    if not same_count(len(outputs), len(wanted)):
+        return False
     named = zip(module.main.results, outputs, wanted, strict=True)
     rows = []
     for value, got, right in named:

@@ -12,6 +12,7 @@ from tilewright.cli.programs import import_function
 from tilewright.cli.results import (
     RunOptions,
     no_option,
+    same_count,
     show_errors,
     show_kernel,
     show_tensors,
@@ -123,6 +124,8 @@ def _check(
     except Exception as error:  # a function may insist on its dtype
         note(f"error   not checked: it does not run in float64 ({type(error).__name__})")
         return True
+    if not same_count(len(results), len(wanted)):
+        return False
     pairs = zip(results, wanted, strict=True)
     rows = [
         (f"result {at}", to_numpy(got), to_numpy(right), DTYPES.get(str(got.dtype), ""))

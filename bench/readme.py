@@ -1,0 +1,108 @@
+"""Writes the README's table of figures: ``python -m tilewright.bench.readme``.
+
+It takes the newest results of each machine class, and replaces what stands between the two markers.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tilewright.bench.records import RESULTS, Comparison, Quantity, Record, newest_records
+from tilewright.bench.tables import seconds_text
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+README = Path(__file__).resolve().parent.parent / "README.md"
+BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
+COMMANDS = ("attention", "demo")
+_TIMES = "\N{MULTIPLICATION SIGN}"
+
+
+@app.command()
+def readme(
+    check: Annotated[bool, typer.Option(help="Write nothing; fail if it would change.")] = False,
+) -> None:
+    """Writes the table of the newest results into README.md."""
+    before = README.read_text(encoding="utf-8")
+    try:
+        after = with_figures(before, figures_text(RESULTS))
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    if after == before:
+        typer.echo("README.md has the newest figures")
+    elif check:
+        lines = difflib.unified_diff(before.splitlines(), after.splitlines(), lineterm="")
+        typer.echo("\n".join(lines), err=True)
+        raise typer.Exit(1)
+    else:
+        README.write_text(after, encoding="utf-8")
+        typer.echo("wrote the newest figures into README.md")
+
+
+def with_figures(text: str, figures: str) -> str:
+    """The text with ``figures`` between its markers. Raises ValueError if it has not both, once."""
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise ValueError(f"the README needs the lines {BEGIN} and {END}, each once, in this order")
+    head, _, rest = text.partition(BEGIN)
+    return f"{head}{BEGIN}\n{figures}{END}{rest.partition(END)[2]}"
+
+
+def figures_text(results: Path) -> str:
+    """Markdown: the machines, then a row for each figure and a column for each machine class."""
+    records = [record for command in COMMANDS for record in newest_records(command, results)]
+    if not records:
+        return "Nothing has been measured yet.\n"
+    kinds = sorted({record.machine.kind for record in records})
+    rows: dict[str, dict[str, str]] = {}
+    for record in records:
+        for name, cell in _cells(record):
+            rows.setdefault(name, {})[record.machine.kind] = cell
+    lines = [*(_machine(record) for record in records), ""]
+    lines += _table(
+        ["", *kinds], ([n, *(cells.get(k, "") for k in kinds)] for n, cells in rows.items())
+    )
+    return "\n".join([*lines, ""])
+
+
+def _machine(record: Record) -> str:
+    here = record.machine
+    reads = f", reads {here.read_gb_per_s:.0f} GB/s" if here.read_gb_per_s else ""
+    versions = here.versions
+    return (
+        f"- **{here.kind}**, {record.command}: {here.model}, {here.threads} threads{reads}; torch "
+        f"{versions.get('torch', '?')}, Python {versions.get('python', '?')}; {record.date[:10]}"
+    )
+
+
+def _cells(record: Record) -> Iterable[tuple[str, str]]:
+    yield from ((f"{row.name}, {row.peer}", _comparison(row)) for row in record.comparisons)
+    yield from ((row.name, _quantity(row)) for row in record.quantities)
+
+
+def _comparison(row: Comparison) -> str:
+    """How many times faster, and our time."""
+    return f"{_judged(f'{row.ratio:.2f}{_TIMES}', row.met)} ({seconds_text(row.ours.median)})"
+
+
+def _quantity(row: Quantity) -> str:
+    return _judged(f"{row.value:.3g} {row.unit}".rstrip(), row.met)
+
+
+def _judged(text: str, met: bool | None) -> str:
+    """What misses its goal says so."""
+    return f"{text} (goal missed)" if met is False else text
+
+
+def _table(head: list[str], rows: Iterable[list[str]]) -> list[str]:
+    """``| a | b |`` lines; a bar inside a cell would end it."""
+    cells = [head, *rows]
+    texts = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in cells]
+    return [texts[0], "|---" * len(head) + "|", *texts[1:]]
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,79 @@
+"""Which positions of the inner axis a block of rows needs, as run-time values."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from tilewright.ir.core import Value
+from tilewright.passes.to_tile.mask_range import Bound, MaskRange
+from tilewright.passes.to_tile.state import LoweringState
+
+
+class BlockLike(Protocol):
+    """What products need to know of a block."""
+
+    first: Value
+    count: Value
+    limit: Value
+    masked: bool
+
+
+class BlockRange:
+    """Turns the bounds of masks into positions for the rows at hand."""
+
+    def __init__(self, state: LoweringState, mask: MaskRange) -> None:
+        self.state, self.mask = state, mask
+        self.info, self.schedule, self.build = state.info, state.schedule, state.build
+
+    def find(self, total: Value) -> tuple[Value, Value, Value, Value]:
+        """First and last positions that contribute, and those between which no mask applies."""
+        b = self.build
+        zero = b.index(0)
+        first, last, full_first, full_last = zero, total, zero, total
+        for bound in self.mask.bounds:
+            low, high = self._extremes(bound)
+            if bound.upper:
+                last = b.minimum(last, b.maximum(b.add(high, 1), 0))
+                full_last = b.minimum(full_last, b.maximum(b.add(low, 1), 0))
+            else:
+                first = b.maximum(first, low)
+                full_first = b.maximum(full_first, high)
+        first = b.minimum(first, last)
+        return first, last, full_first, b.minimum(full_last, last)
+
+    def _extremes(self, bound: Bound) -> tuple[Value, Value]:
+        """The smallest and largest value of a bound over the block's rows."""
+        b = self.build
+        low = high = b.index(bound.constant)
+        for name, factor in bound.terms:
+            least, most = self._axis_range(name)
+            if factor < 0:
+                least, most = most, least
+            low = b.add(low, b.mul(least, factor))
+            high = b.add(high, b.mul(most, factor))
+        return low, high
+
+    def _axis_range(self, name: str) -> tuple[Value, Value]:
+        """Least and greatest position on a row axis within this block of rows."""
+        b, state = self.build, self.state
+        if name in state.grid_at:
+            return state.grid_at[name], state.grid_at[name]
+        assert state.first_row is not None and state.row_total is not None
+        final = b.minimum(b.add(state.first_row, self.schedule.rows - 1), b.sub(state.row_total, 1))
+        low = state.split_position(state.first_row, self.info.rows)
+        high = state.split_position(final, self.info.rows)
+        names = [a.name for a in self.info.rows]
+        if names[0] == name:
+            return low[name], high[name]
+        # rows that cross to the next position of an outer axis start again at 0
+        size = b.size(self.info.rows[names.index(name)].size)
+        crossed = b.index(0)
+        for outer in names[: names.index(name)]:
+            crossed = b.add(crossed, b.sub(high[outer], low[outer]))
+        same = b.maximum(b.sub(b.index(1), crossed), 0)
+        differs = b.sub(b.index(1), same)
+        least = b.mul(low[name], same)
+        most = b.add(b.mul(high[name], same), b.mul(b.sub(size, 1), differs))
+        return least, most
+
+    # ---- one block

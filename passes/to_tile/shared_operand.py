@@ -1,0 +1,172 @@
+"""The side of a product that rows share: read in place, converted, prefetched, walked along."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tilewright.ir import ops_math as m
+from tilewright.ir import ops_stream as s
+from tilewright.ir.core import Value
+from tilewright.ir.dtypes import F32
+from tilewright.ir.layout import Layout
+from tilewright.passes.to_tile.rows import RowLowering
+from tilewright.passes.to_tile.state import LoweringState
+
+
+class InnerOperand:
+    """The side of a product that the rows share: read in place, or brought to f32 in scratch."""
+
+    def __init__(self, state: LoweringState, rows: RowLowering, value: Value) -> None:
+        self.state, self.rows, self.value = state, rows, value
+        self.build, self.info = state.build, state.info
+        self.axis = state.info.element(value)[0]
+        self.source = self._direct_source()
+        self.converted: Value | None = None
+        if self.source is None and state.schedule.rows_on_lanes:
+            shape = [state.schedule.inner_block, state.padded(self.axis)]
+            self.converted = self.build.scratch(shape, F32, f"{value.hint}_block")
+
+    def _direct_source(self) -> s.Source | None:
+        op = self.info.made.get(self.value)
+        inner = (self.info.inner.name,)
+        if isinstance(op, s.Source) and self.state.dtype(self.value) == F32 and inner in op.dims:
+            return op if (self.axis.name,) in op.dims else None
+        return None
+
+    def begin_block(self, first: Value, count: Value, limit: Value) -> None:
+        """Fills the converted copy for a block, in whole register tiles (the last ones
+        repeated)."""
+        if self.converted is None:
+            return
+        b, lanes = self.build, self.state.schedule.lanes
+        tile = self.state.schedule.inner_tile
+        whole = b.mul(b.div(b.add(count, tile - 1), tile), tile)
+        layout = self.state.lane_layout()
+        length = self.axis.size.constant or 0
+        with b.loop(b.index(0), whole, 1, hint="position") as position:
+            at = b.minimum(b.add(first, position.counter), b.sub(limit, 1))
+            with b.loop(b.index(0), b.index(length), lanes, hint=self.axis.name) as loop:
+                here = {
+                    **self.state.grid_at,
+                    self.info.inner.name: at,
+                    self.axis.name: loop.counter,
+                }
+                x = self.rows.at_point(self.value, here, layout)
+                if self.state.dtype(self.value) != F32:
+                    x = b(m.Cast, x, dtype=F32, hint=x.hint)
+                b.store(
+                    x,
+                    self.converted,
+                    [position.counter, loop.counter],
+                    [-1, 1] if lanes > 1 else [-1, -1],
+                )
+
+    def load(
+        self,
+        at: Value,
+        offset: Value,
+        element: Value,
+        layout: Layout,
+        dims: tuple[int, int],
+        limit: Value | None,
+    ) -> Value:
+        """A tile: positions along tile dimension ``dims[0]``, elements along ``dims[1]`` (-1:
+        one)."""
+        b = self.build
+        if self.source is None:
+            assert self.converted is not None
+            return b.load(self.converted, [offset, element], dims, layout, hint=self.value.hint)
+        name = self.info.inner.name
+        here = {**self.state.grid_at, name: at, self.axis.name: element}
+        indices, runs = self.state.source_index(self.source, here)
+        where = {name: dims[0], self.axis.name: dims[1]}
+        bounds = []
+        if limit is not None and dims[0] >= 0 and layout.shape[dims[0]] > 1:
+            bounds = [(dims[0], "clamp", limit)]
+        buffer = self.state.buffers[self.source.tensor]
+        along = [where.get(run, -1) for run in runs]
+        return b.load(buffer, indices, along, layout, bounds, hint=self.value.hint)
+
+
+def row_tile_layout(state: LoweringState, packed: int) -> Layout:
+    """[1, rows, packed]: rows on lanes."""
+    y = state.schedule
+    layout = Layout(3).local(1, y.rows // y.lanes, 1).spatial(1, y.lanes, 1)
+    return layout.local(1, 1, packed)
+
+
+def lanes_expression(
+    state: LoweringState,
+    value: Value,
+    here: dict[str, Value],
+    where: dict[str, int],
+    layout: Layout,
+    length: int,
+) -> Value:
+    """A shared operand in f32 with its element's axis on lanes, computed from what lies in
+    memory."""
+    b, info = state.build, state.info
+    element = info.element(value)[0].name
+
+    def leaf(v: Value) -> Value | None:
+        op = info.made.get(v)
+        if isinstance(op, m.Const):
+            return b.number(op.value, state.dtype(v), layout.rank)
+        if not isinstance(op, s.Source):
+            return None
+        indices, runs = state.source_index(op, here)
+        dims = [where.get(r, -1) for r in runs]
+        bounds = []
+        if length % layout.shape[where[element]]:
+            bounds.append((where[element], "zero", b.index(length)))
+        return b.load(state.buffers[op.tensor], indices, dims, layout, bounds, hint=v.hint)
+
+    x = state.expression(value, leaf, {})
+    return x if state.dtype(value) == F32 else b(m.Cast, x, dtype=F32, hint=x.hint)
+
+
+def prefetch_sources(
+    state: LoweringState,
+    value: Value,
+    here: dict[str, Value],
+    where: dict[str, int],
+    layout: Layout,
+) -> None:
+    """Asks for what ``lanes_expression`` would read at a position."""
+    op = state.info.made.get(value)
+    if isinstance(op, s.Source):
+        indices, runs = state.source_index(op, here)
+        dims = [where.get(r, -1) for r in runs]
+        state.build.prefetch(state.buffers[op.tensor], indices, dims, layout)
+        return
+    for operand in op.operands if op is not None else ():
+        prefetch_sources(state, operand, here, where, layout)
+
+
+def unrolled(
+    state: LoweringState,
+    lo: Value,
+    hi: Value,
+    unroll: int,
+    acc: Value,
+    step: Callable[[Value, Value], Value],
+    length: int | None = None,
+) -> Value:
+    """acc = step(acc, i) for lo <= i < hi, ``unroll`` at a time, the rest one by one.
+
+    ``length`` is hi - lo if it is known; then an exact multiple needs no rest.
+    """
+    b = state.build
+    whole = b.add(lo, b.mul(b.div(b.sub(hi, lo), unroll), unroll)) if unroll > 1 else lo
+    if unroll > 1 and (length is None or length >= unroll):
+        with b.loop(lo, whole, unroll, [acc], hint="k") as loop:
+            inner = loop.carried[0]
+            for number in range(unroll):
+                inner = step(inner, b.add(loop.counter, number))
+            loop.next = (inner,)
+        acc = loop.results[0]
+    if length is None or unroll == 1 or length % unroll:
+        with b.loop(whole, hi, 1, [acc], hint="k") as loop:
+            loop.next = (step(loop.carried[0], loop.counter),)
+        acc = loop.results[0]
+    return acc

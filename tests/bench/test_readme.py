@@ -1,0 +1,38 @@
+"""The README's table comes from the results and from nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.bench.conftest import make_record
+from tilewright.bench.readme import BEGIN, END, figures_text, with_figures
+
+
+def test_a_column_for_each_machine_class(tmp_path: Path) -> None:
+    make_record(ours=1.0).save(tmp_path)
+    make_record("demo", "avx2", ours=4.0).save(tmp_path)
+    lines = figures_text(tmp_path).splitlines()
+    assert "|  | avx2 | avx512-zen5 |" in lines
+    x = "\N{MULTIPLICATION SIGN}"
+    assert f"| long, torch SDPA | 1.00{x} (goal missed) (4 s) | 4.00{x} (1 s) |" in lines
+    assert "| scratch | 1.5 MB | 1.5 MB |" in lines
+    assert sum(line.startswith("- **") for line in lines) == 2
+
+
+def test_without_results_it_says_so(tmp_path: Path) -> None:
+    assert "Nothing has been measured" in figures_text(tmp_path)
+
+
+def test_only_what_is_between_the_markers_changes() -> None:
+    text = f"# Title\n{BEGIN}\nold\n{END}\nrest\n"
+    once = with_figures(text, "new\n")
+    assert once == f"# Title\n{BEGIN}\nnew\n{END}\nrest\n"
+    assert with_figures(once, "new\n") == once
+
+
+@pytest.mark.parametrize("text", ["", BEGIN, f"{END}\n{BEGIN}", f"{BEGIN}{END}{BEGIN}"])
+def test_a_readme_without_the_markers_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="figures"):
+        with_figures(text, "new\n")

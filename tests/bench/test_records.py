@@ -1,0 +1,43 @@
+"""A record survives its file, and knows what meets its goals."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.bench.conftest import make_record
+from tilewright.bench.records import Record, load_record, newest_records
+
+
+def test_a_saved_record_loads_as_it_was(record: Record, tmp_path: Path) -> None:
+    path = record.save(tmp_path)
+    assert path == tmp_path / "avx512-zen5" / "attention-2026-11-24.json"
+    assert load_record(path) == record
+
+
+def test_the_file_says_what_was_met(record: Record) -> None:
+    data = json.loads(record.to_json())
+    row = data["comparisons"][0]
+    assert (row["ratio"], row["best_ratio"], row["met"]) == (2.0, 3.0, True)
+    assert data["quantities"][0]["met"] is True
+    assert make_record(ours=4.0).comparisons[0].met is False
+
+
+def test_a_file_of_something_else_is_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "attention-2026-01-01.json"
+    path.write_text("{}", encoding="utf-8")
+    with pytest.raises(ValueError, match="attention-2026-01-01"):
+        load_record(path)
+
+
+def test_the_newest_record_of_each_class_counts(tmp_path: Path) -> None:
+    old = replace(make_record(kind="avx2"), date="2026-10-30T00:00:00+00:00")
+    new = make_record(kind="avx2", ours=1.0)
+    for record in (new, old, make_record(), make_record("demo")):
+        record.save(tmp_path)
+    assert newest_records("attention", tmp_path) == [new, make_record()]
+    assert newest_records("demo", tmp_path) == [make_record("demo")]
+    assert newest_records("demo", tmp_path / "nowhere") == []

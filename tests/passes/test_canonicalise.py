@@ -1,0 +1,171 @@
+"""Folds row by row: what they do, when they must not, and that numbers stay what they were."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tilewright.ir.core import Module
+from tilewright.ir.evaluate import evaluate
+from tilewright.ir.parser import parse
+from tilewright.passes.canonicalise import canonicalise
+
+
+def program(body: str, dtype: str = "f32") -> Module:
+    """%x [N], %y [N] of ``dtype``, %c [N] bool; ``{1.5}`` stands for a constant of ``dtype``."""
+    head = (
+        f"graph f<N>(%x: tensor<N x {dtype}>, %y: tensor<N x {dtype}>, %c: tensor<N x bool>) {{\n"
+    )
+    return parse(head + body + "\nreturn %r }")
+
+
+def const(name: str, value: Any, type_: str = "f32") -> str:
+    return f"%{name} = math.const {{value = {value}, type = tensor<{type_}>}}\n"
+
+
+def ops(module: Module) -> list[str]:
+    return [op.name for op in module.main.body.ops]
+
+
+ONE, ZERO, TWO = const("one", 1.0), const("zero", 0.0), const("two", 2.0)
+FOLDED = [
+    (ZERO + "%r = math.add %x, %zero", []),
+    (ZERO + "%r = math.add %zero, %x", []),
+    (ZERO + "%r = math.sub %x, %zero", []),
+    (ONE + "%r = math.mul %x, %one", []),
+    (ONE + "%r = math.mul %one, %x", []),
+    (ONE + "%r = math.div %x, %one", []),
+    ("%r = math.cast %x {dtype = f32}", []),
+    ("%r = math.select %c, %x, %x", []),
+    (const("t", "true", "bool") + "%r = math.select %t, %x, %y", []),
+    (const("t", "false", "bool") + "%r = math.and %t, %t", ["math.const"]),
+    (const("t", "true", "bool") + "%r = math.and %c, %t", []),
+    (const("t", "true", "bool") + "%r = math.or %t, %t", ["math.const"]),
+    (const("t", "false", "bool") + "%r = math.or %t, %c", []),
+    (TWO + "%r = math.div %x, %two", ["math.const", "math.mul"]),
+    (TWO + "%a = math.mul %x, %two\n%r = math.mul %a, %two", ["math.const", "math.mul"]),
+    ("%a = math.exp %x\n%b = math.exp %x\n%r = math.sub %a, %b", ["math.exp", "math.sub"]),
+    ("%dead = math.exp %x\n%r = math.neg %y", ["math.neg"]),
+]
+
+
+@pytest.mark.parametrize(("body", "left"), FOLDED, ids=[b for b, _ in FOLDED])
+def test_folds(body: str, left: list[str]) -> None:
+    assert ops(canonicalise(program(body))) == left
+
+
+THREE = const("three", 3.0)
+KEPT = [
+    ZERO + "%r = math.sub %zero, %x",
+    ZERO + "%r = math.mul %x, %zero",  # NaN and infinities
+    ONE + "%r = math.div %one, %x",
+    THREE + "%r = math.div %x, %three",  # 1 / 3 is not exact
+    "%r = math.sub %x, %x",
+    const("w", 1.0, "4 x 1 x f32") + "%r = math.mul %x, %w",  # widens
+    const("w", 0.0, "4 x 1 x f32") + "%r = math.add %w, %x",
+    "%a = math.cast %x {dtype = bf16}\n%r = math.cast %a {dtype = f32}",  # rounds
+    THREE
+    + "%m = math.neg %three\n%s = math.select %c, %x, %two_\n%r = math.mul %s, %m".replace(
+        "%two_", "%three"
+    ),
+]
+
+
+@pytest.mark.parametrize("body", KEPT)
+def test_what_must_stay(body: str) -> None:
+    module = program(body)
+    assert ops(canonicalise(module)) == ops(module)
+
+
+X = np.array([0.0, -0.0, 1.5, -2.25, math.inf, -math.inf, math.nan, 1e-30, 1e30])
+C = np.array([True, False, True] * 3)
+
+
+@pytest.mark.parametrize("body", [b for b, _ in FOLDED if "bool>" not in b] + KEPT[:5])
+@pytest.mark.parametrize("precision", ["f64", None])
+def test_numbers_stay(body: str, precision: str | None) -> None:
+    module = program(body)
+    before = evaluate(module, X, X[::-1], C, precision=precision)
+    after = evaluate(canonicalise(module), X, X[::-1], C, precision=precision)
+    np.testing.assert_array_equal(after[0], before[0])
+
+
+CHANGED = [
+    pytest.param(
+        const("a", 1e30) + "%p = math.mul %x, %a\n%r = math.mul %p, %a",
+        *("f32", 1e-30, 1e30),
+        id="(x * 1e30) * 1e30 becomes x * inf in f32",
+    ),
+    pytest.param(
+        const("a", 2.0**-16, "f16") + "%r = math.div %x, %a",
+        *("f16", 2.0**-20, 2.0**-4),
+        id="x / 2**-16 becomes x * inf in f16",
+    ),
+    pytest.param(
+        const("a", 2.0**-149) + "%r = math.div %x, %a",
+        *("f32", 2.0**-149, 1.0),
+        id="x / 2**-149 becomes x * inf in f32",
+    ),
+    pytest.param(
+        const("a", 0.3, "bf16") + "%b = math.cast %a {dtype = f32}\n%r = math.mul %x, %b",
+        *("f32", 1.0, 0.30078125),
+        id="cast of the bf16 number 0.3 becomes 0.3 in f32",
+    ),
+]
+
+
+@pytest.mark.xfail(
+    strict=True, reason="constants are folded as doubles, not as numbers of their dtype"
+)
+@pytest.mark.parametrize(("body", "dtype", "x", "wanted"), CHANGED)
+def test_constants_are_numbers_of_their_dtype(
+    body: str, dtype: str, x: float, wanted: float
+) -> None:
+    module, given = program(body, dtype), np.array([x])
+    (before,) = evaluate(module, given, given, C[:1])
+    (after,) = evaluate(canonicalise(module), given, given, C[:1])
+    np.testing.assert_allclose(before, wanted, rtol=1e-6)
+    np.testing.assert_allclose(after, before, rtol=1e-6)
+
+
+def test_scaling_moves_into_a_mask() -> None:
+    body = const("no", "-inf") + TWO + "%s = math.select %c, %x, %no\n%r = math.mul %s, %two"
+    module = canonicalise(program(body))
+    select = module.main.body.ops[-1]
+    assert select.name == "math.select"
+    np.testing.assert_array_equal(evaluate(module, X, X, C)[0], evaluate(program(body), X, X, C)[0])
+
+
+def test_effects_and_their_order_stay() -> None:
+    text = """tile f(%o: buffer<4 x f32, unit 0>) with {grid = [[1, 1]], outputs = 1} {
+      %c0 = math.const {value = 0, type = index}
+      %c4 = math.const {value = 4, type = index}
+      tile.for %c0, %c4 {step = 1} (%i: index) {
+        %a = math.const {value = 1.0, type = reg<1 x 1 x f32, local(1, 1)>}
+        %b = math.const {value = 1.0, type = reg<1 x 1 x f32, local(1, 1)>}
+        %j = math.mul %i, %c0
+        %k = math.add %i, %j
+        tile.store %a, %o, %k {dims = [-1]}
+        tile.store %b, %o, %i {dims = [-1]}
+        yield
+      }
+      return }"""
+    module = canonicalise(parse(text))
+    names = [op.name for op in module.main.body.walk()]
+    assert names.count("tile.store") == 2
+    assert "math.mul" not in names and "math.add" not in names
+    np.testing.assert_array_equal(evaluate(module)[0], np.ones(4))
+
+
+def test_sharing_stops_at_regions() -> None:
+    """What one branch computes is not there in the next."""
+    text = """tile f(%i: index, %o: buffer<2 x f32, unit 0>) with {grid = [[1, 1]], outputs = 1} {
+      %one = math.const {value = 1.0, type = reg<1 x 1 x f32, local(1, 1)>}
+      tile.if %i, %i () { %p = math.add %i, %i tile.store %one, %o, %p {dims = [-1]} yield }
+      tile.if %i, %i () { %q = math.add %i, %i tile.store %one, %o, %q {dims = [-1]} yield }
+      return }"""
+    module = canonicalise(parse(text))
+    assert parse(str(module)) == module
