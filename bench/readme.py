@@ -24,7 +24,9 @@ _TIMES = "\N{MULTIPLICATION SIGN}"
 
 @app.command()
 def readme(
-    check: Annotated[bool, typer.Option(help="Write nothing; fail if it would change.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; fail if it would change.")
+    ] = False,
 ) -> None:
     """Writes the table of the newest results into README.md."""
     before = README.read_text(encoding="utf-8")

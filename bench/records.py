@@ -6,7 +6,7 @@ One file is one run of one command: ``bench/results/<machine class>/<command>-<d
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,14 @@ class Record:
         for row, quantity in zip(data["quantities"], self.quantities, strict=True):
             row.update(met=quantity.met)
         return data
+
+    def without_goals(self) -> Record:
+        """The same figures, held to nothing: those of a quick run mean nothing."""
+        return replace(
+            self,
+            comparisons=tuple(replace(row, goal=Goal()) for row in self.comparisons),
+            quantities=tuple(replace(row, goal=Goal()) for row in self.quantities),
+        )
 
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), indent=2) + "\n"

@@ -49,7 +49,7 @@ def comparison_table(rows: tuple[Comparison, ...], width: int = WIDE) -> Table:
     more = ("of the fastest", "ours does", "theirs does", "error", "theirs", "peer")
     table = _table(*short, *(more if width >= WIDE else ()))
     for row in rows:
-        cells = [
+        cells: list[str | Text] = [
             row.name,
             seconds_text(row.ours.median),
             seconds_text(row.theirs.median),
@@ -83,7 +83,7 @@ def seconds_text(seconds: float) -> str:
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for at, column in enumerate(columns):
-        table.add_column(column, justify="left" if at == 0 else "right", no_wrap=True)
+        table.add_column(column, justify="left" if at == 0 else "right", no_wrap=at > 0)
     return table
 
 

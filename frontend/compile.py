@@ -112,7 +112,7 @@ def _entry(self: torch.nn.Module) -> Function:
     they are called first, only when they are called from a frame that it captures."""
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        return self._call_impl(*args, **kwargs)
+        return self._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     return forward
 

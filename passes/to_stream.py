@@ -222,7 +222,9 @@ class _Converter:
         if not stream.type.loops and self.parallel:
             raise UnsupportedError("an output that is one constant")
         dims = tuple(tuple(self.axes.name(x) for x in d) for d in self.axes.resolved(view.dims))
-        return self.build(s.Sink, stream, dims=dims, type=value.type, hint=value.hint)
+        # the name wires a result that one of several kernels makes: it has to be its own
+        name = f"{value.hint}_out{at}" if len(self.graph.results) > 1 else value.hint
+        return self.build(s.Sink, stream, dims=dims, type=value.type, hint=name)
 
 
 def tensor_to_stream(graph: Graph) -> Graph:

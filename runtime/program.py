@@ -47,9 +47,9 @@ class Program:
         if self.backend == "mlir":
             require_runnable(self.target)
         self.deep: list[str] = []
+        self.results: tuple[str, ...] = ()
         kernels = run_passes(module, TO_KERNELS, after=lambda step, m: self._watch(step.name, m))
         self.inputs = tuple(p.hint for p in module.main.params)
-        self.results = self._result_names(kernels)
         self.steps = [self._step(graph) for graph in kernels.graphs]
         self._single = self._only_step()
 
@@ -57,12 +57,8 @@ class Program:
         if name == "to_stream":
             before = canonicalise_graph(module.main)
             self.deep = [str(c) for c in find_channels(before) if c.deep]
-
-    def _result_names(self, kernels: Module) -> tuple[str, ...]:
-        """Names of the program's results: sinks of the last kernels, in the order of the
-        returns."""
-        names = [v.hint for graph in kernels.graphs for v in graph.results]
-        return tuple(n for n in names if not n.endswith("_in_memory"))
+        if name == "reorder":
+            self.results = tuple(v.hint for v in module.main.results)
 
     def _step(self, graph: Graph) -> Step:
         inputs = tuple(p.hint for p in graph.params)
@@ -80,6 +76,8 @@ class Program:
     def _only_step(self) -> Call | None:
         """The call of the single kernel if its inputs and results are the program's own."""
         if len(self.steps) != 1 or self.steps[0].inputs != self.inputs:
+            return None
+        if self.steps[0].outputs != self.results:
             return None
         return self.steps[0].call
 

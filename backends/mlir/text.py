@@ -34,7 +34,7 @@ class MlirText:
         for scope in self.constants:
             if key in scope:
                 return scope[key]
-        name = self.op(f"arith.constant {key}")
+        name = self.op(f"arith.constant {literal if type_ == 'i1' else key}")
         self.constants[-1][key] = name
         return name
 

@@ -82,11 +82,11 @@ def analyse(graph: Graph) -> KernelInfo:
     made = graph.producers()
     loops = _loops(graph)
     reduced = [op.axis for op in graph.body.ops if isinstance(op, s.Reduce | s.Scan)]
-    if not loops:
-        raise UnsupportedError(f"{graph.name}: a kernel without a loop")
     if is_row_kernel(graph):
         depends = _depends(graph, "")
         return KernelInfo(graph, Axis("", Size.of(1)), (), loops, depends, made=made)
+    if not loops:
+        raise UnsupportedError(f"{graph.name}: a kernel without a loop")
     inner = loops[-1]
     if set(reduced) - {inner.name}:
         raise UnsupportedError(f"{graph.name}: reductions over more than one loop")

@@ -10,7 +10,14 @@ import tilewright
 from tilewright.bench import attention, costs
 from tilewright.bench.programs import attention_text
 from tilewright.bench.timing import QUICK
-from tilewright.bench.workloads import NAIVE, WORKLOADS, Workload, compare, compare_naive
+from tilewright.bench.workloads import (
+    NAIVE,
+    WORKLOADS,
+    Workload,
+    against_packed,
+    compare,
+    compare_naive,
+)
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 TINY = Workload("tiny", 33, 47, 16, heads=4, groups=2)
@@ -26,8 +33,13 @@ def test_the_programs_parse_and_print(dtype: str, causal: bool) -> None:
 
 @pytest.mark.parametrize(
     "workload",
-    [TINY, replace(TINY, causal=True, keys=33), replace(TINY, dtype="bf16", queries=1)],
-    ids=["f32", "causal", "bf16 decode"],
+    [
+        TINY,
+        replace(TINY, causal=True, keys=33),
+        replace(TINY, dtype="bf16", queries=1),
+        against_packed(replace(TINY, queries=1)),
+    ],
+    ids=["f32", "causal", "bf16 decode", "packed decode"],
 )
 def test_a_workload_compares_right_results(workload: Workload) -> None:
     row = compare(workload, wide=True, effort=QUICK)
