@@ -60,8 +60,8 @@ def growth(call: Callable[[], object]) -> int | None:
 def first_calls(runs: int = 3) -> list[Quantity]:
     """A new process's first call with an empty and a filled kernel cache: the fastest of ``runs``.
 
-    A kernel is "the first call" from ``Program(module)`` to the result; the totals begin when torch
-    is imported, and hold the imports of Lark, llvmlite and (compiling) MLIR, too.
+    The first call makes or loads the kernel; ``Program(module)`` is apart, in the details. Totals
+    begin when torch is imported, and hold the imports of Lark, llvmlite and (compiling) MLIR.
     """
     empty, filled = [], []
     for _ in range(runs):

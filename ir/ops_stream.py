@@ -160,8 +160,12 @@ IDENTITY = {"sum": 0.0, "max": -math.inf, "min": math.inf}
 def reduce_axis(x: Any, kind: str, axis: int) -> Any:
     """Sum, maximum or minimum along an axis; the identity where it is empty."""
     functions: dict[str, Any] = {"sum": np.sum, "max": np.max, "min": np.min}
+    initial: float = IDENTITY[kind]
+    if np.issubdtype(x.dtype, np.integer):
+        limits = np.iinfo(x.dtype)
+        initial = {"sum": 0, "max": limits.min, "min": limits.max}[kind]
     with np.errstate(all="ignore"):
-        return functions[kind](x, axis=axis, initial=IDENTITY[kind])
+        return functions[kind](x, axis=axis, initial=initial)
 
 
 class Reduce(StreamOp, name="stream.reduce"):

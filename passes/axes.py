@@ -43,6 +43,8 @@ class AxisMap:
     dims: dict[Value, Dims] = field(default_factory=dict)
     views: dict[tuple[Op | None, int], View] = field(default_factory=dict)
     names: dict[int, str] = field(default_factory=dict)
+    share: bool = True
+    shared: dict[Value, Dims] = field(default_factory=dict)
 
     def fresh(self, size: Size, hint: str = "") -> Dim:
         """A new axis; none for a dimension of size one."""
@@ -97,7 +99,15 @@ class AxisMap:
 def find_axes(graph: Graph) -> AxisMap:
     """Axes of a decomposed tensor graph. Raises UnsupportedError where one value would need to be
     read along one axis twice (its diagonal), or is split in two ways."""
-    axes = AxisMap(graph)
+    try:
+        return _find(graph, share=True)
+    except UnsupportedError:
+        return _find(graph, share=False)
+
+
+def _find(graph: Graph, share: bool) -> AxisMap:
+    """With ``share`` all plain pointwise and reducing uses of an input run over the same axes."""
+    axes = AxisMap(graph, share=share)
     producers = graph.producers()
     for op in graph.body.ops:
         if not _is_view(op):
@@ -120,7 +130,8 @@ def _view(axes: AxisMap, value: Value, producers: dict[Value, Op]) -> View:
     if op is None or isinstance(op, t.Iota | m.Const):
         dims = tuple(axes.fresh(s) for s in value.type.shape)
         if isinstance(op, t.Iota):
-            only = tuple(d if i == op.axis else () for i, d in enumerate(dims))
+            axis = op.axis % len(dims)
+            only = tuple(d if i == axis else () for i, d in enumerate(dims))
             return View(value, only, dims)
         return View(value, dims, dims)
     if not _is_view(op):
@@ -185,8 +196,19 @@ def _quotient(a: Size, b: Size | None) -> Size | None:
     return product([x // y, *left])
 
 
+def _use(axes: AxisMap, op: Op, value: Value, producers: dict[Value, Op]) -> View:
+    """A view for an operand; plain uses of an input share one."""
+    assert isinstance(value.type, TensorType)
+    if value in producers or isinstance(op, t.Contract) or not axes.share:
+        return _view(axes, value, producers)
+    if value not in axes.shared:
+        axes.shared[value] = tuple(axes.fresh(s) for s in value.type.shape)
+    dims = axes.shared[value]
+    return View(value, dims, dims)
+
+
 def _infer(axes: AxisMap, op: Op, producers: dict[Value, Op]) -> None:
-    views = [_view(axes, v, producers) for v in op.operands]
+    views = [_use(axes, op, v, producers) for v in op.operands]
     for at, view in enumerate(views):
         axes.views[op, at] = view
     if isinstance(op, t.Contract):
@@ -223,12 +245,27 @@ def _pointwise(axes: AxisMap, op: Op, views: list[View]) -> Dims:
 
 
 def _check_diagonals(axes: AxisMap) -> None:
+    for op in axes.graph.body.ops:
+        if isinstance(op, t.Contract):
+            _check_letters(axes, op)
     for (op, _), view in axes.views.items():
         for dims in (view.dims, view.root_dims):
             flat = [x for d in axes.resolved(dims) for x in d]
             if len(flat) != len(set(flat)):
                 where = op.loc if op else None
                 raise UnsupportedError("a value is combined with its own transpose", where)
+
+
+def _check_letters(axes: AxisMap, op: t.Contract) -> None:
+    """Different letters must run over different axes."""
+    left, right, _ = op.letters()
+    by_letter: dict[str, frozenset[int]] = {}
+    for at, letters in enumerate((left, right)):
+        for letter, dim in zip(letters, axes.views[op, at].dims, strict=True):
+            by_letter[letter] = frozenset(axes.resolve(dim))
+    flat = [x for found in by_letter.values() for x in found]
+    if len(flat) != len(set(flat)):
+        raise UnsupportedError("two letters of a contraction run over one axis", op.loc)
 
 
 def _name(axes: AxisMap) -> None:

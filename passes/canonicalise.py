@@ -70,6 +70,9 @@ def mul_constants(b: Rewriter, op: Any) -> Value | None:
     first = b.constant(inner.operands[1])
     if first is None:
         return None
+    dtype = getattr(op.result.type, "dtype", None)
+    if dtype is not None and not (dtype.is_float and dtype.bits >= 32):
+        return None  # the constants of a narrow dtype are rounded one by one
     product = b.const(first * factor, inner.operands[1].type)
     out = b(m.Mul, inner.operands[0], product, hint=op.result.hint)
     return _same_type(op, out)
@@ -110,10 +113,11 @@ def cast_same(b: Rewriter, op: Any) -> Value | None:
 @fold(m.Cast)
 def cast_constant(b: Rewriter, op: Any) -> Value | None:
     """cast(const, t) -> const of t"""
-    number = b.constant(op.x)
-    if number is None or not op.dtype.is_float:
+    number, source = b.constant(op.x), getattr(op.x.type, "dtype", None)
+    if number is None or not op.dtype.is_float or source is None or not source.is_float:
         return None
-    return b.const(float(op.dtype.round(np.float64(number))), op.result.type)
+    rounded = op.dtype.round(np.float64(source.round(np.float64(number))))
+    return b.const(float(rounded), op.result.type)
 
 
 @fold(m.Select)

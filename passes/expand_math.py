@@ -1,7 +1,7 @@
 """Functions as range reduction plus polynomial, so that all back ends compute the same numbers.
 
     exp x   -> exp2(x * log2 e)
-    exp2 x  -> 2**floor(x) * p(x - floor(x)), p of degree 6 on [0, 1]   (relative error 2e-9)
+    exp2 x  -> 2**floor(x) * p(x - floor(x)), p of degree 6 on [0, 1]   (relative error 4e-9)
     tanh x  -> 1 - 2 / (exp(2x) + 1)
 
 Coefficients: minimax on the interval, found by Remez exchange in extended precision.

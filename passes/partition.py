@@ -22,7 +22,8 @@ def partition_graph(graph: Graph) -> tuple[Graph, ...]:
     last = max(level.values(), default=0)
     if last == 0:
         return (graph,)
-    kept = [_Part(graph, level, at).build() for at in range(last + 1)]
+    names = _memory_names(graph)
+    kept = [_Part(graph, level, at, names).build() for at in range(last + 1)]
     return tuple(g for g in kept if g.results)
 
 
@@ -44,8 +45,10 @@ def _levels(graph: Graph) -> dict[Op, int]:
 class _Part:
     """The kernel made of the ops of one level."""
 
-    def __init__(self, graph: Graph, level: dict[Op, int], at: int) -> None:
-        self.graph, self.level, self.at = graph, level, at
+    def __init__(
+        self, graph: Graph, level: dict[Op, int], at: int, names: dict[Value, str]
+    ) -> None:
+        self.graph, self.level, self.at, self.names = graph, level, at, names
         self.producers = graph.producers()
         self.build_ = Builder()
         self.values: dict[Value, Value] = {}
@@ -103,11 +106,11 @@ class _Part:
     def spill(self, value: Value) -> Value:
         stream = self.take(value)
         type_, dims = _in_memory(value)
-        return self.build_(s.Sink, stream, dims=dims, type=type_, hint=_memory_name(value))
+        return self.build_(s.Sink, stream, dims=dims, type=type_, hint=self.names[value])
 
     def fill(self, value: Value) -> Value:
         type_, dims = _in_memory(value)
-        key = Value(type_, _memory_name(value))
+        key = Value(type_, self.names[value])
         param = self.params.setdefault(value, key)
         return self.build_(s.Source, param, dims=dims, type=value.type, hint=value.hint)
 
@@ -118,8 +121,20 @@ def _in_memory(value: Value) -> tuple[TensorType, tuple[tuple[str, ...], ...]]:
     return TensorType(tuple(a.size for a in axes), value.type.dtype), tuple((a.name,) for a in axes)
 
 
-def _memory_name(value: Value) -> str:
-    return f"{value.hint}_in_memory"
+def _memory_names(graph: Graph) -> dict[Value, str]:
+    """A name of its own for every value, should it go through memory."""
+    names: dict[Value, str] = {}
+    taken = {p.hint for p in graph.params} | {v.hint for v in graph.results}
+    for op in graph.body.ops:
+        for value in op.results:
+            stem = name = f"{value.hint}_in_memory"
+            number = 1
+            while name in taken:
+                number += 1
+                name = f"{stem}{number}"
+            taken.add(name)
+            names[value] = name
+    return names
 
 
 def partition(module: Module) -> Module:

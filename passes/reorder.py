@@ -160,7 +160,8 @@ def _find_exponentials(graph: Graph) -> list[_Exponential]:
         repeat = made.get(shifted.rhs)
         if isinstance(repeat, s.Repeat) and _is_maximum_of(made, repeat.x, shifted.lhs):
             axis = repeat.axis
-            if _only_sums(uses, op.result, axis, graph):
+            below = _downstream(uses, op.result)
+            if _only_sums(uses, op.result, axis, graph, below):
                 found.append(_Exponential(op, shifted.lhs))
     return found
 
@@ -168,12 +169,34 @@ def _find_exponentials(graph: Graph) -> list[_Exponential]:
 def _is_maximum_of(made: dict[Value, Op], value: Value, x: Value) -> bool:
     """True for max x over the innermost loop, and for select(max x == -inf, 0, max x)."""
     op = made.get(value)
-    if isinstance(op, m.Select):
+    if isinstance(op, m.Select) and _guards(made, op):
         op = made.get(op.rhs)
     return isinstance(op, s.Reduce) and op.kind == "max" and op.x is x
 
 
-def _only_sums(uses: dict[Value, list[Op]], value: Value, axis: Axis, graph: Graph) -> bool:
+def _guards(made: dict[Value, Op], choice: m.Select) -> bool:
+    """True for select(x == -inf, 0, x)."""
+    test, zero = made.get(choice.condition), made.get(choice.lhs)
+    if not isinstance(test, m.Compare) or test.relation != "eq" or test.lhs is not choice.rhs:
+        return False
+    bound = made.get(test.rhs)
+    lowest = isinstance(bound, m.Const) and bound.value == -math.inf
+    return lowest and isinstance(zero, m.Const) and zero.value == 0
+
+
+def _downstream(uses: dict[Value, list[Op]], value: Value) -> set[Value]:
+    """``value`` and everything computed from it."""
+    found, stack = {value}, [value]
+    while stack:
+        for op in uses.get(stack.pop(), []):
+            stack.extend(r for r in op.results if r not in found)
+            found.update(op.results)
+    return found
+
+
+def _only_sums(
+    uses: dict[Value, list[Op]], value: Value, axis: Axis, graph: Graph, below: set[Value]
+) -> bool:
     """True if every path from ``value`` is linear and ends in a sum over ``axis``."""
     if value in graph.results:
         return False
@@ -183,8 +206,8 @@ def _only_sums(uses: dict[Value, list[Op]], value: Value, axis: Axis, graph: Gra
                 return False
             continue
         linear = isinstance(op, m.Mul | m.Cast) or (isinstance(op, m.Div) and op.rhs is not value)
-        squared = isinstance(op, m.Mul) and op.lhs is op.rhs
-        if not linear or squared or not _only_sums(uses, op.result, axis, graph):
+        squared = sum(v in below for v in op.operands) > 1
+        if not linear or squared or not _only_sums(uses, op.result, axis, graph, below):
             return False
     return bool(uses.get(value))
 

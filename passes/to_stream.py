@@ -17,7 +17,7 @@ from tilewright.ir import ops_math as m
 from tilewright.ir import ops_stream as s
 from tilewright.ir import ops_tensor as t
 from tilewright.ir.core import Builder, Graph, Module, Op, Region, Value
-from tilewright.ir.errors import UnsupportedError
+from tilewright.ir.errors import UnsupportedError, VerifyError
 from tilewright.ir.types import Axis, StreamType, TensorType
 from tilewright.passes.axes import AxisMap, View, find_axes
 from tilewright.passes.rewrite import for_each_graph
@@ -229,7 +229,10 @@ class _Converter:
 
 def tensor_to_stream(graph: Graph) -> Graph:
     """The stream graph of one decomposed tensor graph. Raises UnsupportedError."""
-    return _Converter(graph).run()
+    try:
+        return _Converter(graph).run()
+    except VerifyError as error:
+        raise UnsupportedError(f"no stream form: {error.message}", error.location) from error
 
 
 def to_stream(module: Module) -> Module:

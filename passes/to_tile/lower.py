@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from tilewright.ir import ops_stream as s
 from tilewright.ir.core import Graph, Module, Region, Value
-from tilewright.ir.errors import UnsupportedError
+from tilewright.ir.errors import UnsupportedError, VerifyError
 from tilewright.ir.sizes import Size
 from tilewright.ir.target import Target
 from tilewright.ir.types import BufferType, StreamType, TensorType
@@ -24,9 +24,14 @@ from tilewright.passes.to_tile.schedule import Schedule, choose_schedule, row_sc
 from tilewright.passes.to_tile.state import LoweringState
 
 
-def check_element_axes(info: KernelInfo) -> None:
-    """Raises UnsupportedError if an axis inside an element has no known length."""
+def check_covered(info: KernelInfo) -> None:
+    """Raises UnsupportedError for sums of other than floats, and if an axis inside an element has no
+    known length."""
     for op in info.graph.body.ops:
+        if isinstance(op, s.Reduce | s.Scan | s.Fold | s.Contract):
+            for value in op.operands:
+                if isinstance(value.type, StreamType) and not value.type.dtype.is_float:
+                    raise UnsupportedError(f"{op.name} of {value.type.dtype}", op.loc)
         for result in op.results:
             if isinstance(result.type, StreamType):
                 for axis in result.type.element:
@@ -49,9 +54,12 @@ def kernel_to_tile(graph: Graph, target: Target, rows: int, units: dict[str, int
     UnsupportedError for kernels that no schedule covers.
     """
     info = analyse(graph)
-    check_element_axes(info)
+    check_covered(info)
     schedule = row_schedule(target) if is_row_kernel(graph) else choose_schedule(target, rows)
-    program = _Program(info, schedule, units).run(target)
+    try:
+        program = _Program(info, schedule, units).run(target)
+    except VerifyError as error:
+        raise UnsupportedError(f"no tile form: {error.message}", error.location) from error
     return canonicalise_graph(expand_math_graph(canonicalise_graph(program)))
 
 

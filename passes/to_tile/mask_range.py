@@ -104,6 +104,9 @@ def _contributes_nothing(info: KernelInfo, condition: Value) -> bool:
         elif isinstance(op, m.Select) and op.condition is condition:
             if op.rhs in known:
                 known[op.result] = known[op.rhs]
+        elif isinstance(op, m.Select):
+            if op.lhs in known and known[op.lhs] == known.get(op.rhs):
+                known[op.result] = known[op.lhs]
         elif isinstance(op, s.Scan | s.Reduce):
             neutral = -math.inf if op.kind == "max" else 0.0
             if known.get(op.x) != neutral or op.kind == "min":
