@@ -178,7 +178,8 @@ def share(graph: Graph) -> Graph:
     tables: dict[tuple[Any, ...], tuple[Value, ...]] = {}
 
     def rule(b: Rewriter, op: Op) -> tuple[Value, ...] | None:
-        if "pure" not in op.traits or op.regions:
+        # each sink is a result of its own, even if two write the same value
+        if "pure" not in op.traits or op.regions or op.name == "stream.sink":
             return None
         key = (type(op), op.operands, str(sorted((k, str(v)) for k, v in op.attrs.items())))
         found = tables.get(key)

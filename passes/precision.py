@@ -4,7 +4,7 @@ torch's products of bf16 and f16 sum in f32 and round once at the end; so does
 
     %s = tensor.contract %q, %k : bf16   ->   cast to f32, contract, cast to bf16
 
-Then a value narrowed and widened again keeps its f32 form (more precise than asked), unless a
+and so does other arithmetic on them. Then a value narrowed and widened again keeps its f32 form (more precise than asked), unless a
 product
 takes it: there the narrow form lets the dot instruction of 16-bit floats be used.
 """
@@ -34,6 +34,16 @@ def widen_products(b: Rewriter, op: Op) -> Value | None:
     return b(m.Cast, wide, dtype=op.lhs.type.dtype, hint=op.result.hint)
 
 
+def widen_arithmetic(b: Rewriter, op: Op) -> Value | None:
+    """f(x, y): 16 bit -> cast(f(cast x, cast y)); conversions, choices and comparisons stay"""
+    plain = isinstance(op, m.Pointwise) and not isinstance(op, m.Compare)
+    if not plain or not op.operands or not _narrow(op.operands[0]):
+        return None
+    dtype = getattr(op.operands[0].type, "dtype", F32)
+    wide = [b(m.Cast, v, dtype=F32, hint=v.hint) for v in op.operands]
+    return b(m.Cast, b(type(op), *wide, hint=op.result.hint, **op.attrs), dtype=dtype)
+
+
 def keep_wide(graph: Graph) -> Graph:
     """cast(cast(x: f32, 16 bit), f32) -> x, unless a product takes it"""
     uses = graph.uses()
@@ -54,5 +64,9 @@ def keep_wide(graph: Graph) -> Graph:
 
 
 def precision(module: Module) -> Module:
-    """Both rules on every tensor graph."""
-    return for_each_graph(module, lambda g: keep_wide(rewrite_graph(g, widen_products)), "graph")
+    """All rules on every tensor graph."""
+
+    def widen(graph: Graph) -> Graph:
+        return keep_wide(rewrite_graph(rewrite_graph(graph, widen_products), widen_arithmetic))
+
+    return for_each_graph(module, widen, "graph")

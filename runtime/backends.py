@@ -14,7 +14,7 @@ from tilewright.ir.errors import BackendMissingError
 from tilewright.ir.evaluate import evaluate_graph
 from tilewright.ir.printer import print_graph
 from tilewright.ir.sizes import Size, parse_size
-from tilewright.ir.target import Target, named_target
+from tilewright.ir.target import Target
 from tilewright.ir.types import BufferType, TensorType
 from tilewright.passes.specialise import specialise
 from tilewright.passes.to_tile import kernel_to_tile
@@ -182,7 +182,7 @@ def _to_numpy(tensor: torch.Tensor) -> Any:
 def _from_numpy(array: Any, type_: TensorType) -> torch.Tensor:
     import numpy as np
 
-    return torch.from_numpy(np.ascontiguousarray(array)).to(TORCH_DTYPES[str(type_.dtype)])
+    return torch.from_numpy(np.array(array, order="C")).to(TORCH_DTYPES[str(type_.dtype)])
 
 
 def make_interpreter(variant: Variant, target: Target) -> tuple[Call, VariantReport]:
@@ -214,10 +214,8 @@ def make_numba(variant: Variant, target: Target) -> tuple[Call, VariantReport]:
     """Plain loops compiled by Numba."""
     from tilewright.runtime.numba_kernel import make_numba_kernel
 
-    scalar = named_target("scalar")
-    return make_numba_kernel(lower_variant(variant, scalar)), _report(
-        variant, "scalar", "numba", 0, False
-    )
+    kernel = make_numba_kernel(lower_variant(variant, target))
+    return kernel, _report(variant, target.name, "numba", 0, False)
 
 
 MAKERS = {"mlir": make_mlir, "interpreter": make_interpreter, "numba": make_numba}

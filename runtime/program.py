@@ -9,6 +9,7 @@ import torch
 from tilewright.ir.core import Graph, Module
 from tilewright.ir.errors import BindError, UnsupportedError
 from tilewright.ir.printer import print_graph
+from tilewright.ir.target import named_target
 from tilewright.passes.canonicalise import canonicalise_graph
 from tilewright.passes.channels import find_channels
 from tilewright.passes.pipeline import TO_KERNELS, run_passes
@@ -44,6 +45,8 @@ class Program:
         self.module = module
         self.backend = choose_backend(backend)
         self.target = resolve_target(target)
+        if self.backend == "numba":
+            self.target = named_target("scalar")  # plain loops, one element at a time
         if self.backend == "mlir":
             require_runnable(self.target)
         self.deep: list[str] = []

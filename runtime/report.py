@@ -32,9 +32,8 @@ class KernelReport:
 
     def __str__(self) -> str:
         lines = [f"kernel {self.name} ({self.runs_on})"]
-        depths = [c.rsplit("depth ", 1)[-1] for c in self.channels]
-        deepest = max(depths, key=len, default="0")
-        lines.append(f"  {len(self.channels)} channels, deepest {deepest}")
+        deep = sum("deep" in c for c in self.channels)
+        lines.append(f"  {len(self.channels)} channels, {deep} of them deep")
         lines += [f"    {channel}" for channel in self.channels]
         for v in self.variants:
             where = "from the disk cache" if v.from_cache else "compiled"
@@ -58,7 +57,8 @@ class ProgramReport:
     def __str__(self) -> str:
         lines = [f"program {self.name}: {len(self.kernels)} kernel(s)"]
         for channel in self.made_shallow:
-            lines.append(f"  was deep, made shallow by reordering: {channel}")
+            place = channel.split("  ")[0]
+            lines.append(f"  was deep, made shallow by reordering: {place}")
         for kernel in self.kernels:
             lines += ["  " + line for line in str(kernel).split("\n")]
         return "\n".join(lines)

@@ -58,7 +58,7 @@ class BlockLowering:
         ops = self.info.graph.body.ops
         self.scans = [op for op in ops if isinstance(op, s.Scan)]
         self.reduces = [op for op in ops if isinstance(op, s.Reduce)]
-        self.sinks = [op for op in ops if isinstance(op, s.Sink) and self.info.in_block(op.x)]
+        self.sinks = [op for op in ops if isinstance(op, s.Sink) and self.info.per_position(op)]
         self.weights = {op: self._weight(op) for op in self.reduces if self._is_outer(op)}
         self.phases = 1 + max((self._phase_of(op) for op in ops), default=0)
         self._allocate()
@@ -93,7 +93,7 @@ class BlockLowering:
                 continue
             for value in op.operands:
                 early = self.info.phase.get(value, 0) == phase < self.info.phase[op.results[0]]
-                if early and self._worth_keeping(value) and not isinstance(op, s.Scan):
+                if early and self.info.heavy(value) and not isinstance(op, s.Scan):
                     out.setdefault(value)
         for scalar, _ in self.weights.values():
             if self.info.phase[scalar] == phase:
@@ -102,9 +102,6 @@ class BlockLowering:
             if self.info.phase[sink.x] == phase:
                 out.setdefault(sink.x)
         return list(out)
-
-    def _worth_keeping(self, value: Value) -> bool:
-        return self.info.varies(value) and self.info.heavy(value)
 
     def _allocate(self) -> None:
         for op in self.reduces:
@@ -147,6 +144,9 @@ class BlockLowering:
         full_first = b.minimum(b.maximum(full_first, first), last)
         whole = b.div(b.maximum(b.sub(full_last, full_first), 0), block)
         full_last = b.add(full_first, b.mul(whole, block))
+        if self.schedule.lanes == 1:  # bounds cost next to nothing, a second form much
+            self._blocks(first, last, masked=True)
+            return
         if any(not bound.upper for bound in self.mask.bounds):
             self._blocks(first, full_first, masked=True)
         self._blocks(full_first, full_last, masked=False)
@@ -365,9 +365,7 @@ class BlockLowering:
         return self.build.filled(IDENTITY[op.kind], dtype, layout)
 
     def _combine(self, kind: str) -> Callable[[Value, Value], Value]:
-        cls = m.Add if kind == "sum" else m.Larger
-        if kind == "min":
-            raise UnsupportedError("a running minimum")
+        cls = {"sum": m.Add, "max": m.Larger, "min": m.Smaller}[kind]
         return lambda a, c: self.build(cls, a, c, hint=kind)
 
     def _partial(

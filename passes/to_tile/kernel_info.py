@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from tilewright.ir import ops_math as m
 from tilewright.ir import ops_stream as s
 from tilewright.ir.core import Graph, Op, Value
+from tilewright.ir.dtypes import F64
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.sizes import Size, product
 from tilewright.ir.types import Axis, StreamType
@@ -46,6 +47,10 @@ class KernelInfo:
         statistic."""
         return self.varies(value) or self.phase[value] > 0
 
+    def per_position(self, sink: s.Sink) -> bool:
+        """True if the result has one number for every position of the inner axis."""
+        return any(self.inner.name in dim for dim in sink.dims)
+
     def is_row_scalar(self, value: Value) -> bool:
         """True for a scalar that is the same throughout a row (constants apart)."""
         op = self.made.get(value)
@@ -61,9 +66,9 @@ class KernelInfo:
         return value.type.element
 
     def heavy(self, value: Value) -> bool:
-        """True if computing the value again would repeat a contraction."""
+        """True if the value varies and computing it again would repeat a contraction."""
         op = self.made.get(value)
-        if op is None or isinstance(op, s.Scan | s.Reduce):
+        if op is None or not self.varies(value) or isinstance(op, s.Scan | s.Reduce):
             return False
         return isinstance(op, s.Contract | s.Fold) or any(self.heavy(v) for v in op.operands)
 
@@ -82,6 +87,7 @@ def analyse(graph: Graph) -> KernelInfo:
     made = graph.producers()
     loops = _loops(graph)
     reduced = [op.axis for op in graph.body.ops if isinstance(op, s.Reduce | s.Scan)]
+    _check_dtypes(graph)
     if is_row_kernel(graph):
         depends = _depends(graph, "")
         return KernelInfo(graph, Axis("", Size.of(1)), (), loops, depends, made=made)
@@ -100,6 +106,13 @@ def analyse(graph: Graph) -> KernelInfo:
     info = KernelInfo(graph, inner, grid, rows, depends, made=made)
     _set_phases(info)
     return info
+
+
+def _check_dtypes(graph: Graph) -> None:
+    for op in graph.body.ops:
+        for value in op.results:
+            if isinstance(value.type, StreamType) and value.type.dtype == F64:
+                raise UnsupportedError(f"{op.name} in f64: kernels compute in f32", op.loc)
 
 
 def _loops(graph: Graph) -> tuple[Axis, ...]:

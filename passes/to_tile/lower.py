@@ -94,7 +94,7 @@ class _Program:
             block = BlockLowering(self.state, rows)
             rows.begin()
             block.run()
-            rows.finish([sink for sink in self.sinks if not self.info.varies(sink.x)])
+            rows.finish([sink for sink in self.sinks if not self.info.per_position(sink)])
         body = Region(self.params, tuple(self.state.build.top.ops))
         grid = [(axis.size, 1) for axis in self.info.grid]
         if self.info.splits:

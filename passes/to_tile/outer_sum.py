@@ -61,6 +61,8 @@ class OuterSum:
         _, rounding = strip_casts(info, scalar)
         narrow = any(getattr(c, "dtype", None) == BF16 for c in rounding)
         plain = isinstance(source, s.Source) and self.state.dtype(below) == BF16 and bool(casts)
+        if not isinstance(source, s.Source) or (info.inner.name,) not in source.dims:
+            return False
         whole = y.inner_tile % 2 == 0 and y.inner_block % 2 == 0
         return y.bf16_dot and narrow and plain and whole
 
@@ -89,7 +91,8 @@ class OuterSum:
                 dims = [0 if r == info.inner.name else 1 if r == axis.name else -1 for r in runs]
                 bounds = [(0, "zero", limit)]
                 if length % lanes:
-                    bounds.append((1, "zero", b.index(length)))
+                    end = self.state.limit(source, indices, here, axis.name, b.index(length))
+                    bounds.append((1, "zero", end))
                 x = b.load(self.state.buffers[source.tensor], indices, dims, layout, bounds)
                 packed = b(t.PackPairs, x, dtype=BF16, hint="packed")
                 b.store(packed, scratch, [pair.counter, loop.counter, b.index(0)], [0, 1, 2])

@@ -84,7 +84,8 @@ def _store(
         return
     dims = [1 if run == name else -1 for run in runs]
     whole = not block.masked and state.schedule.inner_block % state.schedule.lanes == 0
-    bounds = [] if whole else [(1, b.add(block.first, block.count))]
+    end = state.limit(sink, indices, here, name, b.add(block.first, block.count))
+    bounds = [] if whole else [(1, end)]
     b.store(x, buffer, indices, dims, bounds)
 
 
@@ -123,6 +124,8 @@ class TurnedSources:
         """Turns the block of every such source, a square of rows and positions at a time."""
         b, state, lanes = self.state.build, self.state, self.state.schedule.lanes
         assert state.first_row is not None and state.row_total is not None
+        tile = state.schedule.inner_tile
+        whole = b.mul(b.div(b.add(block.count, tile - 1), tile), tile)  # whole tiles read it
         for value, kept in self.kept.items():
             with b.loop(b.index(0), b.index(state.schedule.rows), lanes, hint="group") as group:
                 first, last = b.add(state.first_row, group.counter), b.sub(state.row_total, 1)
@@ -130,7 +133,7 @@ class TurnedSources:
                     self.rows.position(b.minimum(b.add(first, number), last))
                     for number in range(lanes)
                 ]
-                with b.loop(b.index(0), block.count, lanes, hint="turn") as loop:
+                with b.loop(b.index(0), whole, lanes, hint="turn") as loop:
                     parts = [self._row(value, block, here, loop.counter) for here in at]
                     square = b(t.Transpose, b(t.Stack, *parts, hint="rows"), hint="turned")
                     b.store(square, kept, [loop.counter, group.counter], [0, 1])

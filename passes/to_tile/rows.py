@@ -82,6 +82,8 @@ class RowLowering:
             return False
         assert isinstance(source, s.Source)
         buffer = self.state.buffers[source.tensor].type
+        if (self.info.inner.name,) not in source.dims:
+            return False
         last = [i for i, d in enumerate(source.dims) if d == (self.info.element(other)[0].name,)]
         unit = getattr(buffer, "unit", -1)
         return last == [unit]
@@ -139,7 +141,8 @@ class RowLowering:
             scalar = isinstance(op, s.Source) and not self.info.element(result)
             if scalar and self.info.varies(result) and self.info.on_rows(result):
                 out["offset", result] = I64
-            if isinstance(op, s.Repeat) or not self.info.in_block(result):
+            shown = isinstance(op, s.Sink) and self.info.per_position(op)
+            if isinstance(op, s.Repeat) or not (self.info.in_block(result) or shown):
                 continue
             for operand in op.operands:
                 value = strip_repeat(self.info.made, operand)
@@ -247,7 +250,8 @@ class RowLowering:
         bounds = []
         width = shape.shape[1]
         if element and (element[0].size.constant or 0) % width:
-            bounds = [(1, "zero", self.build.size(element[0].size))]
+            end = self.state.limit(op, indices, at, name, self.build.size(element[0].size))
+            bounds = [(1, "zero", end)]
         if width == 1:
             dims = [-1] * len(dims)
         buffer = self.state.buffers[op.tensor]
@@ -295,7 +299,8 @@ class RowLowering:
             tile = self.at_point(sink.x, here, layout, row)
             indices, runs = self.state.source_index(sink, here)
             dims = [1 if run == axis.name else -1 for run in runs]
-            bounds = [(1, b.index(length))] if length % self.schedule.lanes else []
+            end = self.state.limit(sink, indices, here, axis.name, b.index(length))
+            bounds = [(1, end)] if length % self.schedule.lanes else []
             if self.schedule.lanes == 1:
                 dims, bounds = [-1] * len(dims), []
             b.store(tile, buffer, indices, dims, bounds)

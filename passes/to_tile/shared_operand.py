@@ -118,7 +118,8 @@ def lanes_expression(
         dims = [where.get(r, -1) for r in runs]
         bounds = []
         if length % layout.shape[where[element]]:
-            bounds.append((where[element], "zero", b.index(length)))
+            end = state.limit(op, indices, here, element, b.index(length))
+            bounds.append((where[element], "zero", end))
         return b.load(state.buffers[op.tensor], indices, dims, layout, bounds, hint=v.hint)
 
     x = state.expression(value, leaf, {})

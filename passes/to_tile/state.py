@@ -118,6 +118,23 @@ class LoweringState:
         assert isinstance(type_, StreamType)
         return {a.name: a.size for a in type_.axes}
 
+    def limit(
+        self,
+        op: s.Source | s.Sink,
+        indices: list[Value],
+        at: dict[str, Value],
+        name: str,
+        end: Value,
+    ) -> Value:
+        """The index at which positions on axis ``name`` reach ``end``: further on where the axis is
+        the innermost part of a merged dimension. Raises UnsupportedError if it is another part."""
+        dim = next(i for i, names in enumerate(op.dims) if name in names)
+        if op.dims[dim] == (name,):
+            return end
+        if op.dims[dim][-1] != name:
+            raise UnsupportedError(f"axis {name!r} is an outer part of a dimension", op.loc)
+        return self.build.add(self.build.sub(indices[dim], at[name]), end)
+
     def split_position(self, at: Value, axes: tuple[Axis, ...]) -> dict[str, Value]:
         """The positions on ``axes`` of a flat position (last axis fastest)."""
         out: dict[str, Value] = {}
