@@ -261,8 +261,8 @@ class ReduceToLanes(TileOp, name="tile.reduce_to_lanes", traits=("pure",)):
 
 
 class Transpose(TileOp, name="tile.transpose", traits=("pure",)):
-    """Registers become lanes and lanes registers: [n, n] with rows in registers and columns on lanes
-    -> its transpose, laid out alike."""
+    """Registers become lanes and lanes registers: [n, n] with rows in registers and columns on
+    lanes -> its transpose, laid out alike."""
 
     x: Value = operand()
 

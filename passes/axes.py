@@ -245,9 +245,9 @@ def _pointwise(axes: AxisMap, op: Op, views: list[View]) -> Dims:
 
 
 def _check_diagonals(axes: AxisMap) -> None:
-    for op in axes.graph.body.ops:
-        if isinstance(op, t.Contract):
-            _check_letters(axes, op)
+    for product_op in axes.graph.body.ops:
+        if isinstance(product_op, t.Contract):
+            _check_letters(axes, product_op)
     for (op, _), view in axes.views.items():
         for dims in (view.dims, view.root_dims):
             flat = [x for d in axes.resolved(dims) for x in d]

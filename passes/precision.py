@@ -4,9 +4,9 @@ torch's products of bf16 and f16 sum in f32 and round once at the end; so does
 
     %s = tensor.contract %q, %k : bf16   ->   cast to f32, contract, cast to bf16
 
-and so does other arithmetic on them. Then a value narrowed and widened again keeps its f32 form (more precise than asked), unless a
-product
-takes it: there the narrow form lets the dot instruction of 16-bit floats be used.
+and so does other arithmetic on them. Then a value narrowed and widened again keeps its f32 form
+(more precise than asked), unless a product takes it: there the narrow form lets the dot instruction
+of 16-bit floats be used.
 """
 
 from __future__ import annotations

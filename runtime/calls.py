@@ -238,8 +238,8 @@ def _launch(signature: Signature) -> Iterator[str]:
 
 
 def key_source(signature: Signature, static: tuple[str, ...], rows: Size, inner: Size) -> str:
-    """The text of ``def key(*tensors)``: (units, values of ``static``, number of rows, length of the
-    inner axis) of a call.
+    """The text of ``def key(*tensors)``: (units, values of ``static``, number of rows, length of
+    the inner axis) of a call.
 
     ``unit`` is taken from the surroundings; shapes that do not fit raise ValueError or give a key
     whose kernel then complains.

@@ -23,10 +23,14 @@ MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 
 # "folder/file.py" or "folder/file.py:function" -> why it may be longer. A waiver not needed fails.
-WAIVERS: dict[str, str] = {}
+WAIVERS: dict[str, str] = {
+    "tests/strategies.py": "one shared file of everything that Hypothesis draws, as STYLE.md asks",
+}
 
 FILES = sorted(path for folder in MAY_IMPORT for path in (ROOT / folder).rglob("*.py"))
-FACE_FILES = sorted((ROOT / "tilewright").glob("*.py"))
+FACE_FILES = sorted(
+    [*(ROOT / "tilewright").glob("*.py"), *(ROOT / "tilewright" / "cli").glob("*.py")]
+)
 TEST_FILES = sorted((ROOT / "tests").rglob("*.py"))
 
 

@@ -1,4 +1,4 @@
-"""Compiled products with weights, gated products, row-wise and pointwise kernels against float64."""
+"""Compiled products with weights, gated products, row-wise kernels, exp2, against float64."""
 
 from __future__ import annotations
 

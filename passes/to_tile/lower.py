@@ -25,8 +25,8 @@ from tilewright.passes.to_tile.state import LoweringState
 
 
 def check_covered(info: KernelInfo) -> None:
-    """Raises UnsupportedError for sums of other than floats, and if an axis inside an element has no
-    known length."""
+    """Raises UnsupportedError for sums of other than floats, and if an axis inside an element has
+    no known length."""
     for op in info.graph.body.ops:
         if isinstance(op, s.Reduce | s.Scan | s.Fold | s.Contract):
             for value in op.operands:

@@ -99,15 +99,7 @@ def _contributes_nothing(info: KernelInfo, condition: Value) -> bool:
     """True if with the condition false every maximum sees -inf and every sum a factor 0."""
     known: dict[Value, float] = {}
     for op in info.graph.body.ops:
-        if isinstance(op, m.Const):
-            known[op.result] = float(op.value)
-        elif isinstance(op, m.Select) and op.condition is condition:
-            if op.rhs in known:
-                known[op.result] = known[op.rhs]
-        elif isinstance(op, m.Select):
-            if op.lhs in known and known[op.lhs] == known.get(op.rhs):
-                known[op.result] = known[op.lhs]
-        elif isinstance(op, s.Scan | s.Reduce):
+        if isinstance(op, s.Scan | s.Reduce):
             neutral = -math.inf if op.kind == "max" else 0.0
             if known.get(op.x) != neutral or op.kind == "min":
                 return False
@@ -115,14 +107,20 @@ def _contributes_nothing(info: KernelInfo, condition: Value) -> bool:
             if info.varies(op.x):
                 return False
         elif len(op.results) == 1:
-            number = _constant_of(op, known)
+            number = _constant_of(op, known, condition)
             if number is not None:
                 known[op.result] = number
     return True
 
 
-def _constant_of(op: Op, known: dict[Value, float]) -> float | None:
-    """The value of a map for the inputs that are known (finite values assumed for the others)."""
+def _constant_of(op: Op, known: dict[Value, float], condition: Value) -> float | None:
+    """The value of a map where ``condition`` is false, for the inputs that are known (finite values
+    assumed for the others)."""
+    if isinstance(op, m.Const):
+        return float(op.value)
+    if isinstance(op, m.Select):
+        other = known.get(op.rhs)
+        return other if op.condition is condition or known.get(op.lhs) == other else None
     inputs = [known.get(v) for v in op.operands]
     if isinstance(op, m.Sub | m.Add) and inputs[0] == -math.inf:
         return -math.inf
