@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+from tilewright.ir.dtypes import DType
 from tilewright.ir.errors import Location, VerifyError
+from tilewright.ir.layout import Layout
 from tilewright.ir.sizes import Size
-from tilewright.ir.types import Type
+from tilewright.ir.types import Axis, Type
 
 Attr = Any  # int, float, str, bool, Size, DType, Type or a tuple of those
 NOWHERE = Location()
@@ -54,10 +56,12 @@ class Operand:
 
 @dataclass(frozen=True)
 class Attribute:
-    """A named attribute of an op class with its default (``required`` if none)."""
+    """A named attribute of an op class with its default (``required`` if none) and its ``kind``,
+    which is the annotation of its field."""
 
     default: Any = None
     required: bool = True
+    kind: str = ""
 
 
 def operand(rest: bool = False) -> Any:
@@ -70,12 +74,51 @@ def attribute(**default: Any) -> Any:
     return Attribute(default.get("default"), "default" not in default)
 
 
+def _is_int(value: Attr) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _all(holds: Callable[[Attr], bool]) -> Callable[[Attr], bool]:
+    return lambda value: isinstance(value, tuple | list) and all(map(holds, value))
+
+
+def _one(kind: Any) -> Callable[[Attr], bool]:
+    return lambda value: isinstance(value, kind)
+
+
+def _is_bound(value: Attr) -> bool:
+    return (
+        isinstance(value, tuple | list)
+        and len(value) == 2
+        and _is_int(value[0])
+        and isinstance(value[1], str)
+    )
+
+
+# annotation of an attribute -> whether a value is one, and what to call it
+KINDS: dict[str, tuple[Callable[[Attr], bool], str]] = {
+    "int": (_is_int, "an integer"),
+    "float": (_one(int | float), "a number"),
+    "bool": (_one(bool), "true or false"),
+    "str": (_one(str), "a string"),
+    "Type": (_one(Type), "a type"),
+    "DType": (_one(DType), "an element type"),
+    "Layout": (_one(Layout), "a layout"),
+    "Size": (_one(Size), "size(…)"),
+    "Axis": (_one(Axis), "axis(name, size)"),
+    "tuple[int, ...]": (_all(_is_int), "a list of integers"),
+    "tuple[str, ...]": (_all(_one(str)), "a list of strings"),
+    "tuple[Size, ...]": (_all(lambda v: _is_int(v) or isinstance(v, Size)), "a list of sizes"),
+    "Dims": (_all(_all(_one(str))), "a list of lists of axes"),
+    "Bounds": (_all(_is_bound), "a list of pairs [dimension, kind]"),
+}
 REGISTRY: dict[str, type[Op]] = {}
 
 
 class Op:
     """One operation. Subclasses declare ``operand()`` and ``attribute()`` fields, ``infer`` and
-    ``reference``; the printer, parser, verifier and interpreter need nothing more."""
+    ``reference``; the printer, parser, verifier and interpreter need nothing more. Only those with
+    the trait ``regions`` have any."""
 
     name: ClassVar[str] = ""
     traits: ClassVar[frozenset[str]] = frozenset()
@@ -93,7 +136,7 @@ class Op:
         super().__init_subclass__()
         names: list[str] = []
         specs = dict(cls.attribute_specs)
-        for key in inspect.get_annotations(cls):
+        for key, kind in inspect.get_annotations(cls).items():
             spec = cls.__dict__.get(key)
             if isinstance(spec, Operand):
                 if spec.rest:
@@ -104,7 +147,8 @@ class Op:
                     setattr(cls, key, property(_operand_getter(at)))
                     names.append(key)
             elif isinstance(spec, Attribute):
-                specs[key] = spec
+                assert kind in KINDS, f"{name}.{key}: no kind of attribute is called {kind!r}"
+                specs[key] = replace(spec, kind=kind)
                 setattr(cls, key, property(_attr_getter(key)))
         cls.operand_names = cls.operand_names + tuple(names)
         cls.attribute_specs = specs
@@ -129,6 +173,8 @@ class Op:
         wanted = len(self.operand_names)
         if len(operands) < wanted or (len(operands) > wanted and self.rest_name is None):
             raise self.error(f"takes {wanted} operands ({', '.join(self.operand_names)})")
+        if self.regions and "regions" not in self.traits:
+            raise self.error("takes no region")
         types = self.infer()
         listed = tuple(types) if isinstance(types, tuple | list) else (types,)
         self.results = tuple(
@@ -143,6 +189,9 @@ class Op:
         full: dict[str, Attr] = {}
         for key, spec in self.attribute_specs.items():
             if key in attrs:
+                fits, wanted = KINDS[spec.kind]
+                if not fits(attrs[key]):
+                    raise self.error(f"{key} must be {wanted}")
                 full[key] = attrs[key]
             elif spec.required:
                 raise self.error(f"needs the attribute {key!r}")

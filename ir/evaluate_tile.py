@@ -176,7 +176,7 @@ class _Worker:
         for position, size in zip(full, memory.array.shape, strict=True):
             inside = bool(np.all((position >= 0) & (position < size)))
             check(inside, f"index outside 0..{size - 1}", op)
-        memory.array[tuple(full)] = value[valid]
+        memory.array[tuple(full)] = value[valid] if full else value[valid][0]
         memory.written[tuple(full)] = True
         return ()
 

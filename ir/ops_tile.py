@@ -335,7 +335,7 @@ class SplitPairs(TileOp, name="tile.split_pairs", traits=("pure",)):
         return np.reshape(x, (-1, 1, 2))
 
 
-class For(TileOp, name="tile.for"):
+class For(TileOp, name="tile.for", traits=("regions",)):
     """Runs the region for lo, lo + step, … below hi, carrying values from one turn to the next.
 
     Operands: lo, hi, then initial values; the region takes the counter and the carried values and
@@ -358,7 +358,7 @@ class For(TileOp, name="tile.for"):
         return carried
 
 
-class If(TileOp, name="tile.if"):
+class If(TileOp, name="tile.if", traits=("regions",)):
     """Runs the region once if ``lo < hi``; it yields nothing."""
 
     lo: Value = operand()

@@ -320,13 +320,9 @@ class Sketch:
         left = letters[: len(x.shape)]
         size_of = dict(zip(left, x.shape, strict=True))
         right, fresh = "", iter(letters[len(left) :])
-        # Two computed values may share an axis; see test_to_stream for what another letter does
-        # then.
-        apart = x.value in self.params or y.value in self.params
         for size in y.shape:
             free = [c for c in left if c not in right and size_of[c] == size]
-            same = free and not (apart and self.draw(st.integers(0, 3)) == 0)
-            right += free[0] if same else next(fresh)
+            right += free[0] if free and self.draw(st.integers(0, 3)) else next(fresh)
             size_of[right[-1]] = size
         every = list(dict.fromkeys(left + right))
         out = [c for c in self.draw(st.permutations(every)) if self.draw(st.booleans())][:3]

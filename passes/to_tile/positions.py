@@ -33,7 +33,9 @@ def _row_by_row(
         rows.each_row(_rows_left(state), clamp=False) as (row, at),
         b.loop(b.index(0), block.count, lanes, hint="out") as loop,
     ):
-        x = b.load(kept, [loop.counter, row], [1, -1], layout, hint=sink.x.hint)
+        bounds = [(1, "zero", block.count)] if block.masked and lanes > 1 else []
+        dims = [1, -1] if lanes > 1 else [-1, -1]
+        x = b.load(kept, [loop.counter, row], dims, layout, bounds, hint=sink.x.hint)
         _store(state, block, sink, x, at, loop.counter)
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from tests.strategies import Program
 from tilewright.ir.core import Graph, Module
-from tilewright.ir.errors import UnsupportedError, VerifyError
 from tilewright.ir.evaluate import evaluate_graph
 from tilewright.ir.target import NAMED, Target, from_features
 from tilewright.passes.canonicalise import canonicalise
@@ -16,11 +15,6 @@ from tilewright.passes.partition import partition
 from tilewright.passes.reorder import reorder
 from tilewright.passes.to_stream import to_stream
 from tilewright.passes.to_tile import kernel_to_tile
-
-# What to_stream may answer for a program that it cannot stream. VerifyError is a known mistake,
-# held
-# by test_to_stream.test_refusals_name_the_operation; take it out here when that test passes.
-NOT_STREAMED = (UnsupportedError, VerifyError)
 
 TARGETS: dict[str, Target] = {**NAMED, "sse": from_features("sse", "nehalem", "+sse4.2")}
 NARROW_TO_WIDE = ("scalar", "sse", "x86-64-v3", "x86-64-v4", "znver4")  # 1, 4, 8, 16, 16 with bf16

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.passes.stages import NOT_STREAMED, streamed
+from tests.passes.stages import streamed
 from tests.strategies import Program, attention_programs, tensor_programs
 from tilewright.ir.core import Graph
+from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.parser import parse
 from tilewright.passes.channels import SEND_AND_RESPONSE, Channel, find_channels
 from tilewright.passes.reorder import reorder
@@ -79,7 +80,7 @@ def test_no_score_expression_makes_attention_deep(program: Program) -> None:
 def test_every_channel_has_a_depth(program: Program) -> None:
     try:
         graph = streamed(program.module).main
-    except NOT_STREAMED:
+    except UnsupportedError:
         return
     operands = [v for op in graph.body.ops for v in op.operands]
     produced = graph.producers()

@@ -179,12 +179,9 @@ MASKS = {
     ),
     "a data mask after": (SELECT + "\n%u = math.select %w, %t, %no", "%u"),
 }
-LOST = pytest.mark.xfail(strict=True, reason="-inf on both sides of a select is not seen as -inf")
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[LOST] if n == "a data mask after" else []) for n in MASKS]
-)
+@pytest.mark.parametrize("name", MASKS)
 def test_what_still_bounds(name: str) -> None:
     mask = found(kernel(CAUSAL, *MASKS[name]))
     assert [str(b) for b in mask.bounds] == ["Bound(upper=True, terms=(('n', 1),), constant=0)"]

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.passes.stages import NOT_STREAMED, run_chain, streamed
+from tests.passes.stages import run_chain, streamed
 from tests.strategies import Program, assert_same, attention_programs, tensor_programs
 from tilewright.ir.core import Module
+from tilewright.ir.errors import UnsupportedError
 from tilewright.passes.canonicalise import canonicalise
 from tilewright.passes.decompose import decompose
 from tilewright.passes.partition import partition
@@ -58,7 +59,7 @@ def test_streaming(kind: str, least: float) -> None:
         simple = canonicalise(decompose(program.module))
         try:
             stream = to_stream(simple)
-        except NOT_STREAMED:
+        except UnsupportedError:
             counts[False] += 1
             return
         counts[True] += 1
@@ -77,7 +78,7 @@ def test_reordering_and_partition(kind: str) -> None:
     def check(program: Program, reordered: bool) -> None:
         try:
             stream = streamed(program.module)
-        except NOT_STREAMED:
+        except UnsupportedError:
             return
         want = program.run()
         stream = reorder(stream) if reordered else stream
@@ -125,6 +126,6 @@ def test_passes_leave_their_input_alone(program: Program) -> None:
         text = str(stream)
         partition(reorder(stream))
         assert str(stream) == text
-    except NOT_STREAMED:
+    except UnsupportedError:
         pass
     assert str(program.module) == before

@@ -80,7 +80,6 @@ def test_a_softmax_waits_twice() -> None:
     assert_same(run_chain(program, kernels, names), program.run(), 1)
 
 
-@pytest.mark.xfail(strict=True, reason="wiring by name, and names of values are not unique")
 def test_two_softmaxes_keep_their_intermediate_results_apart() -> None:
     """Both have values called e, max and sum, which decompose names."""
     program, kernels, names = pair(SOFTMAXES + "%r = math.sub %p, %q\nreturn %r }")

@@ -107,15 +107,11 @@ QUADRATIC = {
 }
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a product of two terms that each hold e is taken for linear"
-)
 @pytest.mark.parametrize("body", QUADRATIC.values(), ids=QUADRATIC)
 def test_products_of_exponentials_are_not_linear(body: str) -> None:
     check(program(body), X, V)
 
 
-@pytest.mark.xfail(strict=True, reason="any select whose last operand is the maximum counts as it")
 @pytest.mark.parametrize("other", ["1.0", "-2.5"])
 def test_a_reference_chosen_by_the_user(other: str) -> None:
     body = (
