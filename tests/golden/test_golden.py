@@ -1,4 +1,4 @@
-"""Each pass on small programs, before and after: ``<pass>/<case>.tw`` is input, ``// ----``, output.
+"""Each pass before and after: ``<pass>/<case>.tw`` is input, ``// ----``, output.
 
 ``pytest tests/golden --update-golden`` writes what the passes now give; read the difference.
 """

@@ -1,0 +1,22 @@
+"""``tilewright bench``: the measurements of ``tilewright.bench``, imported when asked for."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import typer
+
+WHAT = ("attention", "demo", "readme")
+
+
+def bench(
+    context: typer.Context,
+    what: str = typer.Argument(help="What to measure: attention, demo, readme (the table)."),
+) -> None:
+    """Measure against PyTorch; options after the name go to it (``--json``, ``--save``, …)."""
+    if what not in WHAT:
+        raise typer.BadParameter(f"{what!r} is none of {', '.join(WHAT)}")
+    module = importlib.import_module(f"tilewright.bench.{what}")
+    sys.argv = [f"tilewright bench {what}", *context.args]
+    module.app()
