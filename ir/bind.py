@@ -24,10 +24,17 @@ def bind_sizes(
         message = f"{graph.name} takes {len(graph.params)} inputs ({names}), {len(shapes)} given"
         raise BindError(message)
     values: dict[str, int] = dict(known or {})
+    for name, number in values.items():
+        if name not in graph.sizes:
+            listed = ", ".join(graph.sizes) or "none"
+            raise BindError(f"{graph.name} has no size {name} (it has: {listed})")
+        if number < 0:
+            raise BindError(f"{graph.name}: size {name} = {number} is negative")
     pending: list[tuple[str, Size, int]] = []
     for param, shape in zip(graph.params, shapes, strict=True):
         type_ = param.type
-        assert isinstance(type_, TensorType | BufferType)
+        if not isinstance(type_, TensorType | BufferType):
+            raise BindError(f"%{param.hint}: {type_} cannot be given from outside")
         if len(shape) != len(type_.shape):
             rule = f"has {len(type_.shape)} dimensions, the input has {len(shape)}"
             raise BindError(f"%{param.hint}: {type_} {rule} ({_shape(shape)})")
@@ -41,18 +48,25 @@ def bind_sizes(
 
 
 def _solve(values: dict[str, int], pending: list[tuple[str, Size, int]]) -> None:
+    """Fills ``values`` from equations size = number, those with one unknown name first.
+
+    An equation 0 * N = 0 says nothing about N, which counts as 0 if no other one does.
+    """
+    any_value_fits = False
     while pending:
         rest = []
         for where, size, number in pending:
             unknown = [n for n in size.names if n not in values]
             if not unknown:
                 _check(values, where, size, number)
-            elif len(unknown) == 1:
-                _assign(values, unknown[0], where, size, number)
-            else:
+            elif len(unknown) > 1 or not _assign(
+                values, unknown[0], where, size, number, any_value_fits
+            ):
                 rest.append((where, size, number))
         if len(rest) == len(pending):
-            return
+            if any_value_fits:
+                return
+            any_value_fits = True
         pending = rest
 
 
@@ -64,14 +78,24 @@ def _check(values: dict[str, int], where: str, size: Size, number: int) -> None:
         raise BindError(f"{where} must be {size} = {wanted}{detail}, the input has {number}")
 
 
-def _assign(values: dict[str, int], name: str, where: str, size: Size, number: int) -> None:
-    factor = size.divided_by(name, values)
-    if factor == 0 and number == 0:
-        values[name] = 0
-        return
-    if not factor or number % factor:
-        raise BindError(f"{where} must be {size}, a multiple of {factor}, the input has {number}")
-    values[name] = number // factor
+def _assign(
+    values: dict[str, int], name: str, where: str, size: Size, number: int, any_value_fits: bool
+) -> bool:
+    """Solve size = factor * name + rest = number for ``name``; False if that has to wait."""
+    factor_size, rest_size = size.split(name)
+    if name in factor_size.names:
+        return False
+    factor, rest = factor_size.evaluate(values), number - rest_size.evaluate(values)
+    if factor == 0 and rest == 0:
+        if any_value_fits:
+            values[name] = 0
+        return any_value_fits
+    if factor == 0 or rest % factor or rest // factor < 0:
+        more = f" more than {rest_size}" if rest_size.terms else ""
+        rule = f"a multiple of {factor}{more}"
+        raise BindError(f"{where} must be {size}, {rule}, the input has {number}")
+    values[name] = rest // factor
+    return True
 
 
 def _shape(shape: Shape) -> str:

@@ -6,6 +6,7 @@ written for any number of exponent and mantissa bits already.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,11 +42,22 @@ class DType:
         """Distance from 1 to the next value (floats only)."""
         return float(2.0**-self.mantissa)
 
+    def holds(self, value: float) -> bool:
+        """Whether a Python number can be taken for one of this dtype (floats round it)."""
+        if self.is_float:
+            return True
+        if not math.isfinite(value) or value != int(value):
+            return False
+        if self.kind == "bool":
+            return value in (0, 1)
+        low = 0 if self.kind == "uint" else -(2 ** (self.bits - 1))
+        return bool(low <= value < low + 2**self.bits)
+
     def round(self, values: npt.ArrayLike) -> Array:
         """Values rounded to the nearest of this dtype, ties to even, held in ``host``."""
-        if self.name == "bf16":
-            return _round_mantissa(np.asarray(values), self.mantissa)
         with np.errstate(over="ignore", invalid="ignore"):
+            if self.name == "bf16":
+                return _round_mantissa(np.asarray(values), self.mantissa)
             if self.name == "f16":
                 return np.asarray(values).astype(np.float16).astype(np.float32)
             return np.asarray(values).astype(self.host)
@@ -57,6 +69,8 @@ def _round_mantissa(values: Array, mantissa: int) -> Array:
     Rounding a double to f32 first and then again could round twice; the bit pattern of the double
     is used while it is one, by forcing the sticky bit of the first rounding (round to odd).
     """
+    if values.dtype.kind in "iu":
+        values = values.astype(np.float64)
     if values.dtype == np.float64:
         narrow = values.astype(np.float32)
         bits = narrow.view(np.uint32)

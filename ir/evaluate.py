@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ import numpy as np
 from tilewright.ir.bind import bind_sizes
 from tilewright.ir.core import Graph, Module, Op, Value
 from tilewright.ir.dtypes import F64, DType
-from tilewright.ir.errors import EvaluationError
+from tilewright.ir.errors import BindError, EvaluationError
 from tilewright.ir.types import StreamType, TensorType
 
 
@@ -53,10 +55,12 @@ def evaluate_graph(
     values = bind_sizes(graph, [a.shape for a in arrays], sizes)
     scope: dict[Value, Any] = {}
     for param, array in zip(graph.params, arrays, strict=True):
-        assert isinstance(param.type, TensorType)
+        if not isinstance(param.type, TensorType):
+            raise BindError(f"%{param.hint}: {param.type} cannot be given from outside")
         scope[param] = arithmetic.settle(array, param.type.dtype)
     for op in graph.body.ops:
-        outputs = _run(op, [scope[v] for v in op.operands], values)
+        with reported(op):
+            outputs = _run(op, [scope[v] for v in op.operands], values)
         for result, output in zip(op.results, outputs, strict=True):
             scope[result] = arithmetic.settle(output, getattr(result.type, "dtype", None))
     return tuple(scope[v] for v in graph.results)
@@ -102,6 +106,15 @@ def _align(op: Op, inputs: list[Any]) -> list[Any]:
         view = [next(shape) if a.name in have else 1 for a in out_type.axes]
         aligned.append(moved.reshape(view))
     return aligned
+
+
+@contextmanager
+def reported(op: Op) -> Iterator[None]:
+    """NumPy's refusals (sizes below 0 or beyond memory) as errors at the operation."""
+    try:
+        yield
+    except (MemoryError, OverflowError, ValueError) as error:
+        raise EvaluationError(f"{op.name}: {error}", op.loc) from error
 
 
 def check(condition: bool, message: str, op: Op) -> None:

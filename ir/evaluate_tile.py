@@ -14,7 +14,7 @@ from tilewright.ir.bind import bind_sizes
 from tilewright.ir.core import Graph, Op, Region, Value
 from tilewright.ir.dtypes import DType
 from tilewright.ir.errors import EvaluationError
-from tilewright.ir.evaluate import Arithmetic, check
+from tilewright.ir.evaluate import Arithmetic, check, reported
 from tilewright.ir.sizes import Size
 from tilewright.ir.types import BufferType, RegisterType, ScratchType
 
@@ -37,14 +37,14 @@ class Memory:
 
 def grid_of(graph: Graph, sizes: dict[str, int]) -> tuple[int, ...]:
     """How many work items each grid dimension has: ceil(size / tile)."""
-    return tuple(-(-Size.of(s).evaluate(sizes) // tile) for s, tile in graph.attrs["grid"])
+    return tuple(-(-Size.of(s).evaluate(sizes) // tile) for s, tile in graph.attrs.get("grid", ()))
 
 
 def run_tile_program(
     graph: Graph, inputs: list[Any], arithmetic: Arithmetic, sizes: dict[str, int] | None
 ) -> tuple[Any, ...]:
     """Runs all work items; parameters are inputs, then outputs. Returns the outputs."""
-    outputs = int(graph.attrs["outputs"])
+    outputs = int(graph.attrs.get("outputs", 0))
     given = graph.params[: len(graph.params) - outputs]
     shell = Graph(graph.level, graph.name, graph.sizes, Region(given, ()), graph.attrs)
     values = bind_sizes(shell, [a.shape for a in inputs], sizes)
@@ -101,6 +101,7 @@ class _Worker:
         return (op.value if isinstance(op.type, RegisterType) else int(op.value),)
 
     def do_tile_block(self, op: ops_tile.BlockId, inputs: Any, scope: Any) -> Any:
+        check(0 <= op.dim < len(self.item), f"the grid has {len(self.item)} dimensions", op)
         return (self.item[op.dim],)
 
     def do_tile_size(self, op: ops_tile.SizeOf, inputs: Any, scope: Any) -> Any:
@@ -114,7 +115,8 @@ class _Worker:
 
     def do_tile_alloc(self, op: ops_tile.Alloc, inputs: Any, scope: Any) -> Any:
         assert isinstance(op.type, ScratchType)
-        return (Memory.of(op.type.shape, op.type.dtype, self.arithmetic.exact),)
+        with reported(op):
+            return (Memory.of(op.type.shape, op.type.dtype, self.arithmetic.exact),)
 
     def do_tile_for(self, op: ops_tile.For, inputs: list[Any], scope: dict[Value, Any]) -> Any:
         region, carried = op.regions[0], list(inputs[2:])

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 Step = tuple[str, int, int]  # kind, dimension, size
+Digit = tuple[int, int, int]  # dimension, stride in it (0 for copies), size
 
 
 @dataclass(frozen=True)
@@ -100,13 +101,48 @@ class Layout:
         """
         if self.lanes != other.lanes or self.rank != other.rank:
             return None
+        if other.is_part_of(self):
+            return self
         lanes = _join_lanes(self._kind("lane"), other._kind("lane"))
         mine, theirs = self._kind("local"), other._kind("local")
         both = {d for _, d, _ in mine} & {d for _, d, _ in theirs}
         if lanes is None or (both and mine != theirs):
             return None
         registers = mine if both else tuple(sorted(mine + theirs, key=lambda step: step[1]))
-        return Layout(self.rank, _merge(registers + lanes))
+        whole = Layout(self.rank, _merge(registers + lanes))
+        return whole if self.is_part_of(whole) and other.is_part_of(whole) else None
+
+    def is_part_of(self, whole: Layout) -> bool:
+        """True if every lane holds its elements of ``whole``, except for dimensions of size one,
+        which broadcast."""
+        if self == whole:
+            return True
+        for dim, size in enumerate(self.shape):
+            if size == 1:
+                whole = whole.collapse(dim)
+        return self.same_map(whole)
+
+    def same_map(self, other: Layout) -> bool:
+        """True if both put the same elements into the same registers of the same lanes."""
+        return self == other or self._digits() == other._digits()
+
+    def _digits(self) -> tuple[list[Digit], list[Digit]]:
+        """The digits that register and lane numbers consist of, innermost first; those that count
+        on are one. Two layouts have the same digits just if they are the same map."""
+        registers: list[Digit] = []
+        lanes: list[Digit] = []
+        strides = [1] * self.rank
+        for kind, dim, size in reversed(self.steps):
+            digits = registers if kind == "local" else lanes
+            stride = 0 if kind == "replicate" else strides[dim]
+            inner_dim, inner_stride, inner_size = digits[-1] if digits else (-1, 0, 0)
+            if inner_dim == dim and inner_stride * inner_size == stride:
+                digits[-1] = (dim, inner_stride, inner_size * size)
+            else:
+                digits.append((dim, stride, size))
+            if stride:
+                strides[dim] *= size
+        return registers, lanes
 
     def _kind(self, kind: str) -> tuple[Step, ...]:
         local = kind == "local"
@@ -125,7 +161,9 @@ class Layout:
 
     def __str__(self) -> str:
         atoms = list(self._atoms())
-        return ".".join(atoms) if atoms else f"local({', '.join(['1'] * self.rank)})"
+        if all(kind == "replicate" for kind, _, _ in self.steps):  # which does not tell the rank
+            atoms.insert(0, f"local({', '.join(['1'] * self.rank)})")
+        return ".".join(atoms)
 
     def _atoms(self) -> Iterator[str]:
         at = 0

@@ -3,13 +3,14 @@ and on run-time integers; operands broadcast as in NumPy (streams: by axis name)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
 from tilewright.ir.core import Op, Value, attribute, operand
-from tilewright.ir.dtypes import BOOL, DType
+from tilewright.ir.dtypes import BOOL, I64, DType
 from tilewright.ir.layout import Layout
 from tilewright.ir.sizes import Size
 from tilewright.ir.types import (
@@ -67,45 +68,38 @@ def _broadcast_streams(op: Op, types: list[StreamType]) -> StreamType:
 
 def broadcast_layouts(op: Op, layouts: list[Layout]) -> Layout:
     """The layout of which every operand's is a part with some dimensions collapsed."""
+    first = layouts[0]
+    if all(y == first for y in layouts[1:]):
+        return first
     shaped = [y for y in layouts if y.registers != 1 or y.lanes != 1] or layouts[:1]
     op.require(len({y.rank for y in layouts}) == 1, "tiles must have the same rank")
-    common = max(shaped, key=lambda y: (np.prod(y.shape), y.registers))
-    if not all(_is_part(y, common) for y in shaped):
-        joined = shaped[0]
+    common = max(shaped, key=lambda y: (math.prod(y.shape), y.registers))
+    if not all(y.is_part_of(common) for y in shaped):
+        common = shaped[0]
         for other in shaped[1:]:
-            found = joined.join(other)
-            op.require(found is not None, f"layouts {joined} and {other} do not go together")
-            joined = found or joined
-        common = joined
+            found = common.join(other)
+            op.require(found is not None, f"layouts {common} and {other} do not go together")
+            common = found or common
     for other in shaped:
-        fits = _is_part(other, common)
+        fits = other.is_part_of(common)
         op.require(fits, f"layouts {other} and {common} put elements on different lanes")
     return common
 
 
-def _is_part(layout: Layout, whole: Layout) -> bool:
-    for dim in range(whole.rank):
-        if layout.shape[dim] == 1:
-            whole = whole.collapse(dim)
-    return _same_lanes(layout, whole)
-
-
-def _same_lanes(a: Layout, b: Layout) -> bool:
-    return a == b or (
-        a.shape == b.shape
-        and a.lanes == b.lanes
-        and a.registers == b.registers
-        and a.table() == b.table()
-    )
+FLOATS, INTEGERS, BOOLS = ("float",), ("int", "uint"), ("bool",)
+NUMBERS = FLOATS + INTEGERS
 
 
 class Pointwise(Op, traits=("pure", "pointwise")):
-    """Base: all operands of one dtype, result the broadcast of them."""
+    """Base: all operands of one dtype, of a kind in ``kinds``; result the broadcast of them."""
+
+    kinds: ClassVar[tuple[str, ...]] = NUMBERS
 
     def infer(self) -> Type:
         types = [v.type for v in self.operands]
-        dtypes = {str(getattr(t, "dtype", "index")) for t in types}
+        dtypes = {getattr(t, "dtype", I64) for t in types}
         self.require(len(dtypes) == 1, "operands must have one dtype (use math.cast)")
+        self.require(dtypes.pop().kind in self.kinds, f"operands must be {' or '.join(self.kinds)}")
         return broadcast_types(self, types)
 
 
@@ -121,7 +115,14 @@ class Binary(Pointwise):
 P = TypeVar("P", bound=Pointwise)
 
 
-def _declare(base: type[P], name: str, fn: Callable[..., Any], doc: str, *traits: str) -> type[P]:
+def _declare(
+    base: type[P],
+    name: str,
+    fn: Callable[..., Any],
+    doc: str,
+    *traits: str,
+    kinds: tuple[str, ...] = NUMBERS,
+) -> type[P]:
     """A pointwise op class from its NumPy meaning; one row below declares one."""
 
     def reference(self: Op, *inputs: Any) -> Any:
@@ -129,7 +130,7 @@ def _declare(base: type[P], name: str, fn: Callable[..., Any], doc: str, *traits
             return fn(*inputs)
 
     class_name = "".join(part.title() for part in name.split("_"))
-    space = {"__doc__": doc, "reference": reference, "__module__": __name__}
+    space = {"__doc__": doc, "reference": reference, "kinds": kinds, "__module__": __name__}
     made: type[P] = type(class_name, (base,), space, name=f"math.{name}", traits=traits)
     return made
 
@@ -148,24 +149,32 @@ Add = _declare(Binary, "add", np.add, "Sum.", "commutative")
 Sub = _declare(Binary, "sub", np.subtract, "Difference.")
 Mul = _declare(Binary, "mul", np.multiply, "Product.", "commutative")
 Div = _declare(Binary, "div", _floor_divide, "Quotient; of integers rounded down, 0 by zero.")
-Mod = _declare(Binary, "mod", lambda a, b: a - _floor_divide(a, b) * b, "Remainder of integers.")
+Mod = _declare(
+    Binary,
+    "mod",
+    lambda a, b: a - _floor_divide(a, b) * b,
+    "Remainder of integers.",
+    kinds=INTEGERS,
+)
 Max = _declare(Binary, "max", _maximum, "The larger; NaN if either is.", "commutative")
 Min = _declare(Binary, "min", np.minimum, "The smaller; NaN if either is.", "commutative")
-Pow = _declare(Binary, "pow", np.power, "lhs to the power of rhs.")
-And = _declare(Binary, "and", np.logical_and, "Both (bool).", "commutative")
-Or = _declare(Binary, "or", np.logical_or, "Either (bool).", "commutative")
-Not = _declare(Unary, "not", np.logical_not, "Negation (bool).")
+Pow = _declare(Binary, "pow", np.power, "lhs to the power of rhs.", kinds=FLOATS)
+And = _declare(Binary, "and", np.logical_and, "Both (bool).", "commutative", kinds=BOOLS)
+Or = _declare(Binary, "or", np.logical_or, "Either (bool).", "commutative", kinds=BOOLS)
+Not = _declare(Unary, "not", np.logical_not, "Negation (bool).", kinds=BOOLS)
 Neg = _declare(Unary, "neg", np.negative, "-x.")
 Abs = _declare(Unary, "abs", np.abs, "Absolute value.")
-Exp = _declare(Unary, "exp", np.exp, "e to the x.")
-Exp2 = _declare(Unary, "exp2", np.exp2, "2 to the x.")
-Log = _declare(Unary, "log", np.log, "Natural logarithm.")
-Log2 = _declare(Unary, "log2", np.log2, "Logarithm to base 2.")
-Tanh = _declare(Unary, "tanh", np.tanh, "Hyperbolic tangent.")
-Sqrt = _declare(Unary, "sqrt", np.sqrt, "Square root.")
-Rsqrt = _declare(Unary, "rsqrt", lambda x: 1 / np.sqrt(x), "1 / sqrt(x).")
-Round = _declare(Unary, "round", np.rint, "Nearest integer, ties to even.")
-Sigmoid = _declare(Unary, "sigmoid", lambda x: 1 / (1 + np.exp(-x)), "1 / (1 + exp(-x)).")
+Exp = _declare(Unary, "exp", np.exp, "e to the x.", kinds=FLOATS)
+Exp2 = _declare(Unary, "exp2", np.exp2, "2 to the x.", kinds=FLOATS)
+Log = _declare(Unary, "log", np.log, "Natural logarithm.", kinds=FLOATS)
+Log2 = _declare(Unary, "log2", np.log2, "Logarithm to base 2.", kinds=FLOATS)
+Tanh = _declare(Unary, "tanh", np.tanh, "Hyperbolic tangent.", kinds=FLOATS)
+Sqrt = _declare(Unary, "sqrt", np.sqrt, "Square root.", kinds=FLOATS)
+Rsqrt = _declare(Unary, "rsqrt", lambda x: 1 / np.sqrt(x), "1 / sqrt(x).", kinds=FLOATS)
+Round = _declare(Unary, "round", np.rint, "Nearest integer, ties to even.", kinds=FLOATS)
+Sigmoid = _declare(
+    Unary, "sigmoid", lambda x: 1 / (1 + np.exp(-x)), "1 / (1 + exp(-x)).", kinds=FLOATS
+)
 
 
 class Fma(Pointwise, name="math.fma"):
@@ -183,6 +192,8 @@ class Fma(Pointwise, name="math.fma"):
 class Fraction(Unary, name="math.fraction"):
     """x - floor(x), in [0, 1]; 0 for infinities."""
 
+    kinds = FLOATS
+
     def reference(self, x: Any) -> Any:
         with np.errstate(all="ignore"):
             return np.where(np.isinf(x), 0.0, x - np.floor(x))
@@ -190,6 +201,8 @@ class Fraction(Unary, name="math.fraction"):
 
 class Scale2(Binary, name="math.scale2"):
     """lhs * 2**floor(rhs); exact unless it leaves the dtype's range; NaN if either is."""
+
+    kinds = FLOATS
 
     def reference(self, lhs: Any, rhs: Any) -> Any:
         with np.errstate(all="ignore"):
@@ -220,6 +233,7 @@ class Compare(Binary, name="math.compare"):
 
     relation: str = attribute()
 
+    kinds = NUMBERS + BOOLS
     RELATIONS: ClassVar[dict[str, Any]] = {
         "lt": np.less,
         "le": np.less_equal,
@@ -264,11 +278,10 @@ class Cast(Op, name="math.cast", traits=("pure", "pointwise")):
 
     def infer(self) -> Type:
         type_ = self.x.type
-        self.require(isinstance(self.dtype, DType), "dtype must name an element type")
         if isinstance(type_, IndexType):
             one = Layout(2)
             return RegisterType(self.dtype, one)
-        return with_dtype(type_, self.dtype)
+        return with_dtype(broadcast_types(self, [type_]), self.dtype)
 
     def reference(self, x: Any) -> Any:
         x = np.asarray(x)
@@ -281,13 +294,19 @@ class Cast(Op, name="math.cast", traits=("pure", "pointwise")):
 
 
 class Const(Op, name="math.const", traits=("pure", "pointwise")):
-    """A constant of a type: a rank-0 tensor, a stream without loops, a 1 x 1 tile or an index."""
+    """A constant of a type: a rank-0 tensor, a stream without loops, a tile or an index."""
 
     value: float = attribute()
     type: Type = attribute()
 
     def infer(self) -> Type:
-        return self.type
+        type_ = self.type
+        axes = type_.shape if isinstance(type_, TensorType) else getattr(type_, "axes", ())
+        single = not axes and not isinstance(type_, BufferType | ScratchType)
+        self.require(single, "the type must be a single number's, a tile or index")
+        dtype = getattr(type_, "dtype", I64)
+        self.require(dtype.holds(self.value), f"{self.value!r} is no {dtype}")
+        return type_
 
     def reference(self) -> Any:
         dtype = getattr(self.type, "dtype", None)

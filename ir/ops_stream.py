@@ -14,8 +14,12 @@ from typing import Any
 import numpy as np
 
 from tilewright.ir.core import Op, Value, attribute, operand
+from tilewright.ir.dtypes import I64
+from tilewright.ir.reduction import IDENTITIES, identity_of, reduce_axis
+from tilewright.ir.sizes import product
 from tilewright.ir.types import Axis, StreamType, TensorType, Type
 
+IDENTITY = IDENTITIES
 Dims = tuple[tuple[str, ...], ...]
 
 
@@ -26,6 +30,18 @@ class StreamOp(Op, traits=("pure",)):
         self.require(isinstance(value.type, StreamType), "operands must be streams")
         assert isinstance(value.type, StreamType)
         return value.type
+
+    def require_dims(self, dims: Dims, stream: StreamType, tensor: TensorType) -> None:
+        """The axes named for a dimension multiply to its size; each is named at most once."""
+        self.require(len(dims) == len(tensor.shape), "dims must name every dimension")
+        self.require(stream.dtype == tensor.dtype, "dtypes must agree")
+        sizes = {a.name: a.size for a in stream.axes}
+        used = [a for dim in dims for a in dim]
+        known = len(set(used)) == len(used) and set(used) <= set(sizes)
+        self.require(known, "dims name unknown axes")
+        for at, (dim, size) in enumerate(zip(dims, tensor.shape, strict=True)):
+            given = product(sizes[a] for a in dim)
+            self.require(given == size, f"axes of dimension {at} make {given} elements, not {size}")
 
     def element_axis(self, type_: StreamType, name: str) -> int:
         names = [a.name for a in type_.element]
@@ -47,13 +63,10 @@ class Source(StreamOp, name="stream.source"):
         self.require(isinstance(given, TensorType), "a source reads a tensor")
         self.require(isinstance(self.type, StreamType), "type must be a stream")
         assert isinstance(given, TensorType) and isinstance(self.type, StreamType)
-        self.require(len(self.dims) == len(given.shape), "dims must name every dimension")
-        self.require(given.dtype == self.type.dtype, "dtypes must agree")
-        known = {a.name for a in self.type.axes}
         used = [a for dim in self.dims for a in dim]
-        self.require(set(used) <= known and len(set(used)) == len(used), "dims name unknown axes")
         missing = [a.name for a in self.type.element if a.name not in used]
         self.require(not missing, f"element axis {missing} is not in the tensor")
+        self.require_dims(self.dims, self.type, given)
         return self.type
 
     def reference_axes(self, tensor: Any, sizes: dict[str, int]) -> Any:
@@ -77,6 +90,7 @@ class Index(StreamOp, name="stream.index"):
         self.require(isinstance(self.type, StreamType), "type must be a stream")
         assert isinstance(self.type, StreamType)
         self.require(self.axis in [a.name for a in self.type.axes], "axis must be one of the loops")
+        self.require(self.type.dtype == I64, "positions are i64")
         return self.type
 
     def reference_axes(self, sizes: dict[str, int]) -> Any:
@@ -118,10 +132,12 @@ class Contract(StreamOp, name="stream.contract", traits=("linear",)):
         self.require(left.loops == right.loops, "streams must run in the same loops (repeat one)")
         self.require(left.dtype == right.dtype, "operands must have one dtype")
         for name in self.axes:
-            self.element_axis(left, name)
-            self.element_axis(right, name)
+            one = left.axes[self.element_axis(left, name)]
+            other = right.axes[self.element_axis(right, name)]
+            self.require(one == other, f"axis {name!r} has two sizes")
         kept = [a for a in left.element if a.name not in self.axes]
         kept += [a for a in right.element if a.name not in self.axes and a not in kept]
+        self.require(len({a.name for a in kept}) == len(kept), "one axis has two sizes")
         return StreamType(left.loops, tuple(kept), left.dtype)
 
     def reference(self, lhs: Any, rhs: Any) -> Any:
@@ -152,20 +168,6 @@ class Fold(StreamOp, name="stream.fold"):
 
     def reference(self, x: Any) -> Any:
         return reduce_axis(x, self.kind, self.element_axis(self.stream(self.x), self.axis))
-
-
-IDENTITY = {"sum": 0.0, "max": -math.inf, "min": math.inf}
-
-
-def reduce_axis(x: Any, kind: str, axis: int) -> Any:
-    """Sum, maximum or minimum along an axis; the identity where it is empty."""
-    functions: dict[str, Any] = {"sum": np.sum, "max": np.max, "min": np.min}
-    initial: float = IDENTITY[kind]
-    if np.issubdtype(x.dtype, np.integer):
-        limits = np.iinfo(x.dtype)
-        initial = {"sum": 0, "max": limits.min, "min": limits.max}[kind]
-    with np.errstate(all="ignore"):
-        return functions[kind](x, axis=axis, initial=initial)
 
 
 class Reduce(StreamOp, name="stream.reduce"):
@@ -223,7 +225,9 @@ class Scan(StreamOp, name="stream.scan"):
         function = {"sum": np.add, "max": np.fmax, "min": np.fmin}[self.kind]
         with np.errstate(all="ignore"):
             running = function.accumulate(x, axis=axis)
-        first = np.full_like(np.take(x, [0], axis) if x.shape[axis] else x, IDENTITY[self.kind])
+        first = np.full_like(
+            np.take(x, [0], axis) if x.shape[axis] else x, identity_of(self.kind, x.dtype)
+        )
         previous = np.concatenate([first, running], axis)[tuple(slice(0, n) for n in x.shape)]
         return running, previous
 
@@ -239,9 +243,9 @@ class Sink(StreamOp, name="stream.sink"):
         type_ = self.stream(self.x)
         self.require(isinstance(self.type, TensorType), "type must be a tensor")
         assert isinstance(self.type, TensorType)
-        used = [a for dim in self.dims for a in dim]
-        known = {a.name for a in type_.axes}
-        self.require(set(used) == known and len(used) == len(known), "dims must use every axis")
+        used = {a for dim in self.dims for a in dim}
+        self.require(all(a.name in used for a in type_.axes), "dims must use every axis")
+        self.require_dims(self.dims, type_, self.type)
         return self.type
 
     def reference_axes(self, x: Any, sizes: dict[str, int]) -> Any:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from tilewright.ir.core import Op, Value, attribute, operand
 from tilewright.ir.dtypes import F32, F64, DType
+from tilewright.ir.reduction import IDENTITIES, reduce_axis
 from tilewright.ir.sizes import Size, product
 from tilewright.ir.types import TensorType, Type
 
@@ -56,7 +57,10 @@ class Contract(TensorOp, name="tensor.contract", traits=("linear",)):
                 message = f"sizes {known} and {size} of {letter!r} differ"
                 self.require(known == size, message)
                 sizes[letter] = size
+        named = all(x.isascii() and x.isalpha() for x in sizes)
+        self.require(named, "dimensions are named by letters")
         self.require(all(x in sizes for x in out), "an output letter occurs in no operand")
+        self.require(len(set(out)) == len(out), "an output letter occurs twice")
         dtypes = {self.tensor(v).dtype for v in self.operands}
         self.require(len(dtypes) == 1, "operands must have one dtype (use math.cast)")
         return TensorType(tuple(sizes[x] for x in out), dtypes.pop())
@@ -76,21 +80,15 @@ class Reduce(TensorOp, name="tensor.reduce"):
     axis: int = attribute()
     keep: bool = attribute(default=False)
 
-    KINDS: ClassVar[dict[str, Any]] = {"sum": np.sum, "max": np.max, "min": np.min}
-
     def infer(self) -> Type:
-        self.require(self.kind in self.KINDS, "kind is sum, max or min")
+        self.require(self.kind in IDENTITIES, "kind is sum, max or min")
         type_ = self.tensor(self.x)
         axis = self.axis_of(self.axis, len(type_.shape))
         kept = (Size.of(1),) if self.keep else ()
         return TensorType(type_.shape[:axis] + kept + type_.shape[axis + 1 :], type_.dtype)
 
     def reference(self, x: Any) -> Any:
-        empty = {"sum": 0.0, "max": -np.inf, "min": np.inf}[self.kind]
-        with np.errstate(all="ignore"):
-            if not np.issubdtype(x.dtype, np.floating):
-                return self.KINDS[self.kind](x, axis=self.axis, keepdims=self.keep)
-            return self.KINDS[self.kind](x, axis=self.axis, keepdims=self.keep, initial=empty)
+        return reduce_axis(x, self.kind, self.axis, self.keep)
 
 
 class Softmax(TensorOp, name="tensor.softmax"):
@@ -140,6 +138,7 @@ class Reshape(TensorOp, name="tensor.reshape"):
     def infer(self) -> Type:
         type_ = self.tensor(self.x)
         shape = tuple(Size.of(s) for s in self.shape)
+        self.require(all(s.constant is None or s.constant >= 0 for s in shape), "negative size")
         fits = product(shape) == product(type_.shape)
         self.require(fits, f"{product(shape)} elements wanted, {product(type_.shape)} given")
         return TensorType(shape, type_.dtype)

@@ -36,6 +36,9 @@ class TileOp(Op):
         assert isinstance(value.type, BufferType | ScratchType)
         return value.type
 
+    def require_dim(self, dim: int, layout: Layout) -> None:
+        self.require(0 <= dim < layout.rank, f"the tile has no dimension {dim}")
+
     def require_indices(self, values: tuple[Value, ...]) -> None:
         self.require(all(isinstance(v.type, IndexType) for v in values), "indices must be index")
 
@@ -89,6 +92,12 @@ class Access(TileOp):
         self.require(len(self.dims) == rank, f"dims needs {rank} entries")
         self.require(len(rest) == rank + len(self.bounds), "one index per dimension, then limits")
         self.require_indices(rest)
+        for dim in (*self.dims, *(d for d, _ in self.bounds)):
+            self.require(-1 <= dim < len(tile.shape), f"the tile has no dimension {dim}")
+        bounded = {d for d, kind in self.bounds if d >= 0 and kind in ("clamp", "zero")}
+        self.require(
+            len(bounded) == len(self.bounds), "bounds are [dimension, clamp or zero], once"
+        )
         used = [d for d in self.dims if d >= 0]
         self.require(
             len(set(used)) == len(used), "a tile dimension runs along one memory dimension"
@@ -162,6 +171,7 @@ class Coordinate(TileOp, name="tile.coordinate", traits=("pure",)):
     layout: Layout = attribute()
 
     def infer(self) -> Type:
+        self.require_dim(self.dim, self.layout)
         return RegisterType(I64, self.layout)
 
     def reference_tile(self) -> Any:
@@ -178,6 +188,7 @@ class Splat(TileOp, name="tile.splat", traits=("pure",)):
 
     def infer(self) -> Type:
         self.require_indices((self.x,))
+        self.require(self.rank > 0, "rank must be positive")
         return RegisterType(I64, Layout(self.rank))
 
 
@@ -214,6 +225,7 @@ class Reduce(TileOp, name="tile.reduce", traits=("pure",)):
     def infer(self) -> Type:
         type_ = self.register(self.x)
         self.require(self.kind in ("sum", "max", "min"), "kind is sum, max or min")
+        self.require_dim(self.dim, type_.layout)
         return RegisterType(type_.dtype, type_.layout.collapse(self.dim))
 
     def reference(self, x: Any) -> Any:
@@ -250,8 +262,10 @@ class ReduceToLanes(TileOp, name="tile.reduce_to_lanes", traits=("pure",)):
     def infer(self) -> Type:
         type_ = self.register(self.x)
         layout = type_.layout
-        fits = layout.rank == 3 and layout.shape[2] == layout.lanes
-        self.require(fits and layout.registers == layout.lanes, "needs [m, r, lanes], m*r = lanes")
+        outer = layout.shape[:2]
+        expected = Layout(3).local(*outer, 1).spatial(1, 1, layout.lanes) if layout.rank == 3 else 0
+        fits = layout == expected and layout.registers == layout.lanes
+        self.require(fits, "needs [m, r, lanes] with m*r = lanes, the last on lanes")
         out = Layout(2).spatial(layout.shape[0], layout.shape[1])
         return RegisterType(type_.dtype, out)
 
@@ -308,9 +322,9 @@ class PackPairs(TileOp, name="tile.pack_pairs", traits=("pure",)):
         self.require(self.dtype in (BF16, F16), "pairs are of 16-bit floats")
         self.require(type_.dtype in (F32, self.dtype), "converts f32 or packs the dtype itself")
         rows = type_.shape[0]
-        pairs = type_.layout.steps[:1] if type_.layout.steps[:1] else ()
-        fits = rows % 2 == 0 and pairs and pairs[0][:2] == ("local", 0)
-        self.require(bool(fits), "dimension 0 must be local, outermost and even")
+        fits = rows % 2 == 0 and type_.layout.steps[0] == ("local", 0, rows)
+        self.require(fits, "dimension 0 must be local, outermost and even")
+        self.require(type_.layout.rank == 2, "needs a tile of two dimensions")
         steps = type_.layout.steps[1:]
         head = (("local", 0, rows // 2),) if rows > 2 else ()
         return RegisterType(self.dtype, Layout(3, (*head, *steps)).local(1, 1, 2))
@@ -366,5 +380,7 @@ class If(TileOp, name="tile.if", traits=("regions",)):
 
     def infer(self) -> tuple[Type, ...]:
         self.require_indices(self.operands)
-        self.require(len(self.regions) == 1 and not self.regions[0].yields, "needs one region")
+        region = self.regions[0] if len(self.regions) == 1 else None
+        plain = region is not None and not region.yields and not region.params
+        self.require(plain, "needs one region without parameters and yields")
         return ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from tilewright.ir.core import Graph, Module, Op, Region, Value
@@ -21,8 +22,14 @@ from tilewright.ir.types import (
 _TYPES = (TensorType, StreamType, BufferType, ScratchType, RegisterType, IndexType, DType, Layout)
 
 
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_]")
+
+
 class _Names:
-    """Unique printable names: the hint, with a number when it is taken."""
+    """Unique printable names: the hint, with a number when it is taken.
+
+    A stem ends neither in a digit nor in ``_``, so that names read back as hints give themselves.
+    """
 
     def __init__(self) -> None:
         self.by_value: dict[Value, str] = {}
@@ -30,11 +37,14 @@ class _Names:
 
     def __call__(self, value: Value) -> str:
         if value not in self.by_value:
-            stem = value.hint.rstrip("0123456789").rstrip("_") or "v"
+            stem = _NOT_IN_NAMES.sub("_", value.hint).rstrip("0123456789_") or "v"
             at = self.count.get(stem, 0)
             self.count[stem] = at + 1
-            self.by_value[value] = f"%{stem}{at}" if at or not value.hint else f"%{stem}"
+            self.by_value[value] = f"%{stem}{at}" if at else f"%{stem}"
         return self.by_value[value]
+
+
+_ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r"})
 
 
 def print_module(module: Module) -> str:
@@ -48,7 +58,9 @@ def print_graph(graph: Graph) -> str:
     sizes = f"<{', '.join(graph.sizes)}>" if graph.sizes else ""
     params = ", ".join(f"{names(p)}: {p.type}" for p in graph.params)
     attrs = f" with {print_attrs(graph.attrs)}" if graph.attrs else ""
-    lines = [f"{graph.level} {graph.name}{sizes}({params}){attrs} {{"]
+    name = _NOT_IN_NAMES.sub("_", graph.name)
+    name = name if name[:1].isalpha() else f"_{name}"
+    lines = [f"{graph.level} {name}{sizes}({params}){attrs} {{"]
     _print_body(graph.body, names, lines, "  ", "return")
     return "\n".join([*lines, "}"])
 
@@ -87,7 +99,7 @@ def print_attr(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+        return '"' + value.translate(_ESCAPES) + '"'
     if isinstance(value, tuple | list):
         return "[" + ", ".join(print_attr(v) for v in value) + "]"
     if isinstance(value, Size):
@@ -97,4 +109,4 @@ def print_attr(value: Any) -> str:
     if isinstance(value, _TYPES):
         return str(value)
     assert isinstance(value, int | float), f"attribute of unknown type: {value!r}"
-    return repr(value)
+    return str(int(value)) if isinstance(value, int) else repr(float(value))

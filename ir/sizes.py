@@ -11,6 +11,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Union
 
+from tilewright.ir.errors import VerifyError
+
+MAX_TERMS = 1024
 Monomial = tuple[str, ...]
 SizeLike = Union["Size", int, str]
 
@@ -44,9 +47,12 @@ class Size:
         return self + Size.of(other) * -1
 
     def __mul__(self, other: SizeLike) -> Size:
+        factor = Size.of(other)
+        if len(self.terms) * len(factor.terms) > MAX_TERMS:
+            raise VerifyError(f"a size has more than {MAX_TERMS} terms when multiplied out")
         terms: dict[Monomial, int] = {}
         for left, a in self.terms:
-            for right, b in Size.of(other).terms:
+            for right, b in factor.terms:
                 monomial = tuple(sorted(left + right))
                 terms[monomial] = terms.get(monomial, 0) + a * b
         return Size._make(terms)
@@ -83,15 +89,17 @@ class Size:
         """True if self >= other is certain for all non-negative values of the names."""
         return all(c >= 0 for _, c in (self - other).terms)
 
-    def divided_by(self, name: str, values: Mapping[str, int]) -> int | None:
-        """The coefficient of ``name`` if self is (known product) * name, else None."""
-        if len(self.terms) != 1 or self.terms[0][0].count(name) != 1:
-            return None
-        monomial, coefficient = self.terms[0]
-        rest = [n for n in monomial if n != name]
-        if any(n not in values for n in rest):
-            return None
-        return coefficient * math.prod(values[n] for n in rest)
+    def split(self, name: str) -> tuple[Size, Size]:
+        """``factor, rest`` with self = factor * name + rest, and no ``name`` in the rest."""
+        factor: dict[Monomial, int] = {}
+        rest: dict[Monomial, int] = {}
+        for monomial, coefficient in self.terms:
+            if name in monomial:
+                at = monomial.index(name)
+                factor[monomial[:at] + monomial[at + 1 :]] = coefficient
+            else:
+                rest[monomial] = coefficient
+        return Size._make(factor), Size._make(rest)
 
     def __str__(self) -> str:
         if not self.terms:
@@ -110,22 +118,22 @@ class Size:
         return f"Size({self})"
 
 
-_FACTOR = re.compile(r"\d+|[A-Za-z_]\w*")
+_FACTOR = r"(?:[0-9]+|[A-Za-z_][A-Za-z0-9_]*)"
+_TERM = rf"-?{_FACTOR}(?:\*{_FACTOR})*"
+_SUM = re.compile(rf"{_TERM}(?:[+-]{_TERM})*")
+_SIGNED_TERM = re.compile(rf"([+-]?)({_TERM})")
 
 
 def parse_size(text: str) -> Size:
     """The inverse of ``str(size)``: sums of products of integers and names."""
-    total, sign = Size(), 1
-    for piece in re.split(r"([+-])", text.replace(" ", "")):
-        if piece in ("", "+", "-"):
-            sign = -1 if piece == "-" else (1 if piece == "+" else sign)
-            continue
-        term = Size.of(sign)
-        for factor in piece.split("*"):
-            if not _FACTOR.fullmatch(factor):
-                raise ValueError(f"not a size: {text!r}")
-            term = term * (int(factor) if factor[0].isdigit() else factor)
-        total, sign = total + term, 1
+    squeezed = text.replace(" ", "")
+    if not _SUM.fullmatch(squeezed):
+        raise ValueError(f"not a size: {text!r}")
+    total = Size()
+    for sign, term in _SIGNED_TERM.findall(squeezed):
+        factors = term.removeprefix("-").split("*")
+        value = product(int(f) if f.isdigit() else f for f in factors)
+        total = total + value * (-1 if (sign + term).count("-") == 1 else 1)
     return total
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 
@@ -79,9 +77,12 @@ def _with(op: Op, operands: list[Value]) -> Op:
     return type(op)(*operands, regions=op.regions, **op.attrs)
 
 
-def _is_uniform(op: Op) -> bool:
-    """One operand that may be of any level: pointwise functions of one number, casts."""
-    return "pointwise" in op.traits and len(op.operands) == 1
+def _takes(op: Op, kind: str) -> bool:
+    """Pointwise functions of one number take any level if the number is of their dtypes."""
+    memory = kind in ("buffer", "scratch")
+    dtype = "int" if kind == "index" else "float"
+    fits = dtype in getattr(op, "kinds", (dtype,))
+    return "pointwise" in op.traits and len(op.operands) == 1 and fits and not memory
 
 
 WRONG_KIND = [
@@ -93,23 +94,12 @@ WRONG_KIND = [
 ]
 
 
-def _marked(params: list[Any]) -> list[Any]:
-    """Known mistakes: a cast does not look at its operand, memory can be selected from."""
-    out = []
-    for param in params:
-        example, _, kind = param.values
-        wrong = example.op == "math.cast" and kind in ("buffer", "scratch")
-        mark = pytest.mark.xfail(strict=True, reason="a cast takes memory")
-        out.append(pytest.param(*param.values, id=param.id, marks=[mark] if wrong else []))
-    return out
-
-
-@pytest.mark.parametrize(("example", "at", "kind"), _marked(WRONG_KIND))
+@pytest.mark.parametrize(("example", "at", "kind"), WRONG_KIND)
 def test_an_operand_of_another_level_is_refused(example: Example, at: int, kind: str) -> None:
     op = example.operation()
     operands = list(op.operands)
     operands[at] = Value(KINDS[kind], "wrong")
-    if _is_uniform(op) and kind not in ("buffer", "scratch"):
+    if _takes(op, kind):
         assert _with(op, operands).results
         return
     with pytest.raises(VerifyError) as caught:

@@ -120,7 +120,6 @@ def test_nan_stays_nan(dtype: DType) -> None:
     assert np.isnan(rounded(dtype, wide)).all()
 
 
-@pytest.mark.xfail(strict=True, reason="integers go through f32 first and round twice")
 def test_integers_round_once() -> None:
     x = np.int64(2**30 + 2**22 + 1)  # just above halfway between 2**30 and 2**30 + 2**23
     assert rounded(BF16, x) == 2**30 + 2**23
@@ -129,12 +128,7 @@ def test_integers_round_once() -> None:
 @pytest.mark.parametrize(
     "dtype",
     [
-        pytest.param(
-            BF16,
-            marks=pytest.mark.xfail(
-                strict=True, reason="_round_mantissa converts outside of the errstate"
-            ),
-        ),
+        BF16,
         F16,
         F32,
         I64,

@@ -133,13 +133,11 @@ HANGS: dict[str, Callable[[], str]] = {
 }
 
 
-@pytest.mark.xfail(strict=True, reason="sizes and layouts of any magnitude are multiplied out")
 @pytest.mark.parametrize("name", HANGS)
 def test_large_sizes_do_not_hang(name: str) -> None:
     refused(HANGS[name](), limit=1.5)
 
 
-@pytest.mark.xfail(strict=True, reason="nested lists reach repr and printing: RecursionError")
 @pytest.mark.parametrize("depth", [1_000, 100_000])
 @pytest.mark.parametrize("op", ["tensor.softmax %x {axis =", "math.const {type = index, value ="])
 def test_nested_lists_are_refused_or_print(op: str, depth: int) -> None:

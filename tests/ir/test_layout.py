@@ -122,7 +122,6 @@ def test_sum_of_two_tiles_lies_where_both_lie(two: tuple[Layout, ...]) -> None:
     check_broadcast(a, b, total.result.type.layout)
 
 
-@pytest.mark.xfail(strict=True, reason="join puts registers before lanes and multiplies sizes")
 @pytest.mark.parametrize(
     ("a", "b"),
     [
@@ -203,7 +202,6 @@ def test_text_parses_back(layout: Layout) -> None:
     assert through_text(layout) == layout
 
 
-@pytest.mark.xfail(strict=True, reason="replicate(n) does not say its rank; the parser takes two")
 @pytest.mark.parametrize("rank", [1, 3])
 def test_text_of_pure_replication_parses_back(rank: int) -> None:
     layout = Layout(rank).replicate(8)

@@ -200,7 +200,6 @@ UNCHECKED = [
 ]
 
 
-@pytest.mark.xfail(strict=True, reason="a rule that no verifier checks")
 @pytest.mark.parametrize(("head", "line"), UNCHECKED, ids=[u[1][:60] for u in UNCHECKED])
 def test_rules_without_a_check(head: str, line: str) -> None:
     opening = "" if "{" in head else " {"

@@ -64,13 +64,10 @@ KEPT = [
     ONE + "%r = math.div %one, %x",
     THREE + "%r = math.div %x, %three",  # 1 / 3 is not exact
     "%r = math.sub %x, %x",
-    const("w", 1.0, "4 x 1 x f32") + "%r = math.mul %x, %w",  # widens
-    const("w", 0.0, "4 x 1 x f32") + "%r = math.add %w, %x",
+    const("t", "false", "bool") + "%r = math.and %c, %t",  # of another shape than %c
     "%a = math.cast %x {dtype = bf16}\n%r = math.cast %a {dtype = f32}",  # rounds
-    THREE
-    + "%m = math.neg %three\n%s = math.select %c, %x, %two_\n%r = math.mul %s, %m".replace(
-        "%two_", "%three"
-    ),
+    # a mask stays the last step before what takes it only while -inf stays -inf
+    const("minus", -3.0) + "%s = math.select %c, %x, %minus\n%r = math.mul %s, %minus",
 ]
 
 

@@ -142,8 +142,9 @@ REFUSED = {
     "two sums at once": "graph f<N, M>(%x: tensor<N x f32>, %y: tensor<M x f32>) { "
     '%r = tensor.contract %x, %y {equation = "n,m->"} return %r }',
     "a constant that is reduced": "graph f<N>(%x: tensor<N x 3 x f32>) { "
-    "%c = math.const {value = 1.0, type = tensor<3 x f32>} "
-    "%p = tensor.softmax %c {axis = 0} %r = math.add %x, %p return %r }",
+    "%one = math.const {value = 1.0, type = tensor<f32>} "
+    "%c = tensor.broadcast %one {shape = [3]} %p = tensor.softmax %c {axis = 0} "
+    "%r = math.add %x, %p return %r }",
 }
 
 
