@@ -13,7 +13,7 @@ from tilewright.ir import ops_math, ops_tile
 from tilewright.ir.bind import bind_sizes
 from tilewright.ir.core import Graph, Op, Region, Value
 from tilewright.ir.dtypes import DType
-from tilewright.ir.errors import EvaluationError
+from tilewright.ir.errors import BindError, EvaluationError
 from tilewright.ir.evaluate import Arithmetic, check, reported
 from tilewright.ir.sizes import Size
 from tilewright.ir.types import BufferType, RegisterType, ScratchType
@@ -50,11 +50,13 @@ def run_tile_program(
     values = bind_sizes(shell, [a.shape for a in inputs], sizes)
     memories: list[Memory] = []
     for param, array in zip(given, inputs, strict=True):
-        assert isinstance(param.type, BufferType)
+        if not isinstance(param.type, BufferType):
+            raise BindError(f"%{param.hint}: {param.type} cannot be an input, a buffer can")
         settled = np.ascontiguousarray(arithmetic.settle(array, param.type.dtype))
         memories.append(Memory(settled.reshape(array.shape), np.ones(array.shape, bool)))
     for param in graph.params[len(given) :]:
-        assert isinstance(param.type, BufferType)
+        if not isinstance(param.type, BufferType):
+            raise BindError(f"%{param.hint}: {param.type} cannot be an output, a buffer can")
         shape = tuple(s.evaluate(values) for s in param.type.shape)
         memories.append(Memory.of(shape, param.type.dtype, arithmetic.exact))
     base: dict[Value, Any] = dict(zip(graph.params, memories, strict=True))

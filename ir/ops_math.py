@@ -88,6 +88,7 @@ def broadcast_layouts(op: Op, layouts: list[Layout]) -> Layout:
 
 FLOATS, INTEGERS, BOOLS = ("float",), ("int", "uint"), ("bool",)
 NUMBERS = FLOATS + INTEGERS
+ANY = NUMBERS + BOOLS
 
 
 class Pointwise(Op, traits=("pure", "pointwise")):
@@ -141,13 +142,17 @@ def _floor_divide(a: Any, b: Any) -> Any:
     return a / b
 
 
+def _round(x: Any) -> Any:
+    return np.rint(x) if np.issubdtype(np.asarray(x).dtype, np.floating) else x
+
+
 def _maximum(a: Any, b: Any) -> Any:
     return np.maximum(a, b)
 
 
-Add = _declare(Binary, "add", np.add, "Sum.", "commutative")
+Add = _declare(Binary, "add", np.add, "Sum; of bool, either.", "commutative", kinds=ANY)
 Sub = _declare(Binary, "sub", np.subtract, "Difference.")
-Mul = _declare(Binary, "mul", np.multiply, "Product.", "commutative")
+Mul = _declare(Binary, "mul", np.multiply, "Product; of bool, both.", "commutative", kinds=ANY)
 Div = _declare(Binary, "div", _floor_divide, "Quotient; of integers rounded down, 0 by zero.")
 Mod = _declare(
     Binary,
@@ -156,8 +161,10 @@ Mod = _declare(
     "Remainder of integers.",
     kinds=INTEGERS,
 )
-Max = _declare(Binary, "max", _maximum, "The larger; NaN if either is.", "commutative")
-Min = _declare(Binary, "min", np.minimum, "The smaller; NaN if either is.", "commutative")
+Max = _declare(Binary, "max", _maximum, "The larger; NaN if either is.", "commutative", kinds=ANY)
+Min = _declare(
+    Binary, "min", np.minimum, "The smaller; NaN if either is.", "commutative", kinds=ANY
+)
 Pow = _declare(Binary, "pow", np.power, "lhs to the power of rhs.", kinds=FLOATS)
 And = _declare(Binary, "and", np.logical_and, "Both (bool).", "commutative", kinds=BOOLS)
 Or = _declare(Binary, "or", np.logical_or, "Either (bool).", "commutative", kinds=BOOLS)
@@ -171,7 +178,7 @@ Log2 = _declare(Unary, "log2", np.log2, "Logarithm to base 2.", kinds=FLOATS)
 Tanh = _declare(Unary, "tanh", np.tanh, "Hyperbolic tangent.", kinds=FLOATS)
 Sqrt = _declare(Unary, "sqrt", np.sqrt, "Square root.", kinds=FLOATS)
 Rsqrt = _declare(Unary, "rsqrt", lambda x: 1 / np.sqrt(x), "1 / sqrt(x).", kinds=FLOATS)
-Round = _declare(Unary, "round", np.rint, "Nearest integer, ties to even.", kinds=FLOATS)
+Round = _declare(Unary, "round", _round, "Nearest integer, ties to even.")
 Sigmoid = _declare(
     Unary, "sigmoid", lambda x: 1 / (1 + np.exp(-x)), "1 / (1 + exp(-x)).", kinds=FLOATS
 )
@@ -233,7 +240,7 @@ class Compare(Binary, name="math.compare"):
 
     relation: str = attribute()
 
-    kinds = NUMBERS + BOOLS
+    kinds = ANY
     RELATIONS: ClassVar[dict[str, Any]] = {
         "lt": np.less,
         "le": np.less_equal,

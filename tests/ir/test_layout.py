@@ -162,6 +162,28 @@ def test_join_of(a: Layout, b: Layout, wanted: Layout | None) -> None:
     assert b.join(a) == wanted
 
 
+@st.composite
+def respelled(draw: st.DrawFn) -> tuple[Layout, Layout]:
+    """A layout and one of its steps in another order, some of them split in two."""
+    layout = draw(layouts(most=24))
+    steps: list[tuple[str, int, int]] = []
+    for kind, dim, size in layout.steps:
+        divisor = draw(st.sampled_from([d for d in range(1, size + 1) if size % d == 0]))
+        steps += [(kind, dim, divisor), (kind, dim, size // divisor)]
+    steps = [s for s in steps if s[2] > 1]
+    for at in draw(st.lists(st.integers(0, max(0, len(steps) - 2)), max_size=6)):
+        steps[at : at + 2] = steps[at : at + 2][::-1]
+    return layout, Layout(layout.rank, tuple(steps))
+
+
+@given(respelled())
+@settings(max_examples=300)
+def test_same_map_is_the_same_table(two: tuple[Layout, Layout]) -> None:
+    a, b = two
+    alike = a.shape == b.shape and a.table() == b.table()
+    assert a.same_map(b) == b.same_map(a) == alike
+
+
 @given(layouts(rank=3), st.integers(0, 2))
 def test_drop_removes_a_dimension_of_size_one(layout: Layout, dim: int) -> None:
     flat = layout.collapse(dim)

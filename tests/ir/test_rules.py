@@ -192,7 +192,7 @@ UNCHECKED = [
     (R, "%q = tile.load %x, %i, %i {dims = [5, 1], layout = local(1, 1)}"),
     (G, "%r = math.exp %i"),
     (G, "%r = math.and %x, %x"),
-    (G, "%r = math.add %b, %b"),
+    (G, "%r = math.sub %b, %b"),
     (S, '%r = stream.index {axis = "n", type = stream<n=N; f32>}'),
     (S, '%r = stream.sink %a {dims = [["n"], ["m"]], type = tensor<N x M x f16>}'),
     (S, '%r = stream.sink %a {dims = [["n"], ["m"]], type = tensor<M x N x f32>}'),
