@@ -12,6 +12,7 @@ import numpy as np
 
 from tilewright.ir import ops_math as m
 from tilewright.ir.core import Graph, Module, Op, Region, Value
+from tilewright.ir.dtypes import DType
 from tilewright.ir.types import IndexType
 from tilewright.passes.rewrite import Rewriter, for_each_graph, rewrite_graph
 
@@ -61,6 +62,12 @@ def mul_one(b: Rewriter, op: Any) -> Value | None:
     return None
 
 
+def _is_normal(number: float, dtype: DType) -> bool:
+    """True for zero and for numbers within the range of a float dtype's normal ones."""
+    limit = 2.0 ** (2 ** (dtype.exponent - 1) - 2)
+    return number == 0 or 1 / limit <= abs(number) < 2 * limit
+
+
 @fold(m.Mul)
 def mul_constants(b: Rewriter, op: Any) -> Value | None:
     """(x * c1) * c2 -> x * (c1 * c2)"""
@@ -73,6 +80,8 @@ def mul_constants(b: Rewriter, op: Any) -> Value | None:
     dtype = getattr(op.result.type, "dtype", None)
     if dtype is not None and not (dtype.is_float and dtype.bits >= 32):
         return None  # the constants of a narrow dtype are rounded one by one
+    if dtype is not None and not _is_normal(first * factor, dtype):
+        return None
     product = b.const(first * factor, inner.operands[1].type)
     out = b(m.Mul, inner.operands[0], product, hint=op.result.hint)
     return _same_type(op, out)
@@ -99,9 +108,12 @@ def div_constant(b: Rewriter, op: Any) -> Value | None:
     if divisor == 1:
         return _same_type(op, op.lhs)
     dtype = getattr(op.result.type, "dtype", None)
-    if divisor and dtype is not None and dtype.is_float and np.frexp(divisor)[0] in (0.5, -0.5):
-        return b(m.Mul, op.lhs, b.const(1.0 / divisor, op.rhs.type), hint=op.result.hint)
-    return None
+    if not divisor or dtype is None or not dtype.is_float:
+        return None
+    exact = np.frexp(divisor)[0] in (0.5, -0.5) and _is_normal(1.0 / divisor, dtype)
+    if not exact:
+        return None
+    return b(m.Mul, op.lhs, b.const(1.0 / divisor, op.rhs.type), hint=op.result.hint)
 
 
 @fold(m.Cast)
@@ -225,10 +237,20 @@ def _has_effect(op: Op) -> bool:
 
 def canonicalise_graph(graph: Graph) -> Graph:
     """Folds, shares and drops until nothing changes (at most a few rounds)."""
-    for _ in range(4):
+    folded = True
+
+    def rule(b: Rewriter, op: Op) -> Value | None:
+        nonlocal folded
+        found = fold_op(b, op)
+        folded = folded or found is not None
+        return found
+
+    for _ in range(8):
+        folded = False
         before = sum(1 for _ in graph.body.walk())
-        graph = drop_dead(share(rewrite_graph(graph, fold_op)))
-        if graph.level == "tile" or sum(1 for _ in graph.body.walk()) == before:
+        graph = drop_dead(share(rewrite_graph(graph, rule)))
+        same = not folded and sum(1 for _ in graph.body.walk()) == before
+        if graph.level == "tile" or same:
             break
     return graph
 

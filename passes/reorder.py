@@ -62,7 +62,8 @@ def _split_factors(b: Rewriter, value: Value, constant: Callable[[Value], Value 
         if not factors:
             return value, []
         return b(m.Cast, rest, dtype=op.dtype, hint=rest.hint), factors
-    if not isinstance(op, m.Mul | m.Div):
+    # an integer quotient is rounded, so that it is not linear
+    if not isinstance(op, m.Mul | m.Div) or not _is_float(value):
         return value, []
     left, right = op.lhs, op.rhs
     outer = constant(right)

@@ -109,9 +109,6 @@ CHANGED = [
 ]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="constants are folded as doubles, not as numbers of their dtype"
-)
 @pytest.mark.parametrize(("body", "dtype", "x", "wanted"), CHANGED)
 def test_constants_are_numbers_of_their_dtype(
     body: str, dtype: str, x: float, wanted: float
@@ -171,7 +168,6 @@ def test_a_folded_cast_rounds_what_it_casts() -> None:
     assert before == after == 0.30078125
 
 
-@pytest.mark.xfail(strict=True, reason="stops when the number of operations stays the same")
 def test_folding_goes_on_until_nothing_changes() -> None:
     """The scale moves before the mask, then meets the scale that is there already."""
     body = const("a", 0.125) + TWO + const("no", "-inf")

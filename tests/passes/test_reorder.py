@@ -219,9 +219,6 @@ def test_what_is_no_factor(body: str) -> None:
     check(program(body), X, V, changes=False)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="integer quotients are rounded: the rule holds for floats only"
-)
 @pytest.mark.parametrize("divisor", ["constant", "row"])
 def test_integer_quotients_stay_inside(divisor: str) -> None:
     numbers = RNG.integers(-9, 9, (3, 6))
