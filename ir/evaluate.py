@@ -13,6 +13,7 @@ from tilewright.ir.bind import bind_sizes
 from tilewright.ir.core import Graph, Module, Op, Value
 from tilewright.ir.dtypes import F64, DType
 from tilewright.ir.errors import BindError, EvaluationError
+from tilewright.ir.ops_math import SizeValue
 from tilewright.ir.types import StreamType, TensorType
 
 
@@ -73,8 +74,10 @@ def _run(op: Op, inputs: list[Any], sizes: dict[str, int]) -> tuple[Any, ...]:
         type_ = op.result.type
         assert isinstance(type_, TensorType)
         out = sized(*inputs, tuple(s.evaluate(sizes) for s in type_.shape))
+    elif isinstance(op, SizeValue):
+        out = op.reference_size(op.size.evaluate(sizes))
     elif by_axes is not None:
-        out = by_axes(*inputs, axis_sizes(op, sizes))
+        out = by_axes(*inputs, sizes=axis_sizes(op, sizes))
     else:
         out = op.reference(*_align(op, inputs))
     if len(op.results) == 1:

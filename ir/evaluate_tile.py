@@ -184,6 +184,13 @@ class _Worker:
         memory.written[tuple(full)] = True
         return ()
 
+    def do_tile_read(self, op: ops_tile.Read, inputs: list[Any], scope: Any) -> Any:
+        memory, at = inputs[0], tuple(inputs[1:])
+        for position, size in zip(at, memory.array.shape, strict=True):
+            check(0 <= position < size, f"index {position} outside 0..{size - 1}", op)
+        check(bool(memory.written[at]), "reads what nothing wrote", op)
+        return (int(memory.array[at]),)
+
     def do_tile_gather(self, op: ops_tile.Gather, inputs: list[Any], scope: Any) -> Any:
         memory, offset, offsets = inputs
         at = offset + offsets

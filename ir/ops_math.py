@@ -320,3 +320,21 @@ class Const(Op, name="math.const", traits=("pure", "pointwise")):
         if dtype is not None and dtype.is_float:
             return np.asarray(self.value, dtype="float64")
         return np.asarray(self.value, dtype=dtype.host if dtype is not None else "int64")
+
+
+class SizeValue(Op, name="math.size", traits=("pure", "pointwise")):
+    """The run-time value of a size expression, as an integer of ``type`` (rank-0 tensor, or a
+    stream without loops)."""
+
+    size: Size = attribute()
+    type: Type = attribute()
+
+    def infer(self) -> Type:
+        type_ = self.type
+        fits = isinstance(type_, TensorType | StreamType) and type_.dtype.is_int
+        axes = type_.shape if isinstance(type_, TensorType) else getattr(type_, "axes", ())
+        self.require(fits and not axes, "the type must be a single integer's")
+        return type_
+
+    def reference_size(self, value: int) -> Any:
+        return np.asarray(value, dtype="int64")

@@ -15,6 +15,7 @@ import numpy as np
 
 from tilewright.ir.core import Op, Value, attribute, operand
 from tilewright.ir.dtypes import I64
+from tilewright.ir.ops_tensor import gathered
 from tilewright.ir.reduction import IDENTITIES, identity_of, reduce_axis
 from tilewright.ir.sizes import product
 from tilewright.ir.types import Axis, StreamType, TensorType, Type
@@ -78,6 +79,58 @@ class Source(StreamOp, name="stream.source"):
         moved = np.transpose(split, [names.index(a) for a in have])
         view = moved.reshape([sizes[a] if a in names else 1 for a in order])
         return np.broadcast_to(view, [sizes[a] for a in order])
+
+
+INDEXED = "*"  # in the dims of a gather: the next index operand says where
+
+
+class Gather(StreamOp, name="stream.gather"):
+    """Reads a tensor at computed positions, such as the rows of a table.
+
+    ``dims`` has one entry for each dimension of the tensor: ``["*"]`` takes its position from the
+    next index operand (a stream of integers, moved inside the dimension if it lies outside),
+    ``["d"]`` runs along the element's axis d.
+    """
+
+    tensor: Value = operand()
+    indices: tuple[Value, ...] = operand(rest=True)
+    dims: Dims = attribute()
+    type: Type = attribute()
+
+    def infer(self) -> Type:
+        given = self.tensor.type
+        self.require(isinstance(given, TensorType), "a gather reads a tensor")
+        self.require(isinstance(self.type, StreamType), "type must be a stream")
+        assert isinstance(given, TensorType) and isinstance(self.type, StreamType)
+        self.require(given.dtype == self.type.dtype, "dtypes must agree")
+        single = all(len(dim) == 1 for dim in self.dims) and len(self.dims) == len(given.shape)
+        self.require(single, "dims must have one name for every dimension")
+        count = self.dims.count((INDEXED,))
+        self.require(count == len(self.indices), f"dims has {count} indexed dimensions")
+        for value in self.indices:
+            index = self.stream(value)
+            fits = index.dtype.is_int and not index.element
+            self.require(fits, "an index is a stream of single integers")
+            self.require(index.loops in ((), self.type.loops), "indices must run in the same loops")
+        sizes = {a.name: a.size for a in self.type.element}
+        named = {d[0]: n for d, n in zip(self.dims, given.shape, strict=True) if d != (INDEXED,)}
+        self.require(named == sizes, "the named dimensions must be the element's axes")
+        return self.type
+
+    def reference_axes(self, tensor: Any, *indices: Any, sizes: dict[str, int]) -> Any:
+        assert isinstance(self.type, StreamType)
+        given, rank = list(indices), len(self.type.axes)
+        names = [a.name for a in self.type.axes]
+        at = []
+        for (name,) in self.dims:
+            if name == INDEXED:
+                index = np.asarray(given.pop(0))
+                at.append(index.reshape(index.shape + (1,) * (rank - index.ndim)))
+            else:
+                view = [sizes[name] if n == name else 1 for n in names]
+                at.append(np.arange(sizes[name]).reshape(view))
+        shape = tuple(sizes[n] for n in names)
+        return np.broadcast_to(gathered(tensor, at), shape)
 
 
 class Index(StreamOp, name="stream.index"):
@@ -207,11 +260,16 @@ class Reduce(StreamOp, name="stream.reduce"):
 
 
 class Scan(StreamOp, name="stream.scan"):
-    """The running maximum (minimum, sum) over the innermost loop, and what it was before."""
+    """The running maximum (minimum, sum) over the innermost loop, and what it was before.
+
+    ``blockwise`` promises that the program's results are the same if both are taken only once for
+    any block of steps, as after its last and before its first.
+    """
 
     x: Value = operand()
     kind: str = attribute()
     axis: str = attribute()
+    blockwise: bool = attribute(default=False)
 
     def infer(self) -> tuple[Type, ...]:
         type_ = self.stream(self.x)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from tilewright.ir.core import Op, Value, attribute, operand
 from tilewright.ir.dtypes import F32, F64, DType
+from tilewright.ir.ops_math import broadcast_types
 from tilewright.ir.reduction import IDENTITIES, reduce_axis
 from tilewright.ir.sizes import Size, product
 from tilewright.ir.types import TensorType, Type
@@ -184,6 +186,37 @@ class Iota(TensorOp, name="tensor.iota"):
         view = [1] * len(shape)
         view[self.axis] = shape[self.axis]
         return np.broadcast_to(np.arange(shape[self.axis]).reshape(view), shape)
+
+
+class Gather(TensorOp, name="tensor.gather"):
+    """``x[i0, i1, …]``: one integer tensor for every dimension of x, broadcast together.
+
+    Indices are positions from 0; one outside of the dimension reads the nearest element inside
+    (what a negative index means is the frontend's business).
+    """
+
+    x: Value = operand()
+    indices: tuple[Value, ...] = operand(rest=True)
+
+    def infer(self) -> Type:
+        type_ = self.tensor(self.x)
+        self.require(len(self.indices) == len(type_.shape) > 0, "one index for every dimension")
+        whole = [self.tensor(v) for v in self.indices]
+        self.require(all(t.dtype.is_int for t in whole), "indices must be integers")
+        common = broadcast_types(self, list(whole))
+        assert isinstance(common, TensorType)
+        return TensorType(common.shape, type_.dtype)
+
+    def reference(self, x: Any, *indices: Any) -> Any:
+        return gathered(x, indices)
+
+
+def gathered(x: Any, indices: Sequence[Any]) -> Any:
+    """NumPy's x[indices] with every index moved inside its dimension; zeros if x is empty."""
+    if x.size == 0:
+        return np.zeros(np.broadcast_shapes(*(np.shape(i) for i in indices)), x.dtype)
+    inside = [np.clip(i, 0, n - 1).astype(np.int64) for i, n in zip(indices, x.shape, strict=True)]
+    return x[tuple(inside)]
 
 
 def accumulator(dtype: DType) -> DType:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tilewright.ir.core import Op, Value, attribute, operand
-from tilewright.ir.dtypes import BF16, F16, F32, I64, DType
+from tilewright.ir.dtypes import BF16, BOOL, F16, F32, I64, DType
 from tilewright.ir.layout import Layout
 from tilewright.ir.sizes import Size
 from tilewright.ir.types import INDEX, BufferType, IndexType, RegisterType, ScratchType, Type
@@ -162,6 +162,20 @@ class Gather(TileOp, name="tile.gather", traits=("reads",)):
         offsets = self.register(self.offsets)
         self.require(offsets.dtype == I64, "offsets must be i64")
         return RegisterType(self.memory(self.source).dtype, offsets.layout)
+
+
+class Read(TileOp, name="tile.read", traits=("reads",)):
+    """One integer (or bool, as 0 or 1) from memory as an index, such as where a sequence starts."""
+
+    source: Value = operand()
+    at: tuple[Value, ...] = operand(rest=True)
+
+    def infer(self) -> Type:
+        memory = self.memory(self.source)
+        self.require(memory.dtype.is_int or memory.dtype == BOOL, "reads integers")
+        self.require(len(self.at) == len(memory.shape), "one index for every dimension")
+        self.require_indices(self.at)
+        return INDEX
 
 
 class Coordinate(TileOp, name="tile.coordinate", traits=("pure",)):

@@ -44,7 +44,7 @@ class AxisMap:
     views: dict[tuple[Op | None, int], View] = field(default_factory=dict)
     names: dict[int, str] = field(default_factory=dict)
     share: bool = True
-    shared: dict[Value, Dims] = field(default_factory=dict)
+    shared: dict[tuple[Value, str], Dims] = field(default_factory=dict)
 
     def fresh(self, size: Size, hint: str = "") -> Dim:
         """A new axis; none for a dimension of size one."""
@@ -114,20 +114,26 @@ def _find(graph: Graph, share: bool) -> AxisMap:
             _infer(axes, op, producers)
     for at, value in enumerate(graph.results):
         axes.views[None, at] = _view(axes, value, producers)
+    _merge_loops(axes)
     _check_diagonals(axes)
     _name(axes)
     return axes
 
 
 def _is_view(op: Op) -> bool:
-    return isinstance(op, t.Transpose | t.Reshape | t.Broadcast | t.Iota | m.Const)
+    return isinstance(op, t.Transpose | t.Reshape | t.Broadcast) or _is_leaf(op)
+
+
+def _is_leaf(op: Op) -> bool:
+    """True for what is made anew at every use instead of being read."""
+    return isinstance(op, t.Iota | m.Const | m.SizeValue)
 
 
 def _view(axes: AxisMap, value: Value, producers: dict[Value, Op]) -> View:
     """A use of ``value``: shape changes undone down to what has to be read."""
     op = producers.get(value)
     assert isinstance(value.type, TensorType)
-    if op is None or isinstance(op, t.Iota | m.Const):
+    if op is None or _is_leaf(op):
         dims = tuple(axes.fresh(s) for s in value.type.shape)
         if isinstance(op, t.Iota):
             axis = op.axis % len(dims)
@@ -199,15 +205,20 @@ def _quotient(a: Size, b: Size | None) -> Size | None:
 def _use(axes: AxisMap, op: Op, value: Value, producers: dict[Value, Op]) -> View:
     """A view for an operand; plain uses of an input share one."""
     assert isinstance(value.type, TensorType)
-    if value in producers or isinstance(op, t.Contract) or not axes.share:
+    if value in producers or not axes.share:
         return _view(axes, value, producers)
-    if value not in axes.shared:
-        axes.shared[value] = tuple(axes.fresh(s) for s in value.type.shape)
-    dims = axes.shared[value]
+    # the same side of the same product (keys of several attentions) is read once
+    side = f"{op.equation} {op.operands.index(value)}" if isinstance(op, t.Contract) else ""
+    if (value, side) not in axes.shared:
+        axes.shared[value, side] = tuple(axes.fresh(s) for s in value.type.shape)
+    dims = axes.shared[value, side]
     return View(value, dims, dims)
 
 
 def _infer(axes: AxisMap, op: Op, producers: dict[Value, Op]) -> None:
+    if isinstance(op, t.Gather):
+        _gather(axes, op, producers)
+        return
     views = [_use(axes, op, v, producers) for v in op.operands]
     for at, view in enumerate(views):
         axes.views[op, at] = view
@@ -221,6 +232,16 @@ def _infer(axes: AxisMap, op: Op, producers: dict[Value, Op]) -> None:
         axes.dims[op.result] = _pointwise(axes, op, views)
     else:
         raise UnsupportedError(f"{op.name} has no meaning on streams yet", op.loc)
+
+
+def _gather(axes: AxisMap, op: t.Gather, producers: dict[Value, Op]) -> None:
+    """The indices run over the iteration space, the table is memory read anywhere."""
+    if op.x in producers:
+        raise UnsupportedError("a gather from a computed tensor: give it as an input", op.loc)
+    views = [_view(axes, v, producers) for v in op.indices]
+    for at, view in enumerate(views, 1):
+        axes.views[op, at] = view
+    axes.dims[op.result] = _pointwise(axes, op, views)
 
 
 def _contract(axes: AxisMap, op: t.Contract, views: list[View]) -> Dims:
@@ -242,6 +263,41 @@ def _pointwise(axes: AxisMap, op: Op, views: list[View]) -> Dims:
         for at, dim in enumerate(view.dims, rank - len(view.dims)):
             out[at] = axes.unify(out[at], dim, op)
     return tuple(out)
+
+
+def _merge_loops(axes: AxisMap) -> None:
+    """Axes of one length that are summed away apart from each other become one: the sums share a
+    loop. No value runs along both."""
+    gone: dict[int, bool] = {}  # whether a reduction proper, not only a product, runs along it
+    for op in axes.graph.body.ops:
+        if isinstance(op, t.Contract | t.Reduce):
+            views = [axes.views[op, i] for i in range(len(op.operands))]
+            inside = frozenset().union(*(axes.flat(v.dims) for v in views))
+            for axis in inside - axes.flat(axes.dims[op.result]):
+                gone[axis] = gone.get(axis, False) or isinstance(op, t.Reduce)
+    kept = frozenset().union(
+        *(axes.flat(axes.views[None, i].dims) for i in range(len(axes.graph.results)))
+    )
+    candidates = sorted(x for x in gone if x not in kept)
+    for at, axis in enumerate(candidates):
+        for other in candidates[:at]:
+            stream = axes.size[axis].constant is None or (gone[axis] and gone[other])
+            same = axes.size[axis] == axes.size[other] and axes.resolve((other,)) == (other,)
+            if same and stream and not _meet(axes, axis, other):
+                axes.parts[axis] = (other,)
+                break
+
+
+def _meet(axes: AxisMap, one: int, other: int) -> bool:
+    """True if some operation has values along both axes."""
+    for op in axes.graph.body.ops:
+        if op.results[0] in axes.dims:
+            views = [v for (user, _), v in axes.views.items() if user is op]
+            flat = [axes.flat(v.dims) | axes.flat(v.root_dims) for v in views]
+            found = axes.flat(axes.dims[op.results[0]]).union(*flat)
+            if one in found and other in found:
+                return True
+    return False
 
 
 def _check_diagonals(axes: AxisMap) -> None:

@@ -12,8 +12,10 @@ from tilewright.ir import ops_stream as s
 from tilewright.ir.core import Builder, Graph, Module, Op, Region, Value
 from tilewright.ir.types import StreamType, TensorType
 from tilewright.passes.channels import find_channels
+from tilewright.passes.reorder.along import LoopAnalysis
 
-_FREE = (s.Source, s.Index, s.Repeat, m.Const)  # made anew in every kernel that needs them
+# made anew in every kernel that needs them
+_FREE = (s.Source, s.Gather, s.Index, s.Repeat, m.Const, m.SizeValue)
 
 
 def partition_graph(graph: Graph) -> tuple[Graph, ...]:
@@ -28,16 +30,21 @@ def partition_graph(graph: Graph) -> tuple[Graph, ...]:
 
 
 def _levels(graph: Graph) -> dict[Op, int]:
-    """How many deep channels lie before each op on the worst path."""
+    """How many deep channels lie before each op on the worst path. What a loop waits for from a
+    loop over the same axis comes from an earlier kernel, too: a kernel runs each loop once."""
     deep = {(c.consumer, c.at) for c in find_channels(graph) if c.deep}
     producers = graph.producers()
+    loops = LoopAnalysis()
     level: dict[Op, int] = {}
     for op in graph.body.ops:
         found = [0]
         for at, value in enumerate(op.operands):
             producer = producers.get(value)
             if producer is not None:
-                found.append(level[producer] + ((op, at) in deep))
+                waits = isinstance(producer, s.Repeat) and loops.along(
+                    producers, producer.axis.name
+                ).late(value)
+                found.append(level[producer] + ((op, at) in deep or waits))
         level[op] = max(found)
     return level
 

@@ -17,7 +17,9 @@ from tilewright.ir import ops_math as m
 from tilewright.ir import ops_stream as s
 from tilewright.ir import ops_tensor as t
 from tilewright.ir.core import Builder, Graph, Module, Op, Region, Value
+from tilewright.ir.dtypes import I64
 from tilewright.ir.errors import UnsupportedError, VerifyError
+from tilewright.ir.sizes import Size
 from tilewright.ir.types import Axis, StreamType, TensorType
 from tilewright.passes.axes import AxisMap, View, find_axes
 from tilewright.passes.rewrite import for_each_graph
@@ -145,10 +147,10 @@ class _Converter:
         """The stream of one use: made before, or a source, an index, a constant."""
         view = self.axes.views[op, at]
         root = self.producers.get(view.root)
-        if isinstance(root, m.Const):
+        if isinstance(root, m.Const | m.SizeValue):
             assert isinstance(view.root.type, TensorType)
-            type_ = StreamType((), (), view.root.type.dtype)
-            return self.build(m.Const, value=root.value, type=type_, hint=view.root.hint)
+            given = {**root.attrs, "type": StreamType((), (), view.root.type.dtype)}
+            return self.build(type(root), hint=view.root.hint, **given)
         if view.root in self.made:
             return self.made[view.root]
         key = (view.root, str(self.named(view)))
@@ -159,13 +161,51 @@ class _Converter:
     def source(self, view: View, root: Op | None) -> Value:
         type_ = self.stream_type(view)
         if isinstance(root, t.Iota):
-            flat = [x for d in self.axes.resolved(view.root_dims) for x in d]
-            if len(flat) != 1 or flat[0] in self.order.element:
-                raise UnsupportedError("an iota over a merged or an element axis", root.loc)
-            name = self.axes.name(flat[0])
-            return self.build(s.Index, axis=name, type=type_, hint=f"{name}_at")
+            return self.index(view, root, type_)
         dims = self.named(view)
         return self.build(s.Source, view.root, dims=dims, type=type_, hint=view.root.hint)
+
+    def index(self, view: View, root: t.Iota, type_: StreamType) -> Value:
+        """The position on an axis; on a merged one (k, g) it is k * size(g) + g."""
+        flat = [x for d in self.axes.resolved(view.root_dims) for x in d]
+        if any(x in self.order.element for x in flat):
+            raise UnsupportedError("the position inside an element as a number", root.loc)
+        total: Value | None = None
+        for axis in flat:
+            name, loops = self.axes.name(axis), self.loops(frozenset({axis}))
+            here = StreamType(loops, (), type_.dtype)
+            at = self.build(s.Index, axis=name, type=here, hint=f"{name}_at")
+            if total is not None:
+                single = StreamType((), (), type_.dtype)
+                size = self.build(m.SizeValue, size=self.axes.size[axis], type=single, hint="size")
+                outer = self.build(m.Mul, total, size, hint="outer")
+                at = self.build(m.Add, *self.level([outer, at]), hint="at")
+            total = at
+        if total is None:  # an axis of one element
+            return self.build(m.Const, value=0, type=StreamType((), (), type_.dtype), hint="at")
+        return total
+
+    def gather(self, op: t.Gather) -> Value:
+        """Indices along the element's own axes become named dimensions, the others operands."""
+        dims: list[tuple[str, ...]] = []
+        indices: list[Value] = []
+        element = []
+        for at in range(1, len(op.operands)):
+            view = self.axes.views[op, at]
+            flat = [x for d in self.axes.resolved(view.root_dims) for x in d]
+            iota = isinstance(self.producers.get(view.root), t.Iota)
+            if iota and len(flat) == 1 and flat[0] in self.order.element:
+                element.append(self.axes.axis(flat[0]))
+                dims.append((element[-1].name,))
+            else:
+                dims.append((s.INDEXED,))
+                indices.append(self.operand(op, at))
+        indices = self.level(indices)
+        loops = max((v.type.loops for v in indices if isinstance(v.type, StreamType)), key=len)
+        dtype = op.x.type.dtype if isinstance(op.x.type, TensorType) else I64
+        type_ = StreamType(loops or self.parallel, tuple(element), dtype)
+        hint = op.result.hint
+        return self.build(s.Gather, op.x, *indices, dims=tuple(dims), type=type_, hint=hint)
 
     def level(self, values: list[Value]) -> list[Value]:
         """All operands brought into the same loops by repeating the outer ones."""
@@ -186,6 +226,8 @@ class _Converter:
         return self.read[key]
 
     def convert(self, op: Op) -> Value:
+        if isinstance(op, t.Gather):
+            return self.gather(op)
         values = [self.operand(op, i) for i in range(len(op.operands))]
         hint = op.result.hint
         if isinstance(op, t.Contract):
@@ -212,8 +254,22 @@ class _Converter:
         for axis in sorted(gone, key=lambda x: x == self.order.streamed):
             name = self.axes.name(axis)
             cls = s.Reduce if axis == self.order.streamed else s.Fold
-            value = self.build(cls, value, kind=kind, axis=name, hint=hint)
+            assert isinstance(value.type, StreamType)
+            if name in [a.name for a in value.type.axes]:
+                value = self.build(cls, value, kind=kind, axis=name, hint=hint)
+            elif kind == "sum":
+                value = self.times(value, self.axes.size[axis], hint)
         return value
+
+    def times(self, value: Value, size: Size, hint: str) -> Value:
+        """The sum of ``size`` equal values."""
+        assert isinstance(value.type, StreamType)
+        dtype = value.type.dtype
+        number = StreamType((), (), I64)
+        count = self.build(m.SizeValue, size=size, type=number, hint="size")
+        if dtype != I64:
+            count = self.build(m.Cast, count, dtype=dtype, hint="count")
+        return self.build(m.Mul, value, count, hint=hint)
 
     def sink(self, at: int, value: Value) -> Value:
         view = self.axes.views[None, at]

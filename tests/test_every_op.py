@@ -41,7 +41,7 @@ def test_declaration(example: Example) -> None:
     """Each op has a sentence about itself, and only ops that do something are not pure."""
     cls = REGISTRY[example.op]
     assert cls.__doc__ and cls.name == example.op
-    effects = {"tile.load", "tile.store", "tile.gather", "tile.prefetch", "tile.alloc"}
+    effects = {"tile.load", "tile.store", "tile.gather", "tile.read", "tile.prefetch", "tile.alloc"}
     if not {"pure"} & cls.traits:
         assert example.op in effects | {"tile.for", "tile.if"}
 

@@ -294,6 +294,10 @@ class _Program:
         source, offset = self.values[op.source], self.values[op.offset]
         return self.memory.gather(source, offset, self.values[op.offsets], op.result.type)
 
+    def _tile_read(self, op: t.Read) -> str:
+        at = [self.values[v] for v in op.at]
+        return self.memory.read(Access(self.values[op.source], at, (-1,) * len(at), {}))
+
     def _tile_coordinate(self, op: t.Coordinate) -> Registers:
         type_ = op.result.type
         assert isinstance(type_, RegisterType)

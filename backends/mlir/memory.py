@@ -118,6 +118,17 @@ class MemoryEmitter:
 
     # ---- loads
 
+    def read(self, access: Access) -> str:
+        """One integer as i64; a bool is 0 or 1."""
+        held, offset = access.memory, self.offset(access, ())
+        place = self.pointer(access, offset)
+        kind = memory_type(held.dtype)
+        name = self.text.op(f"llvm.load {place} : !llvm.ptr -> {kind}")
+        if kind == "i64":
+            return name
+        extend = "arith.extui" if held.dtype.kind != "int" else "arith.extsi"
+        return self.text.op(f"{extend} {name} : {kind} to i64")
+
     def load(self, access: Access, type_: RegisterType) -> Registers:
         """A tile from memory."""
         table, pack = type_.layout.table(), packed(type_)

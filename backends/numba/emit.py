@@ -27,7 +27,7 @@ from tilewright.backends.numba.registers import (
     numpy_name,
     tile_of,
 )
-from tilewright.backends.numba.text import Index, PythonText, is_atom, total
+from tilewright.backends.numba.text import Index, PythonText, is_atom, product, total
 from tilewright.ir import ops_math as m
 from tilewright.ir import ops_tile as t
 from tilewright.ir.core import Graph, Op, Region, Value
@@ -270,6 +270,14 @@ class _Program:
         source, offset, offsets = (self.values[v] for v in op.operands)
         type_ = tile_of(op.result.type)
         return self.memory.gather(source, offset, offsets, type_, op.result.hint)
+
+    def _tile_read(self, op: t.Read) -> str:
+        held: MemoryRef = self.values[op.source]
+        at = [self.values[v] for v in op.at]
+        parts = [product(here, stride) for here, stride in zip(at, held.strides, strict=True)]
+        name = self.text.name(op.result.hint)
+        self.text.line(f"{name} = i64({held.read(total(parts))})")
+        return name
 
     def _tile_prefetch(self, op: t.Prefetch) -> None:
         """A hint to the processor, which Python has no word for: values are the same without."""

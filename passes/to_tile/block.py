@@ -13,7 +13,9 @@ from tilewright.ir.dtypes import BF16, BOOL, F32
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.ops_stream import IDENTITY
 from tilewright.passes.to_tile.block_range import BlockRange
+from tilewright.passes.to_tile.block_tests import BlockTests
 from tilewright.passes.to_tile.contraction import Contraction
+from tilewright.passes.to_tile.gathers import gather_tile, source_tile
 from tilewright.passes.to_tile.kernel_info import strip_casts
 from tilewright.passes.to_tile.mask_range import find_mask_range
 from tilewright.passes.to_tile.outer_sum import OuterSum
@@ -51,6 +53,7 @@ class BlockLowering:
         self.state, self.rows = state, rows
         self.info, self.schedule, self.build = state.info, state.schedule, state.build
         self.mask = find_mask_range(self.info)
+        self.range = BlockRange(state, self.mask)
         self.scratch: dict[tuple[str, Value], Value] = {}
         self.contraction = Contraction(state, rows)
         self.outer = OuterSum(state)
@@ -132,15 +135,13 @@ class BlockLowering:
     def run(self) -> None:
         """Blocks that need no bounds in the middle, the others before and after."""
         b, block = self.build, self.schedule.inner_block
-        total = b.size(self.info.inner.size)
-        first, last, full_first, full_last = BlockRange(self.state, self.mask).find(total)
+        span = self.range.find(b.size(self.info.inner.size))
         if self.info.splits:
-            start = b.mul(
-                b(t.BlockId, dim=len(self.info.grid), hint="part"), self.schedule.inner_part
-            )
-            end = b.add(start, self.schedule.inner_part)
-            first, full_first = b.maximum(first, start), b.maximum(full_first, start)
-            last, full_last = b.minimum(last, end), b.minimum(full_last, end)
+            span = self.range.part(span)
+        if self.mask.tests:
+            BlockTests(self.state, self.mask, self.range).run(span, self._tested)
+            return
+        first, last, full_first, full_last = span
         full_first = b.minimum(b.maximum(full_first, first), last)
         whole = b.div(b.maximum(b.sub(full_last, full_first), 0), block)
         full_last = b.add(full_first, b.mul(whole, block))
@@ -151,6 +152,9 @@ class BlockLowering:
             self._blocks(first, full_first, masked=True)
         self._blocks(full_first, full_last, masked=False)
         self._blocks(full_last, last, masked=True)
+
+    def _tested(self, first: Value, count: Value, limit: Value, masked: bool) -> None:
+        self._block(Block(first, count, limit, masked))
 
     def _blocks(self, lo: Value, hi: Value, masked: bool) -> None:
         b, size = self.build, self.schedule.inner_block
@@ -235,7 +239,7 @@ class BlockLowering:
         if op is None or isinstance(op, s.Contract | s.Source | s.Index):
             self._prepare_memory(block, op)
             return
-        for operand in op.operands:
+        for operand in op.indices if isinstance(op, s.Gather) else op.operands:
             self._prepare(block, operand, phase)
 
     def _prepare_memory(self, block: Block, op: Op | None) -> None:
@@ -298,30 +302,13 @@ class BlockLowering:
         if base in self.turned.kept:
             return self.turned.tile(base, tile.offset)
         if isinstance(op, s.Source):
-            return self._tile_source(block, tile, op)
+            start = self._row_vector(block, ("offset", base)) if self.info.on_rows(base) else None
+            limit = block.limit if block.masked else None
+            return source_tile(self.state, op, tile.at, start, limit)
+        if isinstance(op, s.Gather):
+            at = [self._tile_value(block, tile, x, phase) for x in op.indices]
+            return gather_tile(self.state, op, at)
         return None
-
-    def _tile_source(self, block: Block, tile: Tile, op: s.Source) -> Value:
-        """A scalar source along the inner axis: one number per position, or gathered per row."""
-        b, name = self.build, self.info.inner.name
-        buffer = self.state.buffers[op.tensor]
-        position_layout = self.state.tile_layout.collapse(1)
-        dim = next(i for i, names in enumerate(op.dims) if name in names)
-        if op.dims[dim] != (name,):
-            raise UnsupportedError("the inner axis is part of a merged dimension", op.loc)
-        if not self.info.on_rows(op.result):
-            indices, _ = self.state.source_index(op, {**self.state.grid_at, name: tile.at})
-            dims = [0 if i == dim else -1 for i in range(len(op.dims))]
-            bounds = [(0, "clamp", block.limit)] if block.masked else []
-            return b.load(buffer, indices, dims, position_layout, bounds, hint=op.result.hint)
-        here = b(t.Coordinate, dim=0, layout=position_layout)
-        here = b(m.Add, here, b.splat(tile.at), hint="position")
-        if block.masked:
-            here = b(m.Min, here, b.splat(b.sub(block.limit, 1)), hint="position")
-        stride = b.splat(b(t.StrideOf, buffer, dim=dim, hint="stride"))
-        along = b(m.Mul, here, stride, hint="along")
-        offsets = b(m.Add, along, self._row_vector(block, ("offset", op.result)), hint="offsets")
-        return b(t.Gather, buffer, b.index(0), offsets, hint=op.result.hint)
 
     # ---- keeping, statistics, sums
 
@@ -390,7 +377,7 @@ class BlockLowering:
         new = self._combine(op.kind)(partial, scaled)
         b.store(new, scratch, at, [0, 1])
         if isinstance(op, s.Scan):
-            if op.kind == "sum":
+            if op.kind == "sum" and not op.blockwise:
                 raise UnsupportedError("a running sum per element inside a kernel", op.loc)
             block.memo[op.results[0]], block.memo[op.results[1]] = new, old
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import Protocol
 
 from tilewright.ir.core import Value
+from tilewright.ir.ops_tile import BlockId
+from tilewright.passes.to_tile.intervals import Interval
 from tilewright.passes.to_tile.mask_range import Bound, MaskRange
 from tilewright.passes.to_tile.state import LoweringState
+
+Span = tuple[Value, Value, Value, Value]  # first and last position, first and last unmasked
 
 
 class BlockLike(Protocol):
@@ -25,7 +29,7 @@ class BlockRange:
         self.state, self.mask = state, mask
         self.info, self.schedule, self.build = state.info, state.schedule, state.build
 
-    def find(self, total: Value) -> tuple[Value, Value, Value, Value]:
+    def find(self, total: Value) -> Span:
         """First and last positions that contribute, and those between which no mask applies."""
         b = self.build
         zero = b.index(0)
@@ -41,10 +45,24 @@ class BlockRange:
         first = b.minimum(first, last)
         return first, last, full_first, b.minimum(full_last, last)
 
+    def part(self, span: Span) -> Span:
+        """What of a span this work item does where items share out the inner axis."""
+        b = self.build
+        item = b(BlockId, dim=len(self.info.grid), hint="part")
+        start = b.mul(item, self.schedule.inner_part)
+        end = b.add(start, self.schedule.inner_part)
+        first, last, full_first, full_last = span
+        return (
+            b.maximum(first, start),
+            b.minimum(last, end),
+            b.maximum(full_first, start),
+            b.minimum(full_last, end),
+        )
+
     def _extremes(self, bound: Bound) -> tuple[Value, Value]:
         """The smallest and largest value of a bound over the block's rows."""
         b = self.build
-        low = high = b.index(bound.constant)
+        low = high = b.size(bound.constant)
         for name, factor in bound.terms:
             least, most = self._axis_range(name)
             if factor < 0:
@@ -52,6 +70,13 @@ class BlockRange:
             low = b.add(low, b.mul(least, factor))
             high = b.add(high, b.mul(most, factor))
         return low, high
+
+    def rows_box(self) -> dict[str, Interval]:
+        """The positions of the block's rows and of the work item on the grid."""
+        box = {name: Interval.of(at) for name, at in self.state.grid_at.items()}
+        for axis in self.info.rows:
+            box[axis.name] = Interval(*self._axis_range(axis.name))
+        return box
 
     def _axis_range(self, name: str) -> tuple[Value, Value]:
         """Least and greatest position on a row axis within this block of rows."""

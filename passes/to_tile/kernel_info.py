@@ -54,7 +54,7 @@ class KernelInfo:
     def is_row_scalar(self, value: Value) -> bool:
         """True for a scalar that is the same throughout a row (constants apart)."""
         op = self.made.get(value)
-        plain = op is not None and not isinstance(op, m.Const | s.Reduce | s.Scan)
+        plain = op is not None and not isinstance(op, m.Const | m.SizeValue | s.Reduce | s.Scan)
         return plain and not self.in_block(value) and not self.element(value)
 
     def on_rows(self, value: Value) -> bool:
@@ -129,6 +129,8 @@ def _depends(graph: Graph, inner: str) -> dict[Value, frozenset[str]]:
             found = frozenset({op.axis})
         else:
             found = frozenset().union(*(out.get(v, frozenset()) for v in op.operands))
+        if isinstance(op, s.Gather):
+            found |= frozenset(a.name for a in getattr(op.type, "element", ()))
         if isinstance(op, s.Reduce):
             found = found - {inner}
         if isinstance(op, s.Contract):
@@ -139,7 +141,7 @@ def _depends(graph: Graph, inner: str) -> dict[Value, frozenset[str]]:
 
 
 def _is_inner_element(op: Op, depends: dict[Value, frozenset[str]], inner: str) -> bool:
-    if not isinstance(op, s.Source):
+    if not isinstance(op, s.Source | s.Gather):
         return False
     assert isinstance(op.type, StreamType)
     return bool(op.type.element) and inner in depends[op.result]

@@ -12,6 +12,7 @@ from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.layout import Layout
 from tilewright.ir.ops_stream import IDENTITY
 from tilewright.ir.types import Axis, TensorType
+from tilewright.passes.to_tile.gathers import load_gathered
 from tilewright.passes.to_tile.kernel_info import strip_casts
 from tilewright.passes.to_tile.state import LoweringState, RowKey, round_up
 
@@ -232,6 +233,8 @@ class RowLowering:
                 return self.folded[v]
             if isinstance(op, s.Source):
                 return self._load_point(op, at, layout)
+            if isinstance(op, s.Gather):
+                return load_gathered(self.state, op, at, layout)
             if isinstance(op, s.Index):
                 return self.build.splat(at[op.axis])
             if isinstance(op, s.Reduce):

@@ -9,6 +9,7 @@ from tilewright.ir import ops_stream as s
 from tilewright.ir.core import Value
 from tilewright.ir.dtypes import F32
 from tilewright.ir.layout import Layout
+from tilewright.passes.to_tile.gathers import positions_in_memory
 from tilewright.passes.to_tile.rows import RowLowering
 from tilewright.passes.to_tile.state import LoweringState
 
@@ -112,13 +113,15 @@ def lanes_expression(
         op = info.made.get(v)
         if isinstance(op, m.Const):
             return b.number(op.value, state.dtype(v), layout.rank)
-        if not isinstance(op, s.Source):
+        if not isinstance(op, s.Source | s.Gather):
             return None
-        indices, runs = state.source_index(op, here)
+        indices, runs = positions_in_memory(state, op, here)
         dims = [where.get(r, -1) for r in runs]
         bounds = []
         if length % layout.shape[where[element]]:
-            end = state.limit(op, indices, here, element, b.index(length))
+            end = b.index(length)
+            if isinstance(op, s.Source):
+                end = state.limit(op, indices, here, element, end)
             bounds.append((where[element], "zero", end))
         return b.load(state.buffers[op.tensor], indices, dims, layout, bounds, hint=v.hint)
 
@@ -135,8 +138,8 @@ def prefetch_sources(
 ) -> None:
     """Asks for what ``lanes_expression`` would read at a position."""
     op = state.info.made.get(value)
-    if isinstance(op, s.Source):
-        indices, runs = state.source_index(op, here)
+    if isinstance(op, s.Source | s.Gather):
+        indices, runs = positions_in_memory(state, op, here)
         dims = [where.get(r, -1) for r in runs]
         state.build.prefetch(state.buffers[op.tensor], indices, dims, layout)
         return

@@ -85,6 +85,8 @@ class LoweringState:
         op = self.info.made.get(value)
         if isinstance(op, m.Const):
             return self.build.number(op.value, self.dtype(value))
+        if isinstance(op, m.SizeValue):
+            return self.build.splat(self.build.size(op.size))
         if isinstance(op, s.Repeat):
             return self.expression(op.x, leaf, memo)
         if op is None or "pointwise" not in op.traits:

@@ -122,6 +122,9 @@ def _examples() -> Iterator[Example]:
     yield Example("math.cast", cast, (np.array([1.9, -1.9, 0.0]),), np.array([1, -1, 0]))
     const = "graph f() { %r = math.const {value = -2.5, type = tensor<f64>} return %r }"
     yield Example("math.const", const, (), np.array(-2.5))
+    size = "graph f<N>(%x: tensor<N x f64>) { %r = math.size {size = size(2*N - 1), "
+    size += "type = tensor<i64>} return %r }"
+    yield Example("math.size", size, (np.zeros(5),), np.array(9))
     yield from _tensor_examples()
     yield from _stream_examples()
     yield from _tile_examples()
@@ -143,6 +146,13 @@ def _tensor_examples() -> Iterator[Example]:
     yield _tensor("broadcast", "shape = [2, 3, 2]", column, want=wide)
     text = "graph f() { %r = tensor.iota {axis = 0, type = tensor<3 x 2 x i64>} return %r }"
     yield Example("tensor.iota", text, (), np.array([[0, 0], [1, 1], [2, 2]]))
+    text = (
+        "graph f(%x: tensor<2 x 3 x f64>, %i: tensor<2 x 1 x i64>, %j: tensor<2 x i64>) "
+        "{ %r = tensor.gather %x, %i, %j return %r }"
+    )
+    at = (np.array([[1], [5]]), np.array([2, -1]))  # outside: the nearest inside
+    picked = np.array([[X[1, 2], X[1, 0]], [X[1, 2], X[1, 0]]])
+    yield Example("tensor.gather", text, (X, *at), picked)
 
 
 def _stream_examples() -> Iterator[Example]:
@@ -153,6 +163,12 @@ def _stream_examples() -> Iterator[Example]:
     index += "%r = math.cast %i {dtype = f64}"
     columns = np.array([[0.0, 1.0, 2.0]] * 2)
     yield on_streams("stream.index", index, f"%o = {SINK}", X, Y, want=columns)
+    gather = '%i = stream.index {axis = "m", type = stream<n=2, m=3; i64>}\n'
+    gather += '%j = stream.index {axis = "n", type = stream<n=2, m=3; i64>}\n%k = math.sub %j, %i\n'
+    gather += '%r = stream.gather %x, %k, %i {dims = [["*"], ["*"]], '
+    gather += "type = stream<n=2, m=3; f64>}"
+    below = np.array([[X[0, j] for j in range(3)], [X[1, 0], X[0, 1], X[0, 2]]])
+    yield on_streams("stream.gather", gather, f"%o = {SINK}", X, Y, want=below)
     rows = '%s = stream.reduce %a {kind = "max", axis = "m"}\n'
     rows += "%r = stream.repeat %s {axis = axis(m, 3)}"
     highest = np.array([[max(row)] * 3 for row in X.tolist()])
@@ -208,6 +224,14 @@ def _tile_examples() -> Iterator[Example]:
         "%r = tile.gather %x, %c4, %i\ntile.store %r, %o, %c0, %c0 {dims = [0, 1]}"
     )
     yield _tile("tile.gather", gather, T, want=T.reshape(-1)[4:12].reshape(1, 8), out="1 x 8")
+    numbers = (
+        "tile f(%x: buffer<4 x i32, unit 0>, %o: buffer<1 x i64, unit 0>) "
+        "with {grid = [[1, 1]], outputs = 1} {\n"
+        "%c0 = math.const {value = 0, type = index}\n%c2 = math.const {value = 2, type = index}\n"
+        "%i = tile.read %x, %c2\n%r = tile.splat %i {rank = 1}\n"
+        "tile.store %r, %o, %c0 {dims = [-1]}\nreturn }"
+    )
+    yield Example("tile.read", numbers, (np.array([3, 1, -7, 5]),), np.array([-7]))
     total = '%r = tile.reduce %a {kind = "sum", dim = 0}\n' + STORE
     sums = np.array([[sum(T[i, j] for i in range(4)) for j in range(8)]])
     yield _tile("tile.reduce", total, T, want=sums, out="1 x 8")

@@ -80,7 +80,7 @@ def inside(mask: MaskRange, h: int, n: int, m: int) -> bool:
     """True if a position satisfies all bounds."""
     at = {"h": h, "n": n}
     for bound in mask.bounds:
-        limit = sum(c * at[a] for a, c in bound.terms) + bound.constant
+        limit = sum(c * at[a] for a, c in bound.terms) + bound.constant.evaluate(SIZES)
         if (m > limit) if bound.upper else (m < limit):
             return False
     return True
@@ -122,7 +122,7 @@ def test_conjunctions(many: list[Comparison]) -> None:
         counts = all(c.holds(h, n, m) for c in many)
         if counts:
             assert inside(mask, h, n, m)
-        if mask.conditions:
+        if mask.conditions and not mask.tests:
             assert inside(mask, h, n, m) == counts
 
 
@@ -133,7 +133,7 @@ def test_two_masks_one_after_the_other(first: Comparison, second: Comparison) ->
         first.text("a") + "\n" + second.text("b"), SELECT + "\n%u = math.select %b, %t, %no", "%u"
     )
     mask = found(graph)
-    assert mask.bounds
+    assert mask.bounds and not mask.tests
     for h, n, m in itertools.product(*map(range, SIZES.values())):
         assert inside(mask, h, n, m) or not (first.holds(h, n, m) and second.holds(h, n, m))
 
@@ -143,18 +143,8 @@ NOT_MASKS = {
     "the other choice is finite": (CAUSAL, "%t = math.select %a, %s, %c0", "%t"),
     "the choices are exchanged": (CAUSAL, "%t = math.select %a, %no, %s", "%t"),
     "a mask joined by or": (CAUSAL, "%b = math.or %a, %w\n%t = math.select %b, %s, %no", "%t"),
-    "a mask joined with data": (CAUSAL, "%b = math.and %a, %w\n%t = math.select %b, %s, %no", "%t"),
-    "its negation": (CAUSAL, "%b = math.not %a\n%t = math.select %b, %s, %no", "%t"),
-    "equality": (CAUSAL.replace('"le"', '"eq"'), SELECT, "%t"),
     "a cap after the mask": (CAUSAL, SELECT + "\n%u = math.tanh %t", "%u"),
     "the sign changes after the mask": (CAUSAL, SELECT + "\n%u = math.neg %t", "%u"),
-    "twice the position": (Comparison(0, -1, 2, 0, "le").text("a"), SELECT, "%t"),
-    "a narrow integer": (
-        CAUSAL
-        + "\n%m8 = math.cast %m {dtype = i8}\n%n8 = math.cast %n {dtype = i8}"
-        + '\n%b = math.compare %m8, %n8 {relation = "le"}',
-        *("%t = math.select %b, %s, %no", "%t"),
-    ),
     "the mask replaces a chosen value": (
         CAUSAL,
         *(SELECT + "\n%x = math.select %w, %t, %c0", "%x"),
@@ -166,6 +156,34 @@ NOT_MASKS = {
 def test_what_bounds_nothing(name: str) -> None:
     mask = found(kernel(*NOT_MASKS[name]))
     assert not mask.bounds and not mask.conditions
+
+
+TESTED = {
+    "its negation": (CAUSAL, "%b = math.not %a\n%t = math.select %b, %s, %no"),
+    "equality": (CAUSAL.replace('"le"', '"eq"'), SELECT),
+    "twice the position": (Comparison(0, -1, 2, 0, "le").text("a"), SELECT),
+    "either of two": (
+        CAUSAL + "\n" + Comparison(0, 0, 1, -2, "le").text("c"),
+        "%b = math.or %a, %c\n%t = math.select %b, %s, %no",
+    ),
+    "a narrow integer": (
+        CAUSAL
+        + "\n%m8 = math.cast %m {dtype = i8}\n%n8 = math.cast %n {dtype = i8}"
+        + '\n%b = math.compare %m8, %n8 {relation = "le"}',
+        "%t = math.select %b, %s, %no",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TESTED)
+def test_what_no_bound_describes_is_tested(name: str) -> None:
+    mask = found(kernel(*TESTED[name], "%t"))
+    assert not mask.bounds and len(mask.tests) == len(mask.conditions) == 1
+
+
+def test_part_of_a_mask_bounds_though_data_joins_it() -> None:
+    mask = found(kernel(CAUSAL, "%b = math.and %a, %w\n%t = math.select %b, %s, %no", "%t"))
+    assert len(mask.bounds) == 1 and not mask.conditions and not mask.tests
 
 
 TWO = "\n%two = math.const {value = 2.0, type = tensor<f32>}\n%u = math.mul %t, %two"
@@ -184,7 +202,9 @@ MASKS = {
 @pytest.mark.parametrize("name", MASKS)
 def test_what_still_bounds(name: str) -> None:
     mask = found(kernel(CAUSAL, *MASKS[name]))
-    assert [str(b) for b in mask.bounds] == ["Bound(upper=True, terms=(('n', 1),), constant=0)"]
+    assert [str(b) for b in mask.bounds] == [
+        "Bound(upper=True, terms=(('n', 1),), constant=Size(0))"
+    ]
 
 
 def test_another_result_that_needs_all_positions() -> None:

@@ -1,0 +1,100 @@
+"""Single numbers from memory for register tiles, and memory read at computed positions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tilewright.ir import ops_math as m
+from tilewright.ir import ops_stream as s
+from tilewright.ir import ops_tile as t
+from tilewright.ir.core import Value
+from tilewright.ir.dtypes import I64
+from tilewright.ir.errors import UnsupportedError
+from tilewright.ir.layout import Layout
+from tilewright.ir.sizes import Size
+from tilewright.ir.types import TensorType
+from tilewright.passes.to_tile.intervals import Intervals
+from tilewright.passes.to_tile.state import LoweringState
+
+
+def positions_in_memory(
+    state: LoweringState, op: s.Source | s.Gather, at: dict[str, Value]
+) -> tuple[list[Value], list[str]]:
+    """Index per dimension for positions of axes (missing ones start at 0), and the axis that runs
+    along each dimension ("": none)."""
+    if isinstance(op, s.Source):
+        return state.source_index(op, at)
+    b, indices, runs = state.build, [], []
+    given = list(op.indices)
+    for (name,), size in zip(op.dims, _shape(op), strict=True):
+        if name != s.INDEXED:
+            indices.append(at.get(name, b.index(0)))
+            runs.append(name)
+            continue
+        index = Intervals(state).value(given.pop(0), at)
+        if index is None:
+            raise UnsupportedError("an index that is not made of integers and positions", op.loc)
+        indices.append(b.maximum(b.minimum(index, b.sub(b.size(size), 1)), 0))
+        runs.append("")
+    return indices, runs
+
+
+def _shape(op: s.Gather) -> tuple[Size, ...]:
+    assert isinstance(op.tensor.type, TensorType)
+    return op.tensor.type.shape
+
+
+def load_gathered(
+    state: LoweringState, op: s.Gather, at: dict[str, Value], layout: Layout
+) -> Value:
+    """The element at one position, its axis along tile dimension 1 from ``at[axis]``."""
+    b, element = state.build, state.info.element(op.result)
+    indices, runs = positions_in_memory(state, op, at)
+    buffer, hint = state.buffers[op.tensor], op.result.hint
+    if not element:
+        return b.load(buffer, indices, [-1] * len(runs), Layout(2), hint=hint)
+    axis, width = element[0], layout.shape[1]
+    dims = [1 if run == axis.name and width > 1 else -1 for run in runs]
+    short = (axis.size.constant or 0) % width
+    bounds = [(1, "zero", b.size(axis.size))] if short else []
+    return b.load(buffer, indices, dims, layout, bounds, hint=hint)
+
+
+def gather_tile(state: LoweringState, op: s.Gather, at: Sequence[Value]) -> Value:
+    """A register tile of single elements: ``at`` has a tile of positions for each dimension."""
+    b, buffer = state.build, state.buffers[op.tensor]
+    if state.info.element(op.result):
+        raise UnsupportedError("a gather of whole elements for every pair of positions", op.loc)
+    total: Value | None = None
+    for dim, (index, size) in enumerate(zip(at, _shape(op), strict=True)):
+        wide = index if getattr(index.type, "dtype", I64) == I64 else b(m.Cast, index, dtype=I64)
+        last = b.splat(b.sub(b.size(size), 1))
+        inside = b(m.Max, b(m.Min, wide, last), b.number(0, I64), hint="inside")
+        stride = b.splat(b(t.StrideOf, buffer, dim=dim, hint="stride"))
+        term = b(m.Mul, inside, stride, hint="along")
+        total = term if total is None else b(m.Add, total, term, hint="offsets")
+    assert total is not None
+    return b(t.Gather, buffer, b.index(0), total, hint=op.result.hint)
+
+
+def source_tile(
+    state: LoweringState, op: s.Source, at: Value, start: Value | None, limit: Value | None
+) -> Value:
+    """A scalar source along the inner axis from position ``at``: one number per position, or, with
+    where each row starts in memory, one for every pair. Past ``limit`` the last is repeated."""
+    b, name = state.build, state.info.inner.name
+    buffer, layout = state.buffers[op.tensor], state.tile_layout.collapse(1)
+    dim = next(i for i, names in enumerate(op.dims) if name in names)
+    if op.dims[dim] != (name,):
+        raise UnsupportedError("the inner axis is part of a merged dimension", op.loc)
+    if start is None:
+        indices, _ = state.source_index(op, {**state.grid_at, name: at})
+        dims = [0 if i == dim else -1 for i in range(len(op.dims))]
+        bounds = [(0, "clamp", limit)] if limit is not None else []
+        return b.load(buffer, indices, dims, layout, bounds, hint=op.result.hint)
+    here = b(m.Add, b(t.Coordinate, dim=0, layout=layout), b.splat(at), hint="position")
+    if limit is not None:
+        here = b(m.Min, here, b.splat(b.sub(limit, 1)), hint="position")
+    stride = b.splat(b(t.StrideOf, buffer, dim=dim, hint="stride"))
+    offsets = b(m.Add, b(m.Mul, here, stride, hint="along"), start, hint="offsets")
+    return b(t.Gather, buffer, b.index(0), offsets, hint=op.result.hint)

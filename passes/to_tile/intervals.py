@@ -1,0 +1,315 @@
+"""Integer expressions over boxes of positions, as run-time index arithmetic.
+
+``m - n <= w`` for n in [n0, n1] and m in [m0, m1] is certain if m1 - n0 <= w and possible if
+m0 - n1 <= w. A condition is an integer from 0 to 1, so that an interval [1, 1] means that it holds
+everywhere in the box, [0, 0] nowhere. A box of one position gives the expression's value itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tilewright.ir import ops_math as m
+from tilewright.ir import ops_stream as s
+from tilewright.ir import ops_tile as t
+from tilewright.ir.core import Op, Value
+from tilewright.ir.types import StreamType, TensorType
+from tilewright.passes.to_tile.emitter import TileBuilder
+from tilewright.passes.to_tile.state import LoweringState
+
+_FAR = 1 << 31  # added, in multiples of the divisor, so that a dividend is not negative
+
+
+@dataclass(frozen=True)
+class Interval:
+    """low <= x <= high, run-time integers; one and the same value if x is known exactly."""
+
+    low: Value
+    high: Value
+
+    @classmethod
+    def of(cls, value: Value) -> Interval:
+        return cls(value, value)
+
+    @property
+    def exact(self) -> bool:
+        return self.low is self.high
+
+
+Box = Mapping[str, Interval]  # positions on axes
+Rule = Callable[["Intervals", Any, list[Interval]], Interval | None]
+RULES: dict[type[Op], Rule] = {}
+
+
+def rule(*classes: type[Op]) -> Callable[[Rule], Rule]:
+    """Registers the interval form of pointwise ops."""
+
+    def register(function: Rule) -> Rule:
+        RULES.update(dict.fromkeys(classes, function))
+        return function
+
+    return register
+
+
+class Intervals:
+    """Builds the interval of integer streams over a box; None where nothing is known."""
+
+    def __init__(self, state: LoweringState) -> None:
+        self.state, self.info = state, state.info
+        self.build: TileBuilder = state.build
+
+    def of(
+        self, value: Value, box: Box, memo: dict[Value, Interval | None] | None = None
+    ) -> Interval | None:
+        """The interval of ``value`` over ``box``; ``memo`` keeps those found before."""
+        memo = {} if memo is None else memo
+        if value not in memo:
+            memo[value] = self._find(value, box, memo)
+        return memo[value]
+
+    def value(self, value: Value, at: Mapping[str, Value]) -> Value | None:
+        """``value`` at one position."""
+        found = self.of(value, {name: Interval.of(x) for name, x in at.items()})
+        return found.low if found is not None and found.exact else None
+
+    def _find(self, value: Value, box: Box, memo: dict[Value, Interval | None]) -> Interval | None:
+        op, b = self.info.made.get(value), self.build
+        if isinstance(op, m.Const):
+            whole = float(op.value).is_integer() and abs(op.value) < 1 << 62
+            return Interval.of(b.index(int(op.value))) if whole and _countable(value) else None
+        if isinstance(op, m.SizeValue):
+            return Interval.of(b.size(op.size))
+        if isinstance(op, s.Index):
+            return box.get(op.axis)
+        if isinstance(op, s.Source | s.Gather):
+            return self._memory(op, box, memo)
+        if isinstance(op, s.Repeat):
+            return self.of(op.x, box, memo)
+        found = RULES.get(type(op)) if op is not None else None
+        if found is None or op is None or not all(_countable(v) for v in (*op.operands, value)):
+            return None
+        inputs = [self.of(v, box, memo) for v in op.operands]
+        known = [x for x in inputs if x is not None]
+        return found(self, op, known) if len(known) == len(inputs) else None
+
+    # ---- integers in memory
+
+    def _memory(
+        self, op: s.Source | s.Gather, box: Box, memo: dict[Value, Interval | None]
+    ) -> Interval | None:
+        if not _countable(op.result) or self.info.element(op.result):
+            return None
+        if isinstance(op, s.Gather):
+            indices = [self.of(v, box, memo) for v in op.indices]
+        else:
+            indices = [self._dimension(op, dim, box) for dim in op.dims]
+        known = [self._inside(op, at, x) for at, x in enumerate(indices) if x is not None]
+        if len(known) < len(indices) or not all(x.exact for x in known[:-1]):
+            return None
+        buffer = self.state.buffers[op.tensor]
+        if all(x.exact for x in known):
+            return Interval.of(self.build(t.Read, buffer, *(x.low for x in known), hint="read"))
+        return self._range(buffer, [x.low for x in known[:-1]], known[-1])
+
+    def _dimension(self, op: s.Source, dim: tuple[str, ...], box: Box) -> Interval | None:
+        """The position on a dimension that one axis makes up (none: it has one element)."""
+        if not dim:
+            return Interval.of(self.build.index(0))
+        return box.get(dim[0]) if len(dim) == 1 else None
+
+    def _inside(self, op: s.Source | s.Gather, at: int, index: Interval) -> Interval:
+        """An index moved inside its dimension."""
+        if isinstance(op, s.Source):
+            return index
+        assert isinstance(op.tensor.type, TensorType)
+        b = self.build
+        last = b.sub(b.size(op.tensor.type.shape[at]), 1)
+        return self.monotone(lambda x: b.maximum(b.minimum(x, last), 0), index)
+
+    def _range(self, buffer: Value, before: list[Value], index: Interval) -> Interval:
+        """The least and greatest of a stretch of memory."""
+        b = self.build
+        first = b(t.Read, buffer, *before, index.low, hint="least")
+        end = b.add(index.high, 1)
+        with b.loop(b.add(index.low, 1), end, 1, [first, first], hint="entry") as loop:
+            x = b(t.Read, buffer, *before, loop.counter, hint="read")
+            low, high = loop.carried
+            loop.next = (b.minimum(low, x), b.maximum(high, x))
+        return Interval(*loop.results)
+
+    # ---- arithmetic
+
+    def monotone(self, function: Callable[[Value], Value], x: Interval) -> Interval:
+        """A function that never falls, of both ends."""
+        low = function(x.low)
+        return Interval.of(low) if x.exact else Interval(low, function(x.high))
+
+    def less(self, a: Value, b: Value | int) -> Value:
+        """1 if a < b, else 0."""
+        build = self.build
+        b = build.index(b) if isinstance(b, int) else b
+        return build.minimum(build.maximum(build.sub(b, a), 0), 1)
+
+    def floor(self, a: Value, b: Value) -> Value:
+        """a / b rounded down, b positive."""
+        build = self.build
+        far = build.mul(b, _FAR)
+        return build.sub(build.div(build.add(a, far), b), _FAR)
+
+    def opposite(self, x: Value) -> Value:
+        """Not x, of a condition."""
+        return self.build.sub(self.build.index(1), x)
+
+    def positive(self, value: Value) -> bool:
+        """True for a divisor that cannot be zero or negative."""
+        op = self.info.made.get(value)
+        while isinstance(op, s.Repeat):
+            op = self.info.made.get(op.x)
+        if isinstance(op, m.Const):
+            return op.value > 0
+        return isinstance(op, m.SizeValue) and all(c > 0 for _, c in op.size.terms)
+
+
+def _countable(value: Value) -> bool:
+    """True for integers and conditions."""
+    assert isinstance(value.type, StreamType)
+    return not value.type.dtype.is_float
+
+
+@rule(m.Add)
+def _add(i: Intervals, op: Op, x: list[Interval]) -> Interval:
+    low = i.build.add(x[0].low, x[1].low)
+    exact = x[0].exact and x[1].exact
+    return Interval.of(low) if exact else Interval(low, i.build.add(x[0].high, x[1].high))
+
+
+@rule(m.Sub)
+def _sub(i: Intervals, op: Op, x: list[Interval]) -> Interval:
+    low = i.build.sub(x[0].low, x[1].high)
+    exact = x[0].exact and x[1].exact
+    return Interval.of(low) if exact else Interval(low, i.build.sub(x[0].high, x[1].low))
+
+
+@rule(m.Mul)
+def _mul(i: Intervals, op: Op, x: list[Interval]) -> Interval:
+    b = i.build
+    if x[0].exact and x[1].exact:
+        return Interval.of(b.mul(x[0].low, x[1].low))
+    ends = [b.mul(p, q) for p in (x[0].low, x[0].high) for q in (x[1].low, x[1].high)]
+    low = high = ends[0]
+    for end in ends[1:]:
+        low, high = b.minimum(low, end), b.maximum(high, end)
+    return Interval(low, high)
+
+
+@rule(m.Div)
+def _div(i: Intervals, op: Any, x: list[Interval]) -> Interval | None:
+    if not (x[1].exact and i.positive(op.rhs)):
+        return None
+    return i.monotone(lambda a: i.floor(a, x[1].low), x[0])
+
+
+@rule(m.Mod)
+def _mod(i: Intervals, op: Any, x: list[Interval]) -> Interval | None:
+    """Within one multiple of the divisor the remainder grows with the dividend."""
+    if not (x[1].exact and i.positive(op.rhs)):
+        return None
+    b, divisor = i.build, x[1].low
+    start = b.mul(i.floor(x[0].low, divisor), divisor)
+    low = b.sub(x[0].low, start)
+    if x[0].exact:
+        return Interval.of(low)
+    high = b.sub(x[0].high, start)
+    apart = i.less(b.sub(divisor, 1), high)  # the stretch reaches the next multiple
+    most = b.sub(divisor, 1)
+    return Interval(b.mul(low, i.opposite(apart)), b.minimum(high, most))
+
+
+@rule(m.Min, m.And)
+def _min(i: Intervals, op: Op, x: list[Interval]) -> Interval:
+    low = i.build.minimum(x[0].low, x[1].low)
+    exact = x[0].exact and x[1].exact
+    return Interval.of(low) if exact else Interval(low, i.build.minimum(x[0].high, x[1].high))
+
+
+@rule(m.Max, m.Or)
+def _max(i: Intervals, op: Op, x: list[Interval]) -> Interval:
+    low = i.build.maximum(x[0].low, x[1].low)
+    exact = x[0].exact and x[1].exact
+    return Interval.of(low) if exact else Interval(low, i.build.maximum(x[0].high, x[1].high))
+
+
+@rule(m.Not)
+def _not(i: Intervals, op: Op, x: list[Interval]) -> Interval:
+    low = i.opposite(x[0].high)
+    return Interval.of(low) if x[0].exact else Interval(low, i.opposite(x[0].low))
+
+
+@rule(m.Neg)
+def _neg(i: Intervals, op: Op, x: list[Interval]) -> Interval:
+    low = i.build.sub(i.build.index(0), x[0].high)
+    return (
+        Interval.of(low) if x[0].exact else Interval(low, i.build.sub(i.build.index(0), x[0].low))
+    )
+
+
+@rule(m.Abs)
+def _abs(i: Intervals, op: Op, x: list[Interval]) -> Interval:
+    b = i.build
+    below = b.sub(b.index(0), x[0].low)
+    if x[0].exact:
+        return Interval.of(b.maximum(x[0].low, below))
+    low = b.maximum(b.maximum(x[0].low, b.sub(b.index(0), x[0].high)), 0)
+    return Interval(low, b.maximum(x[0].high, below))
+
+
+@rule(m.Compare)
+def _compare(i: Intervals, op: m.Compare, x: list[Interval]) -> Interval:
+    left, right, relation = x[0], x[1], op.relation
+    if relation in ("gt", "ge"):
+        left, right, relation = right, left, {"gt": "lt", "ge": "le"}[relation]
+    if relation in ("lt", "le"):
+        return _below(i, left, right, strict=relation == "lt")
+    ahead, behind = _below(i, left, right, strict=False), _below(i, right, left, strict=False)
+    low = i.build.minimum(ahead.low, behind.low)
+    exact = ahead.exact and behind.exact
+    high = low if exact else i.build.minimum(ahead.high, behind.high)
+    if relation == "eq":
+        return Interval(low, high)
+    certain = i.opposite(high)
+    return Interval(certain, certain if exact else i.opposite(low))
+
+
+def _below(i: Intervals, left: Interval, right: Interval, strict: bool) -> Interval:
+    """left < right (<= if not strict)."""
+    slack = 0 if strict else 1
+    b = i.build
+    low = i.less(left.high, b.add(right.low, slack))
+    if left.exact and right.exact:
+        return Interval.of(low)
+    return Interval(low, i.less(left.low, b.add(right.high, slack)))
+
+
+@rule(m.Select)
+def _select(i: Intervals, op: m.Select, x: list[Interval]) -> Interval:
+    """One side where the condition is decided, both together elsewhere."""
+    condition, yes, no = x
+    b = i.build
+    if all(part.exact for part in x):
+        return Interval.of(b.add(no.low, b.mul(condition.low, b.sub(yes.low, no.low))))
+    least, most = b.minimum(yes.low, no.low), b.maximum(yes.high, no.high)
+
+    def chosen(either: Value, one: Value, other: Value) -> Value:
+        possible = b.mul(condition.high, b.sub(either, other))
+        certain = b.mul(condition.low, b.sub(one, either))
+        return b.add(b.add(other, possible), certain)
+
+    return Interval(chosen(least, yes.low, no.low), chosen(most, yes.high, no.high))
+
+
+@rule(m.Cast)
+def _cast(i: Intervals, op: m.Cast, x: list[Interval]) -> Interval | None:
+    """Integers keep their value if the new dtype is wide."""
+    return x[0] if op.dtype.is_int and op.dtype.bits >= 32 else None
