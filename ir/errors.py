@@ -91,3 +91,10 @@ class SettingError(TilewrightError):
     """An environment variable or an option has a value that means nothing: says what would."""
 
     code = "TW009"
+
+
+class DeadlockError(TilewrightError):
+    """A stream program cannot go on: names the channels that block each other, and how deep each
+    has to be."""
+
+    code = "TW010"

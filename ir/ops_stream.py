@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tilewright.ir.core import Op, Value, attribute, operand
-from tilewright.ir.dtypes import I64
+from tilewright.ir.dtypes import I32, I64
 from tilewright.ir.ops_tensor import gathered
 from tilewright.ir.reduction import IDENTITIES, identity_of, reduce_axis
 from tilewright.ir.sizes import product
@@ -143,7 +143,7 @@ class Index(StreamOp, name="stream.index"):
         self.require(isinstance(self.type, StreamType), "type must be a stream")
         assert isinstance(self.type, StreamType)
         self.require(self.axis in [a.name for a in self.type.axes], "axis must be one of the loops")
-        self.require(self.type.dtype == I64, "positions are i64")
+        self.require(self.type.dtype in (I32, I64), "positions are i64 or i32")
         return self.type
 
     def reference_axes(self, sizes: dict[str, int]) -> Any:

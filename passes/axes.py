@@ -202,13 +202,14 @@ def _quotient(a: Size, b: Size | None) -> Size | None:
     return product([x // y, *left])
 
 
-def _use(axes: AxisMap, op: Op, value: Value, producers: dict[Value, Op]) -> View:
+def _use(axes: AxisMap, op: Op, at: int, producers: dict[Value, Op]) -> View:
     """A view for an operand; plain uses of an input share one."""
+    value = op.operands[at]
     assert isinstance(value.type, TensorType)
     if value in producers or not axes.share:
         return _view(axes, value, producers)
     # the same side of the same product (keys of several attentions) is read once
-    side = f"{op.equation} {op.operands.index(value)}" if isinstance(op, t.Contract) else ""
+    side = f"{op.equation} {at}" if isinstance(op, t.Contract) else ""
     if (value, side) not in axes.shared:
         axes.shared[value, side] = tuple(axes.fresh(s) for s in value.type.shape)
     dims = axes.shared[value, side]
@@ -219,7 +220,7 @@ def _infer(axes: AxisMap, op: Op, producers: dict[Value, Op]) -> None:
     if isinstance(op, t.Gather):
         _gather(axes, op, producers)
         return
-    views = [_use(axes, op, v, producers) for v in op.operands]
+    views = [_use(axes, op, i, producers) for i in range(len(op.operands))]
     for at, view in enumerate(views):
         axes.views[op, at] = view
     if isinstance(op, t.Contract):
@@ -266,8 +267,10 @@ def _pointwise(axes: AxisMap, op: Op, views: list[View]) -> Dims:
 
 
 def _merge_loops(axes: AxisMap) -> None:
-    """Axes of one length that are summed away apart from each other become one: the sums share a
-    loop. No value runs along both."""
+    """Axes of one length become one loop if no value runs along both: sums that are taken apart
+    from each other, the same dimension of results that have nothing to do with each other. Axes of
+    known length that only products sum over lie inside elements: they stay as they are."""
+    kept: dict[int, int] = {}  # axes of results, and which dimension they belong to
     gone: dict[int, bool] = {}  # whether a reduction proper, not only a product, runs along it
     for op in axes.graph.body.ops:
         if isinstance(op, t.Contract | t.Reduce):
@@ -275,21 +278,25 @@ def _merge_loops(axes: AxisMap) -> None:
             inside = frozenset().union(*(axes.flat(v.dims) for v in views))
             for axis in inside - axes.flat(axes.dims[op.result]):
                 gone[axis] = gone.get(axis, False) or isinstance(op, t.Reduce)
-    kept = frozenset().union(
-        *(axes.flat(axes.views[None, i].dims) for i in range(len(axes.graph.results)))
-    )
-    candidates = sorted(x for x in gone if x not in kept)
-    for at, axis in enumerate(candidates):
+    for at in range(len(axes.graph.results)):
+        for number, dim in enumerate(axes.resolved(axes.views[None, at].dims)):
+            kept.update(dict.fromkeys(dim, number))
+    for at, axis in enumerate(candidates := sorted({*gone, *kept})):
         for other in candidates[:at]:
-            stream = axes.size[axis].constant is None or (gone[axis] and gone[other])
-            same = axes.size[axis] == axes.size[other] and axes.resolve((other,)) == (other,)
-            if same and stream and not _meet(axes, axis, other):
+            alike = axes.size[axis] == axes.size[other] and kept.get(axis) == kept.get(other)
+            reduced = gone.get(axis, False) and gone.get(other, False)
+            loop = axes.size[axis].constant is None or reduced or axis in kept
+            free = axes.resolve((other,)) == (other,)
+            if alike and free and loop and not _meet(axes, axis, other):
                 axes.parts[axis] = (other,)
                 break
 
 
 def _meet(axes: AxisMap, one: int, other: int) -> bool:
-    """True if some operation has values along both axes."""
+    """True if some operation, or a result, has values along both axes."""
+    for at in range(len(axes.graph.results)):
+        if {one, other} <= axes.flat(axes.views[None, at].dims):
+            return True
     for op in axes.graph.body.ops:
         if op.results[0] in axes.dims:
             views = [v for (user, _), v in axes.views.items() if user is op]

@@ -53,10 +53,25 @@ def choose_order(axes: AxisMap) -> LoopOrder:
     )
     streamed = None
     if not _only_products(axes):
-        streamed = _streamed({x: n for x, n in reduced.items() if x not in inside}, last)
+        streamed = _streamed(axes, {x: n for x, n in reduced.items() if x not in inside}, last)
+        streamed = _along_results(
+            axes, streamed, [x for x in ordered if x not in parallel], reduced
+        )
     every = {x for view in axes.views.values() for x in axes.flat(view.dims)}
     loops = {*parallel, streamed}
     return LoopOrder(parallel, streamed, frozenset(every - loops))
+
+
+def _along_results(
+    axes: AxisMap, streamed: int | None, others: list[int], reduced: Counter[int]
+) -> int | None:
+    """Where all sums run along one axis of known length, that axis can lie inside an element, and
+    the one axis that only some results have is streamed: a row is normalised once, and its product
+    is formed for one weight after the other."""
+    alone = streamed is not None and set(reduced) == {streamed} and streamed not in others
+    if not alone or streamed is None or axes.size[streamed].constant is None or len(others) != 1:
+        return streamed
+    return others[0]
 
 
 def _inside(axes: AxisMap, reduced: Counter[int], outputs: list[int]) -> set[int]:
@@ -69,9 +84,14 @@ def _inside(axes: AxisMap, reduced: Counter[int], outputs: list[int]) -> set[int
     return {x for x in [*candidates, *last] if axes.size[x].constant is not None}
 
 
-def _streamed(reduced: dict[int, int], last: dict[int, int]) -> int | None:
-    """The axis most reductions run along, the latest of equals."""
-    return max(reduced, key=lambda x: (reduced[x], last[x])) if reduced else None
+def _streamed(axes: AxisMap, reduced: dict[int, int], last: dict[int, int]) -> int | None:
+    """The axis most reductions run along, the latest of equals; one without a known length before
+    any that could lie inside an element."""
+
+    def rank(axis: int) -> tuple[bool, int, int]:
+        return axes.size[axis].constant is None, reduced[axis], last[axis]
+
+    return max(reduced, key=rank) if reduced else None
 
 
 def _only_products(axes: AxisMap) -> bool:

@@ -17,14 +17,18 @@ import torch
 from tilewright.ir.bind import bind_sizes
 from tilewright.ir.core import Graph
 from tilewright.ir.errors import BindError
+from tilewright.ir.ops_stream import Gather
 from tilewright.ir.sizes import Size
 from tilewright.ir.target import Target
 from tilewright.ir.types import BufferType, StreamType, TensorType
 from tilewright.passes.specialise import specialise
 from tilewright.passes.to_tile.kernel_info import analyse, is_row_kernel
+from tilewright.passes.to_tile.narrow import LONGEST
 from tilewright.passes.to_tile.schedule import row_classes
+from tilewright.passes.to_tile.tables import tables_of, with_tables
 from tilewright.runtime.calls import Signature, key_source
 from tilewright.runtime.report import VariantReport
+from tilewright.runtime.tables import block_extremes
 
 Call = Callable[..., tuple[torch.Tensor, ...]]
 Key = tuple[tuple[int, ...], tuple[int, ...], int]  # units, static sizes, row class
@@ -52,7 +56,11 @@ class KernelFamily:
     ) -> None:
         """``empty`` is called instead of a kernel when the axis that is summed along has no
         elements: quotients of sums moved past each other are 0 / 0 then."""
+        self.given = len(graph.params)
+        graph = with_tables(graph)
         self.graph, self.target, self.make, self.empty = graph, target, make, empty
+        self.tables = [source for source, _, _ in tables_of(graph)]
+        self.gathered = _gathered(graph)
         info = analyse(graph)
         self.inner: Size = info.inner.size if not info.splits else Size.of(1)
         self.static_names = tuple(sorted(_static_names(graph)))
@@ -64,11 +72,37 @@ class KernelFamily:
         self._facts = self._key_function()
 
     def __call__(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        if self.gathered and not self._have_entries(tensors):
+            return self._without_entries(tensors)
+        if self.tables:
+            tensors = self._with_tables(tensors)
         key = self.key(tensors)
         form = self.forms.get(key)
         if form is None:
             form = self._make(key)
         return form(*tensors)
+
+    def _have_entries(self, tensors: tuple[torch.Tensor, ...]) -> bool:
+        """True if everything that is read at computed positions has elements."""
+        try:
+            return all(tensors[i].numel() for i in self.gathered)
+        except (AttributeError, IndexError):
+            return True  # the key complains
+
+    def _with_tables(self, tensors: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        """The inputs and the tables made from them."""
+        if len(tensors) != self.given or not all(isinstance(x, torch.Tensor) for x in tensors):
+            return tensors  # the key complains
+        for source in self.tables:
+            tensors = (*tensors, *block_extremes(tensors[source]))
+        return tensors
+
+    def _without_entries(self, tensors: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        """A call in which something that is read at computed positions has no elements."""
+        if self.empty is None:
+            named = [self.graph.params[i].hint for i in self.gathered if not tensors[i].numel()]
+            raise BindError(f"{self.graph.name}: %{named[0]} has no elements to read")
+        return self.empty(*tensors)
 
     def key(self, tensors: tuple[torch.Tensor, ...]) -> Key:
         """What decides the form for these inputs. Raises BindError if they do not fit."""
@@ -79,6 +113,9 @@ class KernelFamily:
             raise
         if inner == 0 and self.empty is not None:
             return units, static, EMPTY
+        if max(rows, inner) >= LONGEST:
+            size = max(rows, inner)
+            raise BindError(f"{self.graph.name}: {size} positions; a kernel takes fewer than 2^30")
         for known in self.classes:
             if known and rows <= known:
                 return units, static, known
@@ -116,8 +153,9 @@ class KernelFamily:
             start = time.perf_counter()
             units, static, rows = key
             if rows == EMPTY and self.empty is not None:
-                self.forms[key] = self.empty
-                return self.empty
+                empty, given = self.empty, self.given
+                self.forms[key] = lambda *tensors: empty(*tensors[:given])
+                return self.forms[key]
             values = dict(zip(self.static_names, static, strict=True))
             variant = Variant(specialise(self.graph, values), rows, units, values)
             call, report = self.make(variant, self.target)
@@ -125,6 +163,12 @@ class KernelFamily:
             self.reports.append(report)
             self.forms[key] = call
             return call
+
+
+def _gathered(graph: Graph) -> tuple[int, ...]:
+    """Which inputs are read at computed positions."""
+    read = {op.tensor for op in graph.body.ops if isinstance(op, Gather)}
+    return tuple(i for i, param in enumerate(graph.params) if param in read)
 
 
 def _unit(tensor: torch.Tensor) -> int:

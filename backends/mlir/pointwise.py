@@ -75,10 +75,9 @@ _TWO: dict[type[Op], tuple[str, str]] = {  # op class -> (float, integer) operat
     m.Add: ("arith.addf", "arith.addi"),
     m.Sub: ("arith.subf", "arith.subi"),
     m.Mul: ("arith.mulf", "arith.muli"),
-    m.Div: ("arith.divf", "arith.floordivsi"),
+    m.Div: ("arith.divf", ""),
     m.Max: ("arith.maximumf", "arith.maxsi"),
     m.Min: ("arith.minimumf", "arith.minsi"),
-    m.Mod: ("arith.remf", "arith.remsi"),
     m.And: ("", "arith.andi"),
     m.Or: ("", "arith.ori"),
     m.Pow: ("math.powf", ""),
@@ -108,7 +107,40 @@ def emit_pointwise(scalars: Scalars, op: Op, inputs: list[str], operand: DType) 
             return scalars.binary(name, inputs[0], inputs[1], element_type(operand))
     if type(op) in _ONE and floating:
         return scalars.text.op(f"{_ONE[type(op)]} {inputs[0]} : {scalars.type}")
+    if type(op) in _INTEGER and not floating:
+        return _INTEGER[type(op)](scalars, op, inputs)
     raise UnsupportedError(f"{op.name} on {operand} in the mlir back end", op.loc)
+
+
+def _divide(s: Scalars, op: Op, inputs: list[str]) -> str:
+    """Rounded down; 0 by zero, where the machine would stop the process."""
+    zero, one = s.number(0, element_type(s.dtype)), s.number(1, element_type(s.dtype))
+    none = s.text.op(f"arith.cmpi eq, {inputs[1]}, {zero} : {s.type}")
+    divisor = _choose(s, none, one, inputs[1], s.type)
+    quotient = s.binary("arith.floordivsi", inputs[0], divisor)
+    return _choose(s, none, zero, quotient, s.type)
+
+
+def _remainder(s: Scalars, op: Op, inputs: list[str]) -> str:
+    """x - floor(x / y) * y"""
+    quotient = _divide(s, op, inputs)
+    return s.binary("arith.subi", inputs[0], s.binary("arith.muli", quotient, inputs[1]))
+
+
+def _opposite(s: Scalars, op: Op, inputs: list[str]) -> str:
+    return s.binary("arith.subi", s.number(0, element_type(s.dtype)), inputs[0])
+
+
+def _magnitude(s: Scalars, op: Op, inputs: list[str]) -> str:
+    return s.binary("arith.maxsi", inputs[0], _opposite(s, op, inputs))
+
+
+_INTEGER: dict[type[Op], Emit] = {
+    m.Div: _divide,
+    m.Mod: _remainder,
+    m.Neg: _opposite,
+    m.Abs: _magnitude,
+}
 
 
 @emits(m.Fma)

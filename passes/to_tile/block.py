@@ -9,11 +9,11 @@ from tilewright.ir import ops_math as m
 from tilewright.ir import ops_stream as s
 from tilewright.ir import ops_tile as t
 from tilewright.ir.core import Op, Value
-from tilewright.ir.dtypes import BF16, BOOL, F32
+from tilewright.ir.dtypes import BF16, BOOL, F32, I32
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.ops_stream import IDENTITY
-from tilewright.passes.to_tile.block_range import BlockRange
-from tilewright.passes.to_tile.block_tests import BlockTests
+from tilewright.passes.to_tile.block_range import BlockRange, Rows
+from tilewright.passes.to_tile.block_walk import BlockWalk, Bodies, MaskTests
 from tilewright.passes.to_tile.contraction import Contraction
 from tilewright.passes.to_tile.gathers import gather_tile, source_tile
 from tilewright.passes.to_tile.kernel_info import strip_casts
@@ -22,6 +22,7 @@ from tilewright.passes.to_tile.outer_sum import OuterSum
 from tilewright.passes.to_tile.positions import TurnedSources, write_block
 from tilewright.passes.to_tile.rows import RowLowering, strip_repeat
 from tilewright.passes.to_tile.state import LoweringState
+from tilewright.passes.to_tile.weights import weight_of
 
 
 @dataclass
@@ -53,7 +54,6 @@ class BlockLowering:
         self.state, self.rows = state, rows
         self.info, self.schedule, self.build = state.info, state.schedule, state.build
         self.mask = find_mask_range(self.info)
-        self.range = BlockRange(state, self.mask)
         self.scratch: dict[tuple[str, Value], Value] = {}
         self.contraction = Contraction(state, rows)
         self.outer = OuterSum(state)
@@ -62,7 +62,7 @@ class BlockLowering:
         self.scans = [op for op in ops if isinstance(op, s.Scan)]
         self.reduces = [op for op in ops if isinstance(op, s.Reduce)]
         self.sinks = [op for op in ops if isinstance(op, s.Sink) and self.info.per_position(op)]
-        self.weights = {op: self._weight(op) for op in self.reduces if self._is_outer(op)}
+        self.weights = {op: weight_of(self.info, op) for op in self.reduces if self._is_outer(op)}
         self.phases = 1 + max((self._phase_of(op) for op in ops), default=0)
         self._allocate()
 
@@ -70,17 +70,6 @@ class BlockLowering:
 
     def _is_outer(self, op: s.Reduce) -> bool:
         return bool(self.info.element(op.result))
-
-    def _weight(self, op: s.Reduce) -> tuple[Value, Value]:
-        """(scalar factor, vector factor) of a vector-valued sum's terms."""
-        below, _ = strip_casts(self.info, op.x)
-        product = self.info.made.get(below)
-        if op.kind == "sum" and isinstance(product, m.Mul):
-            for scalar, vector in ((product.lhs, product.rhs), (product.rhs, product.lhs)):
-                plain = not self.info.element(scalar) and not self.info.on_rows(vector)
-                if plain and self.info.element(vector):
-                    return scalar, vector
-        raise UnsupportedError("a vector-valued sum whose terms are not scalar * vector", op.loc)
 
     def _phase_of(self, op: Op) -> int:
         """The phase in which an op's input is complete."""
@@ -133,39 +122,55 @@ class BlockLowering:
     # ---- the loops over blocks
 
     def run(self) -> None:
-        """Blocks that need no bounds in the middle, the others before and after."""
-        b, block = self.build, self.schedule.inner_block
-        span = self.range.find(b.size(self.info.inner.size))
-        if self.info.splits:
-            span = self.range.part(span)
+        """All blocks of this work item."""
+        BlockWalk(self.state, self.mask).run(Bodies(self._whole, self._cut))
+
+    def _whole(self, first: Value, count: Value) -> None:
+        block = Block(first, count, self.build.add(first, count), masked=False)
+        self._begin(block)
+        self._block(block)
+
+    def _cut(self, first: Value, count: Value, limit: Value) -> None:
+        """A block where masks or its end cut: rows a vector at a time, each with what it sees."""
+        state, b, lanes = self.state, self.build, self.schedule.lanes
+        block = Block(first, count, limit, masked=True)
+        self._begin(block)
+        if not self._grouped():
+            self._block(block)
+            return
+        assert state.first_row is not None
+        with b.loop(b.index(0), b.index(self.schedule.rows), lanes, hint="group") as group:
+            rows = Rows(b.add(state.first_row, group.counter), lanes)
+            part = self._seen_by(rows, block)
+            with state.row_window(group.counter, lanes), b.when_less(part.first, part.limit):
+                self._block(part)
+
+    def _grouped(self) -> bool:
+        """True if rows can be taken a vector at a time: several, and none turned together."""
+        y = self.schedule
+        several = y.rows_on_lanes and y.lanes > 1 and y.rows > y.lanes
+        return several and not self.sinks and not self.turned.kept
+
+    def _seen_by(self, rows: Rows, block: Block) -> Block:
+        """The part of a block that some rows see; it starts on a whole vector of positions."""
+        b, lanes = self.build, self.schedule.lanes
+        span = BlockRange(self.state, self.mask, rows)
+        end = b.add(block.first, block.count)
+        first, last, _, _ = span.find(end)
+        skipped = b.div(b.maximum(b.sub(first, block.first), 0), lanes)
+        first = b.add(block.first, b.mul(skipped, lanes))
         if self.mask.tests:
-            BlockTests(self.state, self.mask, self.range).run(span, self._tested)
-            return
-        first, last, full_first, full_last = span
-        full_first = b.minimum(b.maximum(full_first, first), last)
-        whole = b.div(b.maximum(b.sub(full_last, full_first), 0), block)
-        full_last = b.add(full_first, b.mul(whole, block))
-        if self.schedule.lanes == 1:  # bounds cost next to nothing, a second form much
-            self._blocks(first, last, masked=True)
-            return
-        if any(not bound.upper for bound in self.mask.bounds):
-            self._blocks(first, full_first, masked=True)
-        self._blocks(full_first, full_last, masked=False)
-        self._blocks(full_last, last, masked=True)
+            seen = MaskTests(self.state, self.mask, span).over(first, b.maximum(last, first))
+            last = b.mul(last, seen.high)
+        return Block(first, b.sub(last, first), last, masked=True)
 
-    def _tested(self, first: Value, count: Value, limit: Value, masked: bool) -> None:
-        self._block(Block(first, count, limit, masked))
-
-    def _blocks(self, lo: Value, hi: Value, masked: bool) -> None:
-        b, size = self.build, self.schedule.inner_block
-        with b.loop(lo, hi, size, hint="block") as loop:
-            count = b.minimum(b.sub(hi, loop.counter), size) if masked else b.index(size)
-            self._block(Block(loop.counter, count, hi, masked))
-
-    def _block(self, block: Block) -> None:
-        self.contraction.begin_block(block.first, block.count, block.limit, block.masked)
+    def _begin(self, block: Block) -> None:
+        """Brings what the rows share into the form that products read."""
+        self.contraction.begin_block(block.first, block.count, block.limit)
         self.outer.begin_block(block.first, block.count, block.limit)
         self.turned.begin_block(block)
+
+    def _block(self, block: Block) -> None:
         for phase in range(self.phases):
             self._phase(block, phase)
         for op, (scalar, vector) in self.weights.items():
@@ -220,9 +225,9 @@ class BlockLowering:
         at = b.add(block.first, offset)
         valid = None
         if block.masked:
-            layout = self.state.tile_layout.collapse(1)
-            here = b(m.Add, b(t.Coordinate, dim=0, layout=layout), b.splat(at), hint="position")
-            valid = b(m.Compare, here, b.splat(block.limit), relation="lt", hint="valid")
+            left = self.state.number_of(b.sub(block.limit, at), I32)
+            here = self.state.positions(b.index(0), I32)
+            valid = b(m.Compare, here, left, relation="lt", hint="valid")
         return Tile(offset, at, valid)
 
     # ---- values
@@ -251,7 +256,7 @@ class BlockLowering:
         marker = key[1] if key[0] == "value" else self._offset_marker(key[1])
         if marker not in block.memo:
             b, scratch = self.build, self.state.row_vectors[key]
-            at = [b.index(0), b.index(0)]
+            at = [b.index(0), self.state.row_start]
             block.memo[marker] = b.load(
                 scratch, at, [0, 1], self.state.row_layout, hint=key[1].hint
             )
@@ -286,19 +291,15 @@ class BlockLowering:
         if not self.info.varies(base):
             return self._block_value(block, base)
         if v in block.stored and self.info.phase[v] < phase:
-            at = [tile.offset, self.build.index(0)]
+            at = [tile.offset, self.state.row_start]
             kept = self.scratch["numbers", v]
             return self.build.load(kept, at, [0, 1], self.state.tile_layout, hint=v.hint)
         if v in self.mask.conditions and not block.masked:
             return self.build.number(True, BOOL)
         if isinstance(op, s.Contract):
-            return self.contraction.tile(
-                op, tile.at, tile.offset, block.limit if block.masked else None
-            )
+            return self.contraction.tile(op, tile.at, block.limit if block.masked else None)
         if isinstance(op, s.Index):
-            layout = self.state.tile_layout.collapse(1)
-            here = self.build(t.Coordinate, dim=0, layout=layout)
-            return self.build(m.Add, here, self.build.splat(tile.at), hint=v.hint)
+            return self.state.positions(tile.at, self.state.dtype(v))
         if base in self.turned.kept:
             return self.turned.tile(base, tile.offset)
         if isinstance(op, s.Source):
@@ -320,13 +321,13 @@ class BlockLowering:
             wide = self._full(self._tile_value(block, tile, below, phase))
             wide = self._masked(tile, wide, 0.0)
             pairs = b(t.PackPairs, wide, dtype=BF16, hint="pairs")
-            at = [b.div(tile.offset, 2), b.index(0), b.index(0)]
+            at = [b.div(tile.offset, 2), self.state.row_start, b.index(0)]
             b.store(pairs, self.scratch["pairs", value], at, [0, 1, 2])
         if ("numbers", value) in self.scratch:
             memory = self.scratch["numbers", value]
             dtype = getattr(memory.type, "dtype", F32)
             x = b(m.Cast, x, dtype=dtype) if self.state.dtype(value) != dtype else x
-            b.store(x, memory, [tile.offset, b.index(0)], [0, 1])
+            b.store(x, memory, [tile.offset, self.state.row_start], [0, 1])
 
     def _full(self, x: Value) -> Value:
         """A tile of all positions and rows, widened if it did not vary with one of them."""
@@ -369,7 +370,7 @@ class BlockLowering:
         b, scratch = self.build, self.state.sums[op.results[0]]
         if not self.schedule.rows_on_lanes:
             partial = b(t.Reduce, partial, kind=op.kind, dim=0, hint=op.kind)
-        at = [b.index(0), b.index(0)]
+        at = [b.index(0), self.state.row_start]
         old = b.load(scratch, at, [0, 1], self.state.row_layout, hint="before")
         scaled = old
         if isinstance(op, s.Reduce) and op.rescale:

@@ -1,7 +1,8 @@
-"""Which positions of the inner axis a block of rows needs, as run-time values."""
+"""Which positions of the inner axis some rows need, as run-time values."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from tilewright.ir.core import Value
@@ -22,11 +23,25 @@ class BlockLike(Protocol):
     masked: bool
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Some of a work item's rows: the first, counted from the first of all, and how many."""
+
+    first: Value
+    count: int
+
+    @classmethod
+    def all(cls, state: LoweringState) -> Rows:
+        """The rows of the whole work item."""
+        assert state.first_row is not None
+        return cls(state.first_row, state.schedule.rows)
+
+
 class BlockRange:
     """Turns the bounds of masks into positions for the rows at hand."""
 
-    def __init__(self, state: LoweringState, mask: MaskRange) -> None:
-        self.state, self.mask = state, mask
+    def __init__(self, state: LoweringState, mask: MaskRange, rows: Rows) -> None:
+        self.state, self.mask, self.rows = state, mask, rows
         self.info, self.schedule, self.build = state.info, state.schedule, state.build
 
     def find(self, total: Value) -> Span:
@@ -59,8 +74,15 @@ class BlockRange:
             b.minimum(full_last, end),
         )
 
+    def box(self) -> dict[str, Interval]:
+        """The positions of the rows, and of the work item on the grid."""
+        box = {name: Interval.of(at) for name, at in self.state.grid_at.items()}
+        for axis in self.info.rows:
+            box[axis.name] = Interval(*self._axis_range(axis.name))
+        return box
+
     def _extremes(self, bound: Bound) -> tuple[Value, Value]:
-        """The smallest and largest value of a bound over the block's rows."""
+        """The smallest and largest value of a bound over the rows."""
         b = self.build
         low = high = b.size(bound.constant)
         for name, factor in bound.terms:
@@ -71,21 +93,15 @@ class BlockRange:
             high = b.add(high, b.mul(most, factor))
         return low, high
 
-    def rows_box(self) -> dict[str, Interval]:
-        """The positions of the block's rows and of the work item on the grid."""
-        box = {name: Interval.of(at) for name, at in self.state.grid_at.items()}
-        for axis in self.info.rows:
-            box[axis.name] = Interval(*self._axis_range(axis.name))
-        return box
-
     def _axis_range(self, name: str) -> tuple[Value, Value]:
-        """Least and greatest position on a row axis within this block of rows."""
+        """Least and greatest position on a row axis within these rows."""
         b, state = self.build, self.state
         if name in state.grid_at:
             return state.grid_at[name], state.grid_at[name]
-        assert state.first_row is not None and state.row_total is not None
-        final = b.minimum(b.add(state.first_row, self.schedule.rows - 1), b.sub(state.row_total, 1))
-        low = state.split_position(state.first_row, self.info.rows)
+        assert state.row_total is not None
+        past = b.sub(state.row_total, 1)
+        final = b.minimum(b.add(self.rows.first, self.rows.count - 1), past)
+        low = state.split_position(b.minimum(self.rows.first, past), self.info.rows)
         high = state.split_position(final, self.info.rows)
         names = [a.name for a in self.info.rows]
         if names[0] == name:
@@ -100,5 +116,3 @@ class BlockRange:
         least = b.mul(low[name], same)
         most = b.add(b.mul(high[name], same), b.mul(b.sub(size, 1), differs))
         return least, most
-
-    # ---- one block

@@ -40,11 +40,10 @@ class Contraction:
             if isinstance(op, s.Contract) and not rows.pairs_for(op):
                 self._operand(op)  # here, so that its scratch is known to all blocks
 
-    def begin_block(self, first: Value, count: Value, limit: Value, masked: bool) -> None:
+    def begin_block(self, first: Value, count: Value, limit: Value) -> None:
         """Converts the shared operands of a block where they cannot be read in place."""
-        for op in self.state.info.graph.body.ops:
-            if isinstance(op, s.Contract) and not self.rows.pairs_for(op):
-                self._operand(op).begin_block(first, count, limit)
+        for operand in self.inner.values():
+            operand.begin_block(first, count, limit)
 
     def _operand(self, op: s.Contract) -> InnerOperand:
         _, value = self.rows.row_side(op)
@@ -52,15 +51,15 @@ class Contraction:
             self.inner[value] = InnerOperand(self.state, self.rows, value)
         return self.inner[value]
 
-    def tile(self, op: s.Contract, at: Value, offset: Value, limit: Value | None) -> Value:
+    def tile(self, op: s.Contract, at: Value, limit: Value | None) -> Value:
         """A register tile [positions, rows]; positions at or past ``limit`` repeat the last."""
         if not self.schedule.rows_on_lanes:
             return self._across_lanes(op, at, limit)
         if self.rows.pairs_for(op):
             return self._pairs(op, at, limit)
-        return self._outer(op, at, offset, limit)
+        return self._outer(op, at, limit)
 
-    def _outer(self, op: s.Contract, at: Value, offset: Value, limit: Value | None) -> Value:
+    def _outer(self, op: s.Contract, at: Value, limit: Value | None) -> Value:
         row, _ = self.rows.row_side(op)
         operand, packed = self._operand(op), self.state.packed[row]
         y, b = self.schedule, self.build
@@ -68,8 +67,8 @@ class Contraction:
         b_layout = row_tile_layout(self.state, 1)
 
         def step(acc: Value, d: Value) -> Value:
-            a = operand.load(at, offset, d, a_layout, (0, 2), limit)
-            rows = b.load(packed, [d, b.index(0)], [-1, 1], b_layout, hint="rows")
+            a = operand.load(at, d, a_layout, (0, 2), limit)
+            rows = b.load(packed, [d, self.state.row_start], [-1, 1], b_layout, hint="rows")
             return b(t.Dot, acc, a, rows, hint=op.result.hint)
 
         return self._in_chunks(operand.axis.size.constant or 0, step)
@@ -113,7 +112,8 @@ class Contraction:
             dims = [0 if r == info.inner.name else 2 if r == axis.name else -1 for r in runs]
             bounds = [(0, "clamp", limit)] if limit is not None else []
             a = b.load(buffer, indices, dims, a_layout, bounds, hint=inner.hint)
-            rows = b.load(packed, [pair, b.index(0), b.index(0)], [-1, 1, 2], b_layout, hint="rows")
+            where = [pair, self.state.row_start, b.index(0)]
+            rows = b.load(packed, where, [-1, 1, 2], b_layout, hint="rows")
             return b(t.Dot, acc, a, rows, hint=op.result.hint)
 
         return self._in_chunks((axis.size.constant or 0) // 2, step)

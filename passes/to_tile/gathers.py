@@ -92,7 +92,7 @@ def source_tile(
         dims = [0 if i == dim else -1 for i in range(len(op.dims))]
         bounds = [(0, "clamp", limit)] if limit is not None else []
         return b.load(buffer, indices, dims, layout, bounds, hint=op.result.hint)
-    here = b(m.Add, b(t.Coordinate, dim=0, layout=layout), b.splat(at), hint="position")
+    here = state.positions(at, I64)
     if limit is not None:
         here = b(m.Min, here, b.splat(b.sub(limit, 1)), hint="position")
     stride = b.splat(b(t.StrideOf, buffer, dim=dim, hint="stride"))

@@ -18,6 +18,7 @@ from tilewright.ir.core import Op, Value
 from tilewright.ir.types import StreamType, TensorType
 from tilewright.passes.to_tile.emitter import TileBuilder
 from tilewright.passes.to_tile.state import LoweringState
+from tilewright.passes.to_tile.tables import STRIDE
 
 _FAR = 1 << 31  # added, in multiples of the divisor, so that a dividend is not negative
 
@@ -59,6 +60,7 @@ class Intervals:
     def __init__(self, state: LoweringState) -> None:
         self.state, self.info = state, state.info
         self.build: TileBuilder = state.build
+        self.coarse = False  # ranges of memory may be answered for somewhat more than asked
 
     def of(
         self, value: Value, box: Box, memo: dict[Value, Interval | None] | None = None
@@ -111,7 +113,13 @@ class Intervals:
         buffer = self.state.buffers[op.tensor]
         if all(x.exact for x in known):
             return Interval.of(self.build(t.Read, buffer, *(x.low for x in known), hint="read"))
-        return self._range(buffer, [x.low for x in known[:-1]], known[-1])
+        before, last = [x.low for x in known[:-1]], known[-1]
+        if self.coarse and op.tensor in self.state.tables:
+            b, (low, high) = self.build, self.state.tables[op.tensor]
+            first, end = b.div(last.low, STRIDE), b.div(last.high, STRIDE)
+            wide = self._range(low, before, Interval(first, end), high)
+            return wide
+        return self._range(buffer, before, last, buffer)
 
     def _dimension(self, op: s.Source, dim: tuple[str, ...], box: Box) -> Interval | None:
         """The position on a dimension that one axis makes up (none: it has one element)."""
@@ -120,23 +128,24 @@ class Intervals:
         return box.get(dim[0]) if len(dim) == 1 else None
 
     def _inside(self, op: s.Source | s.Gather, at: int, index: Interval) -> Interval:
-        """An index moved inside its dimension."""
-        if isinstance(op, s.Source):
-            return index
+        """An index moved inside its dimension (positions of blocks may lie past the end)."""
         assert isinstance(op.tensor.type, TensorType)
         b = self.build
         last = b.sub(b.size(op.tensor.type.shape[at]), 1)
         return self.monotone(lambda x: b.maximum(b.minimum(x, last), 0), index)
 
-    def _range(self, buffer: Value, before: list[Value], index: Interval) -> Interval:
+    def _range(
+        self, minima: Value, before: list[Value], index: Interval, maxima: Value
+    ) -> Interval:
         """The least and greatest of a stretch of memory."""
         b = self.build
-        first = b(t.Read, buffer, *before, index.low, hint="least")
+        start = [b(t.Read, x, *before, index.low, hint="read") for x in (minima, maxima)]
         end = b.add(index.high, 1)
-        with b.loop(b.add(index.low, 1), end, 1, [first, first], hint="entry") as loop:
-            x = b(t.Read, buffer, *before, loop.counter, hint="read")
-            low, high = loop.carried
-            loop.next = (b.minimum(low, x), b.maximum(high, x))
+        with b.loop(b.add(index.low, 1), end, 1, start, hint="entry") as loop:
+            low = b(t.Read, minima, *before, loop.counter, hint="read")
+            high = b(t.Read, maxima, *before, loop.counter, hint="read")
+            least, most = loop.carried
+            loop.next = (b.minimum(least, low), b.maximum(most, high))
         return Interval(*loop.results)
 
     # ---- arithmetic

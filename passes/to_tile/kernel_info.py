@@ -65,6 +65,13 @@ class KernelInfo:
         assert isinstance(value.type, StreamType)
         return value.type.element
 
+    def derive(self, op: Op) -> Value:
+        """The result of an op that the graph does not have, computed from values that it has."""
+        self.made[op.result] = op
+        self.depends[op.result] = frozenset().union(*(self.depends[v] for v in op.operands))
+        self.phase[op.result] = max((self.phase[v] for v in op.operands), default=0)
+        return op.result
+
     def heavy(self, value: Value) -> bool:
         """True if the value varies and computing it again would repeat a contraction."""
         op = self.made.get(value)

@@ -18,6 +18,7 @@ from tilewright.passes.canonicalise import canonicalise_graph
 from tilewright.passes.expand_math import expand_math_graph
 from tilewright.passes.to_tile.block import BlockLowering
 from tilewright.passes.to_tile.kernel_info import KernelInfo, analyse, is_row_kernel
+from tilewright.passes.to_tile.narrow import narrow_positions
 from tilewright.passes.to_tile.row_kernel import lower_row_kernel
 from tilewright.passes.to_tile.rows import RowLowering
 from tilewright.passes.to_tile.schedule import Schedule, choose_schedule, row_schedule
@@ -53,6 +54,7 @@ def kernel_to_tile(graph: Graph, target: Target, rows: int, units: dict[str, int
     ``units`` maps a parameter's name to the dimension known to have stride one. Raises
     UnsupportedError for kernels that no schedule covers.
     """
+    graph = canonicalise_graph(narrow_positions(graph))
     info = analyse(graph)
     check_covered(info)
     schedule = row_schedule(target) if is_row_kernel(graph) else choose_schedule(target, rows)

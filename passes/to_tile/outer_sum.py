@@ -39,6 +39,7 @@ class OuterSum:
         self.pair_vectors: dict[Value, Value] = {}
         self.inner: dict[Value, InnerOperand] = {}
         self.turned: Value | None = None
+        self.first: Value | None = None  # the position that the packed block starts with
 
     def prepare(self, op: s.Reduce, scalar: Value, vector: Value) -> None:
         """Chooses the form and allocates scratch for one sum."""
@@ -68,6 +69,7 @@ class OuterSum:
 
     def begin_block(self, first: Value, count: Value, limit: Value) -> None:
         """Packs or converts the block's vectors."""
+        self.first = first
         for operand in self.inner.values():
             operand.begin_block(first, count, limit)
         for vector, scratch in self.pair_vectors.items():
@@ -139,28 +141,31 @@ class OuterSum:
         size: int,
     ) -> None:
         b, y, sums = self.build, self.schedule, self.state.sums[op.result]
-        layout = Layout(2).local(size, y.rows // y.lanes).spatial(1, y.lanes)
+        layout = Layout(2).local(size, self.state.tile_rows // y.lanes).spatial(1, y.lanes)
+        row, packed_from = self.state.row_start, b.index(0)
         packed = 2 if vector in self.pair_vectors else 1
         a_layout = Layout(3).local(size, 1, 1).replicate(y.lanes).local(1, 1, packed)
         b_layout = row_tile_layout(self.state, packed)
 
         def step(total: Value, at: Value) -> Value:
             if packed == 2:
-                position = [at, start, b.index(0)]
+                position = [b.add(packed_from, at), start, b.index(0)]
                 a = b.load(self.pair_vectors[vector], position, [-1, 0, 2], a_layout)
-                rows = b.load(kept, [at, b.index(0), b.index(0)], [-1, 1, 2], b_layout)
+                rows = b.load(kept, [at, row, b.index(0)], [-1, 1, 2], b_layout)
             else:
                 where = b.add(block.first, at)
-                a = self.inner[vector].load(where, at, start, a_layout, (-1, 0), None)
-                rows = b.load(kept, [at, b.index(0)], [-1, 1], b_layout)
+                a = self.inner[vector].load(where, start, a_layout, (-1, 0), None)
+                rows = b.load(kept, [at, row], [-1, 1], b_layout)
             return b(t.Dot, total, a, rows, hint=op.result.hint)
 
         count = block.count if packed == 1 else b.div(b.add(block.count, 1), 2)
-        known = None if block.masked else y.inner_block // packed
+        if packed == 2 and self.first is not None:
+            packed_from = b.div(b.sub(block.first, self.first), 2)
+        known = None if block.masked else self.state.unit // packed
         acc = b.filled(0.0, F32, layout)
         acc = unrolled(self.state, b.index(0), count, y.unroll, acc, step, known)
-        old = b.load(sums, [start, b.index(0)], [0, 1], layout, hint=op.result.hint)
-        b.store(add_block(self.state, old, rescale, acc), sums, [start, b.index(0)], [0, 1])
+        old = b.load(sums, [start, row], [0, 1], layout, hint=op.result.hint)
+        b.store(add_block(self.state, old, rescale, acc), sums, [start, row], [0, 1])
 
     def _rows_in_registers(
         self, op: s.Reduce, kept: Value, vector: Value, rescale: Value | None, block: BlockLike
@@ -215,7 +220,7 @@ class OuterSum:
             p = b.load(kept, [position, b.index(row)], [-1, 0], p_layout, hint="p")
             return b(m.Fma, p, v, total, hint=op.result.hint)
 
-        known = None if block.masked else y.inner_block
+        known = None if block.masked else self.state.unit
         acc = b.filled(0.0, F32, layout)
         acc = unrolled(self.state, b.index(0), block.count, y.unroll, acc, step, known)
         old = b.load(sums, at, [0, 1], layout, hint=op.result.hint)

@@ -12,9 +12,11 @@ from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.layout import Layout
 from tilewright.ir.ops_stream import IDENTITY
 from tilewright.ir.types import Axis, TensorType
+from tilewright.passes.to_tile.folds import fold_all, needed_folds
 from tilewright.passes.to_tile.gathers import load_gathered
 from tilewright.passes.to_tile.kernel_info import strip_casts
 from tilewright.passes.to_tile.state import LoweringState, RowKey, round_up
+from tilewright.passes.to_tile.turned_rows import can_write_turned, pack_turned, turns, write_turned
 
 
 class RowLowering:
@@ -44,12 +46,19 @@ class RowLowering:
         for key, dtype in scalars.items():
             name = f"row_{key[0]}_{key[1].hint}"
             self.state.row_vectors[key] = b.scratch([1, self.schedule.rows], dtype, name)
+        turned = [v for v in operands if turns(self.state) and not self._uses_pairs(v)]
+        for value in turned:
+            pack_turned(self.state, self, value)
+        single = [v for v in operands if v not in turned]
+        folds = needed_folds(self.state, [*single, *(v for kind, v in scalars if kind == "value")])
         with self.each_row(b.index(self.schedule.rows), clamp=True) as (row, at):
-            for value in operands:
+            self.folded = fold_all(self.state, self, folds, at)
+            for value in single:
                 self._pack(value, row, at)
             for key in scalars:
                 tile = self._row_scalar(key, at)
                 b.store(tile, self.state.row_vectors[key], [b.index(0), row], [-1, -1])
+        self.folded = {}
         self._start_states()
 
     def _row_operands(self) -> list[Value]:
@@ -236,7 +245,7 @@ class RowLowering:
             if isinstance(op, s.Gather):
                 return load_gathered(self.state, op, at, layout)
             if isinstance(op, s.Index):
-                return self.build.splat(at[op.axis])
+                return self.state.number_of(at[op.axis], self.state.dtype(v))
             if isinstance(op, s.Reduce):
                 assert row is not None
                 return self._load_state(op, at, row, layout)
@@ -276,12 +285,17 @@ class RowLowering:
 
     def finish(self, sinks: list[s.Sink]) -> None:
         """Writes the results that come once per row."""
+        for sink in [x for x in sinks if can_write_turned(self.state, x)]:
+            write_turned(self.state, self, sink)
+        sinks = [x for x in sinks if not can_write_turned(self.state, x)]
         if not sinks:
             return
         b, state = self.build, self.state
         assert state.first_row is not None and state.row_total is not None
         count = b.minimum(b.sub(state.row_total, state.first_row), self.schedule.rows)
+        folds = needed_folds(state, [sink.x for sink in sinks])
         with self.each_row(count, clamp=False) as (row, at):
+            self.folded = fold_all(state, self, folds, at)
             for sink in sinks:
                 self.write(sink, row, at)
 

@@ -23,6 +23,7 @@ class InnerOperand:
         self.axis = state.info.element(value)[0]
         self.source = self._direct_source()
         self.converted: Value | None = None
+        self.first: Value | None = None  # the position that the copy starts with
         if self.source is None and state.schedule.rows_on_lanes:
             shape = [state.schedule.inner_block, state.padded(self.axis)]
             self.converted = self.build.scratch(shape, F32, f"{value.hint}_block")
@@ -37,6 +38,7 @@ class InnerOperand:
     def begin_block(self, first: Value, count: Value, limit: Value) -> None:
         """Fills the converted copy for a block, in whole register tiles (the last ones
         repeated)."""
+        self.first = first
         if self.converted is None:
             return
         b, lanes = self.build, self.state.schedule.lanes
@@ -65,7 +67,6 @@ class InnerOperand:
     def load(
         self,
         at: Value,
-        offset: Value,
         element: Value,
         layout: Layout,
         dims: tuple[int, int],
@@ -75,7 +76,8 @@ class InnerOperand:
         one)."""
         b = self.build
         if self.source is None:
-            assert self.converted is not None
+            assert self.converted is not None and self.first is not None
+            offset = b.sub(at, self.first)
             return b.load(self.converted, [offset, element], dims, layout, hint=self.value.hint)
         name = self.info.inner.name
         here = {**self.state.grid_at, name: at, self.axis.name: element}
@@ -92,7 +94,7 @@ class InnerOperand:
 def row_tile_layout(state: LoweringState, packed: int) -> Layout:
     """[1, rows, packed]: rows on lanes."""
     y = state.schedule
-    layout = Layout(3).local(1, y.rows // y.lanes, 1).spatial(1, y.lanes, 1)
+    layout = Layout(3).local(1, state.tile_rows // y.lanes, 1).spatial(1, y.lanes, 1)
     return layout.local(1, 1, packed)
 
 
@@ -158,7 +160,7 @@ def unrolled(
 ) -> Value:
     """acc = step(acc, i) for lo <= i < hi, ``unroll`` at a time, the rest one by one.
 
-    ``length`` is hi - lo if it is known; then an exact multiple needs no rest.
+    ``length`` is hi - lo or divides it, if known: a multiple of ``unroll`` then needs no rest.
     """
     b = state.build
     whole = b.add(lo, b.mul(b.div(b.sub(hi, lo), unroll), unroll)) if unroll > 1 else lo

@@ -3,13 +3,16 @@ building."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from tilewright.ir import ops_math as m
 from tilewright.ir import ops_stream as s
+from tilewright.ir import ops_tile as t
 from tilewright.ir.core import Value
-from tilewright.ir.dtypes import DType
+from tilewright.ir.dtypes import I64, DType
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.layout import Layout
 from tilewright.ir.sizes import Size, product
@@ -17,6 +20,7 @@ from tilewright.ir.types import Axis, StreamType
 from tilewright.passes.to_tile.emitter import TileBuilder
 from tilewright.passes.to_tile.kernel_info import KernelInfo
 from tilewright.passes.to_tile.schedule import Schedule
+from tilewright.passes.to_tile.tables import tables_of
 
 RowKey = tuple[str, Value]  # "value" or "offset" (of a source in memory), and whose
 Leaf = Callable[[Value], Value | None]
@@ -42,16 +46,40 @@ class LoweringState:
     sums: dict[Value, Value] = field(default_factory=dict)  # state of a reduction, in scratch
 
     tile_positions: int = 0  # positions of the register tiles being built
+    tile_rows: int = 0  # their rows, from row_start of the work item's
+    row_start: Value = field(init=False)
+    tables: dict[Value, tuple[Value, Value]] = field(default_factory=dict)  # of an input
 
     def __post_init__(self) -> None:
         self.tile_positions = self.schedule.inner_tile
+        self.tile_rows = self.schedule.rows
+        self.row_start = self.build.index(0)
+        params = self.info.graph.params
+        for source, low, high in tables_of(self.info.graph):
+            minima, maxima = self.buffers[params[low]], self.buffers[params[high]]
+            self.tables[params[source]] = minima, maxima
+
+    @contextmanager
+    def row_window(self, start: Value, rows: int) -> Iterator[None]:
+        """Register tiles of some of the rows only."""
+        before = self.row_start, self.tile_rows
+        self.row_start, self.tile_rows = start, rows
+        yield
+        self.row_start, self.tile_rows = before
+
+    @property
+    def unit(self) -> int:
+        """What the positions of a block without bounds are a multiple of."""
+        return math.lcm(self.schedule.inner_tile, self.schedule.lanes)
 
     @property
     def tile_layout(self) -> Layout:
         """Layout of a register tile [inner positions, rows]."""
         y = self.schedule
         if y.rows_on_lanes:
-            return Layout(2).local(self.tile_positions, y.rows // y.lanes).spatial(1, y.lanes)
+            return (
+                Layout(2).local(self.tile_positions, self.tile_rows // y.lanes).spatial(1, y.lanes)
+            )
         return Layout(2).spatial(self.tile_positions, y.rows)
 
     @property
@@ -86,7 +114,7 @@ class LoweringState:
         if isinstance(op, m.Const):
             return self.build.number(op.value, self.dtype(value))
         if isinstance(op, m.SizeValue):
-            return self.build.splat(self.build.size(op.size))
+            return self.number_of(self.build.size(op.size), self.dtype(value))
         if isinstance(op, s.Repeat):
             return self.expression(op.x, leaf, memo)
         if op is None or "pointwise" not in op.traits:
@@ -94,6 +122,18 @@ class LoweringState:
             raise UnsupportedError(f"{name} cannot be computed here", op.loc if op else None)
         operands = [self.expression(v, leaf, memo) for v in op.operands]
         return self.build(type(op), *operands, hint=value.hint, **op.attrs)
+
+    def number_of(self, index: Value, dtype: DType) -> Value:
+        """An index as a tile of one integer."""
+        number = self.build.splat(index)
+        return number if dtype == I64 else self.build(m.Cast, number, dtype=dtype, hint=index.hint)
+
+    def positions(self, at: Value, dtype: DType) -> Value:
+        """[positions, 1]: those of the register tiles being built, from ``at``."""
+        b = self.build
+        here = b(t.Coordinate, dim=0, layout=self.tile_layout.collapse(1))
+        here = here if dtype == I64 else b(m.Cast, here, dtype=dtype, hint="here")
+        return b(m.Add, here, self.number_of(at, dtype), hint="position")
 
     def source_index(
         self, op: s.Source | s.Sink, at: dict[str, Value]

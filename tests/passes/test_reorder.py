@@ -1,4 +1,7 @@
-"""The two reorder rules: which programs they change, which they must leave, and the numbers."""
+"""The factor and running rules: which programs they change, which they must leave, the numbers.
+
+The other rules are in ``test_reorder_rules.py``.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,15 @@ def check(module: Module, *inputs: Any, changes: bool | None = None) -> str:
 
 
 def test_rules_have_names_and_their_algebra() -> None:
-    assert [r.name for r in RULES] == ["factor", "running"]
+    assert [r.name for r in RULES] == [
+        "hoist",
+        "logarithm",
+        "moments",
+        "distribute",
+        "maximum",
+        "factor",
+        "running",
+    ]
     assert all(r.apply.__doc__ and "->" in r.apply.__doc__ for r in RULES)
 
 
@@ -61,6 +72,19 @@ RUNNING = {
     "quotient": EXP + "%y = math.exp %v\n%w = math.div %e, %y\n" + total("%w"),
     "narrowed": EXP
     + "%n = math.cast %e {dtype = bf16}\n%w = math.cast %n {dtype = f32}\n"
+    + total("%w"),
+    "a square": EXP + "%w = math.mul %e, %e\n" + total("%w"),
+    "a cube": EXP + "%f = math.mul %e, %e\n%w = math.mul %f, %e\n" + total("%w"),
+    "a sum with something else": EXP + "%w = math.add %e, %v\n" + total("%w"),
+    "a sum with its own square": EXP + "%f = math.mul %e, %e\n%w = math.add %e, %f\n" + total("%w"),
+    "the maximum of other scores": '%y = math.tanh %v\n%top = tensor.reduce %y {kind = "max", '
+    "axis = 1, keep = true}\n%d = math.sub %s, %top\n%e = math.exp %d\n" + total("%e"),
+    "the minimum": EXP.replace('"max"', '"min"') + total("%e"),
+    "powers of two": EXP.replace("math.exp", "math.exp2") + total("%e"),
+    "a choice": EXP
+    + "%z = math.const {value = 0.0, type = tensor<f32>}\n"
+    + '%c = math.compare %v, %z {relation = "lt"}\n%n = math.neg %e\n'
+    + "%a = math.select %c, %n, %z\n%w = math.select %c, %a, %e\n"
     + total("%w"),
     "softmax": "%p = tensor.softmax %s {axis = 1}\n%w = math.mul %p, %v\n" + total("%w"),
     "safe softmax": "%p = tensor.softmax %s {axis = 1, safe = true}\n%w = math.mul %p, %v\n"
@@ -82,12 +106,11 @@ def test_running_maximum(body: str) -> None:
 LEFT_ALONE = {
     "the exponential is a result": EXP + "%o = math.neg %e",
     "a maximum of exponentials": EXP + '%o = tensor.reduce %e {kind = "max", axis = 1}',
-    "a square": EXP + "%w = math.mul %e, %e\n" + total("%w"),
-    "a sum with something else": EXP + "%w = math.add %e, %v\n" + total("%w"),
     "a divisor": EXP + "%w = math.div %v, %e\n" + total("%w"),
-    "not the maximum of these scores": '%y = math.tanh %v\n%top = tensor.reduce %y {kind = "max", '
-    "axis = 1, keep = true}\n%d = math.sub %s, %top\n%e = math.exp %d\n" + total("%e"),
-    "the minimum": EXP.replace('"max"', '"min"') + total("%e"),
+    "a square root": EXP + "%w = math.sqrt %e\n" + total("%w"),
+    "a sum with its own square": EXP
+    + "%f = math.mul %e, %e\n%w = math.add %e, %f\n%z = math.tanh %w\n"
+    + total("%z"),
     "exp2 of something else": EXP + "%n = math.exp %e\n" + total("%n"),
 }
 
@@ -108,8 +131,9 @@ QUADRATIC = {
 
 
 @pytest.mark.parametrize("body", QUADRATIC.values(), ids=QUADRATIC)
-def test_products_of_exponentials_are_not_linear(body: str) -> None:
-    check(program(body), X, V)
+def test_products_of_exponentials_are_rescaled_as_often(body: str) -> None:
+    text = check(program(body), X, V, changes=True)
+    assert text.count("stream.scan") == 1 and "math.mul %rescale, %rescale" in text
 
 
 @pytest.mark.parametrize("other", ["1.0", "-2.5"])
@@ -231,12 +255,11 @@ def test_integer_quotients_stay_inside(divisor: str) -> None:
         check(module, numbers, numbers, np.array([[2], [3], [5]]))
 
 
-@pytest.mark.xfail(strict=True, reason="inf - inf inside becomes inf times a finite sum outside")
-@pytest.mark.parametrize("factor", ["inf", "0.0"])
+@pytest.mark.parametrize("factor", ["inf", "-inf", "0.0"])
 def test_factors_that_are_not_finite(factor: str) -> None:
     op = "math.div" if factor == "0.0" else "math.mul"
     body = constant(float(factor)) + f"%w = {op} %s, %c\n" + total("%w")
-    check(program(body), X, V)
+    check(program(body), X, V, changes=False)
 
 
 @given(st.data())
