@@ -8,7 +8,7 @@ from tilewright.ir import ops_math as m
 from tilewright.ir import ops_stream as s
 from tilewright.ir import ops_tile as t
 from tilewright.ir.core import Value
-from tilewright.ir.dtypes import I64
+from tilewright.ir.dtypes import BOOL, I64
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.layout import Layout
 from tilewright.ir.sizes import Size
@@ -37,6 +37,22 @@ def positions_in_memory(
         indices.append(b.maximum(b.minimum(index, b.sub(b.size(size), 1)), 0))
         runs.append("")
     return indices, runs
+
+
+def integer_at(
+    state: LoweringState, value: Value, at: dict[str, Value], rank: int
+) -> Value | None:
+    """An integer or a condition at one position as a tile of one element; None for others."""
+    b, dtype = state.build, state.dtype(value)
+    if dtype.is_float or state.info.element(value):
+        return None
+    found = Intervals(state).value(value, at)
+    if found is None:
+        return None
+    number = b.splat(found, rank)
+    if dtype == BOOL:
+        return b(m.Compare, number, b.number(0, I64, rank), relation="ne", hint=value.hint)
+    return number if dtype == I64 else b(m.Cast, number, dtype=dtype, hint=value.hint)
 
 
 def _shape(op: s.Gather) -> tuple[Size, ...]:

@@ -9,7 +9,7 @@ from tilewright.ir import ops_stream as s
 from tilewright.ir.core import Value
 from tilewright.ir.dtypes import F32
 from tilewright.ir.layout import Layout
-from tilewright.passes.to_tile.gathers import positions_in_memory
+from tilewright.passes.to_tile.gathers import integer_at, positions_in_memory
 from tilewright.passes.to_tile.rows import RowLowering
 from tilewright.passes.to_tile.state import LoweringState
 
@@ -116,7 +116,7 @@ def lanes_expression(
         if isinstance(op, m.Const):
             return b.number(op.value, state.dtype(v), layout.rank)
         if not isinstance(op, s.Source | s.Gather):
-            return None
+            return integer_at(state, v, here, layout.rank)
         indices, runs = positions_in_memory(state, op, here)
         dims = [where.get(r, -1) for r in runs]
         bounds = []
@@ -141,6 +141,8 @@ def prefetch_sources(
     """Asks for what ``lanes_expression`` would read at a position."""
     op = state.info.made.get(value)
     if isinstance(op, s.Source | s.Gather):
+        if not state.info.element(value):
+            return
         indices, runs = positions_in_memory(state, op, here)
         dims = [where.get(r, -1) for r in runs]
         state.build.prefetch(state.buffers[op.tensor], indices, dims, layout)
