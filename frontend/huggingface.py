@@ -1,78 +1,28 @@
 """Hugging Face models without torch.compile: ``attn_implementation="tilewright"``.
 
-``register_attention()`` adds the name to transformers; each attention then calls a kernel directly.
-transformers is imported only there.
+``register_attention()`` adds attention and, under the same name, masks to transformers (without the
+second a mask would be None, and causality lost). Each attention then calls a kernel directly, with
+transformers' own mask function traced into it. transformers is imported only there.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
-from tilewright.frontend.op_map.attention import attend
-from tilewright.frontend.op_map.emitter import ONE, Emitter
-from tilewright.frontend.programs import ProgramLike, shared_program
+from tilewright.frontend.attention.closure import Closure
+from tilewright.frontend.attention.form import DENSE, Form, Given
+from tilewright.frontend.attention.plans import plan_for
 from tilewright.frontend.region_call import refusal
-from tilewright.frontend.torch_dtypes import has_ir_dtype, ir_dtype
-from tilewright.ir.core import Graph, Module, Region, Value, size_names
+from tilewright.frontend.torch_dtypes import has_ir_dtype
 from tilewright.ir.errors import UnsupportedError
-from tilewright.ir.sizes import Size
-from tilewright.ir.types import TensorType
 
 FALLBACKS: Counter[str] = Counter()  # why attention ran in torch instead, and how often
-_OTHER_MEANINGS = ("softcap", "position_bias", "s_aux", "cache")  # what our kernel does not do
-
-
-@dataclass(frozen=True)
-class AttentionKind:
-    """Everything that one program is compiled for; batch, heads and lengths stay free.
-
-    ``mask_ones`` says which of the mask's four dimensions broadcast; empty: no mask.
-    """
-
-    dtype: torch.dtype
-    groups: int
-    widths: tuple[int, int]
-    scale: float | None
-    causal: bool
-    mask_dtype: torch.dtype | None = None
-    mask_ones: tuple[bool, ...] = ()
-
-
-def attention_module(kind: AttentionKind) -> Module:
-    """query [B, G*K, N, D], key [B, K, M, D], value [B, K, M, E], mask -> [B, N, G*K, E]."""
-    batch, heads, rows, columns = (Size.of(name) for name in ("B", "K", "N", "M"))
-    dtype, (inner, outer) = ir_dtype(kind.dtype), kind.widths
-    query = Value(TensorType.of((batch, heads * kind.groups, rows, inner), dtype), "query")
-    key = Value(TensorType.of((batch, heads, columns, inner), dtype), "key")
-    value = Value(TensorType.of((batch, heads, columns, outer), dtype), "value")
-    parameters = [query, key, value]
-    if kind.mask_dtype is not None:
-        whole = (batch, heads * kind.groups, rows, columns)
-        sizes = [ONE if one else s for one, s in zip(kind.mask_ones, whole, strict=True)]
-        parameters.append(Value(TensorType.of(sizes, ir_dtype(kind.mask_dtype)), "mask"))
-    e = Emitter()
-    result = attend(e, *parameters, causal=kind.causal, scale=kind.scale)
-    result = e.transpose(result, (0, 2, 1, 3))
-    names = size_names((batch, heads, rows, columns))
-    body = Region(tuple(parameters), tuple(e.builder.ops), (result,))
-    return Module((Graph("graph", "attention", names, body),))
-
-
-_programs: dict[AttentionKind, ProgramLike | str] = {}
-
-
-def program_for(kind: AttentionKind) -> ProgramLike | str:
-    """The program, or why there is none."""
-    if kind not in _programs:
-        try:
-            _programs[kind] = shared_program(attention_module(kind), None)
-        except UnsupportedError as error:
-            _programs[kind] = f"no kernel could be made: {error}"
-    return _programs[kind]
+_TENSORS = {"s_aux": "sinks", "position_bias": "bias"}  # transformers' name -> ours
 
 
 def attention_forward(
@@ -80,65 +30,182 @@ def attention_forward(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    attention_mask: Any,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention function: [b, h, n, d] in, [b, n, h, e] out.
 
-    Anything that is not plain attention on CPU tensors without gradients goes to transformers' own
-    sdpa function; ``FALLBACKS`` counts the reasons.
+    ``attention_mask`` is None, a FunctionMask or a tensor; soft caps, sinks and position biases are
+    known. What we have no kernel for runs in torch; ``FALLBACKS`` counts the reasons.
     """
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    inputs = (query, key, value) if attention_mask is None else (query, key, value, attention_mask)
-    reason = "traced by torch.compile" if torch.compiler.is_compiling() else _other(inputs, options)
+    if torch.compiler.is_compiling():
+        return in_torch(module, query, key, value, attention_mask, **options)
+    given = {"q": query, "k": key, "v": value}
+    given |= {
+        ours: options[name] for name, ours in _TENSORS.items() if options.get(name) is not None
+    }
+    function = None
+    if isinstance(attention_mask, torch.Tensor):
+        given["mask"] = attention_mask
+    elif attention_mask is not None:
+        function = attention_mask
+    closure = _NOTHING if function is None else function.closure
+    reason = _other(given, function, options) or refusal((*given.values(), *closure.tensors))
     if reason is None:
-        program = program_for(_kind(module, inputs, options))
-        if not isinstance(program, str):
-            return program(*inputs)[0], None
-        reason = program
+        try:
+            return _run(module, given, function, closure, options), None
+        except UnsupportedError as error:
+            reason = error.message
     FALLBACKS[reason] += 1
-    result: tuple[torch.Tensor, None] = sdpa_attention_forward(
-        module, query, key, value, attention_mask, **options
+    return in_torch(module, query, key, value, attention_mask, **options)
+
+
+_NOTHING = Closure()
+_NOTHING.add(None)
+_NOTHING.add(None)
+
+
+def _run(
+    module: torch.nn.Module,
+    given: dict[str, torch.Tensor],
+    mask: Any,
+    closure: Closure,
+    options: dict[str, Any],
+) -> torch.Tensor:
+    """The kernel's result. Raises UnsupportedError if there is none."""
+    query, key, value = given["q"], given["k"], given["v"]
+    softcap = options.get("softcap")
+    sinks, bias, tensor = (given.get(name) for name in ("sinks", "bias", "mask"))
+    plain = mask is None and tensor is None
+    facts = (
+        query.dtype,
+        query.shape[1] // key.shape[1],
+        (query.shape[3], value.shape[3]),
+        options.get("scaling"),
+        plain and query.shape[2] > 1 and _is_causal(module, options),
+        key.shape[0] == 1 and query.shape[0] != 1,
+        None if sinks is None else sinks.dtype,
+        None if tensor is None else _given(tensor),
+        None if bias is None else _given(bias),
+        softcap,
     )
-    return result
+    score_mod = None if softcap is None else _soft_cap(softcap)
+    function = None if mask is None else mask.function
+    plan = plan_for(facts, lambda: _form(facts), score_mod, function, closure, check=False)
+    return plan(given, closure.tensors, interpret=False)[0]  # torch is faster than the interpreter
 
 
-def _other(inputs: tuple[torch.Tensor, ...], options: dict[str, Any]) -> str | None:
+def _form(facts: tuple[Any, ...]) -> Form:
+    dtype, groups, widths, scale, causal, one_batch, sinks, mask, bias, _ = facts
+    return Form(
+        DENSE,
+        dtype,
+        groups,
+        widths,
+        scale,
+        causal,
+        one_batch=one_batch,
+        sinks=sinks,
+        mask=mask,
+        bias=bias,
+        heads_last=True,
+    )
+
+
+def _given(tensor: torch.Tensor) -> Given:
+    return tensor.dtype, tuple(size == 1 for size in tensor.shape)
+
+
+def _soft_cap(limit: float) -> Callable[..., Any]:
+    """limit * tanh(score / limit)"""
+    return lambda score, b, h, q_idx, kv_idx: limit * torch.tanh(score / limit)
+
+
+def _is_causal(module: torch.nn.Module, options: dict[str, Any]) -> bool:
+    causal = options.get("is_causal")
+    return bool(getattr(module, "is_causal", True) if causal is None else causal)
+
+
+def _other(given: dict[str, torch.Tensor], mask: Any, options: dict[str, Any]) -> str | None:
     """Why our kernel must not be used; None if it may."""
     if options.get("dropout"):
         return "dropout while training stays with torch; call .eval()"
-    for name in _OTHER_MEANINGS:
-        if options.get(name) is not None:
-            return f"{name} is not supported by this attention"
-    if not all(has_ir_dtype(x.dtype) and x.dim() == 4 for x in inputs):
-        return "inputs must have four dimensions and a dtype that the IR knows"
-    if len({x.dtype for x in inputs[:3]}) > 1 or inputs[0].shape[1] % inputs[1].shape[1]:
+    if options.get("cache") is not None:
+        return "a paged cache of transformers stays with torch"
+    if not all(has_ir_dtype(x.dtype) for x in given.values()):
+        return "inputs must have a dtype that the IR knows"
+    query, key = given["q"], given["k"]
+    four = [x for name, x in given.items() if name != "sinks"]
+    if any(x.dim() != 4 for x in four):
+        return "inputs must have four dimensions"
+    if len({given[name].dtype for name in "qkv"}) > 1 or query.shape[1] % key.shape[1]:
         return "query, key and value must have one dtype, and query a multiple of key's heads"
-    return refusal(inputs)
+    lengths = (query.shape[2], key.shape[2])
+    if mask is not None and mask.lengths != lengths:
+        return f"the mask is for lengths {mask.lengths}, not {lengths}"
+    return None
 
 
-def _kind(
-    module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], options: dict[str, Any]
-) -> AttentionKind:
-    query, key, value, *masks = inputs
-    causal = options.get("is_causal")
-    causal = getattr(module, "is_causal", True) if causal is None else causal
-    return AttentionKind(
-        dtype=query.dtype,
-        groups=query.shape[1] // key.shape[1],
-        widths=(query.shape[3], value.shape[3]),
-        scale=options.get("scaling"),
-        causal=bool(causal) and query.shape[2] > 1 and not masks,
-        mask_dtype=masks[0].dtype if masks else None,
-        mask_ones=tuple(size == 1 for size in masks[0].shape) if masks else (),
-    )
+def in_torch(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Any,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """The same by transformers' sdpa function, or spelled out where that cannot do it."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    if attention_mask is not None and not isinstance(attention_mask, torch.Tensor):
+        attention_mask = attention_mask.to_dense()
+    if options.get("softcap") is None and options.get("s_aux") is None:
+        result: tuple[torch.Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, **options
+        )
+        return result
+    return _spelled_out(module, query, key, value, attention_mask, options), None
+
+
+def _spelled_out(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    options: dict[str, Any],
+) -> torch.Tensor:
+    groups = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(groups, 1) if groups > 1 else x for x in (key, value))
+    scaling, softcap, sinks = (options.get(name) for name in ("scaling", "softcap", "s_aux"))
+    scores = query @ key.mT * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if options.get("position_bias") is not None:
+        scores = scores + options["position_bias"]
+    if mask is None and query.shape[2] > 1 and _is_causal(module, options):
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if mask is not None and mask.dtype == torch.bool:
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    elif mask is not None:
+        scores = scores + mask
+    if sinks is not None:
+        column = sinks.reshape(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+        scores = torch.cat([scores, column], dim=-1)
+    weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = weights if sinks is None else weights[..., :-1]
+    weights = F.dropout(weights, options.get("dropout") or 0.0, module.training)
+    return (weights @ value).transpose(1, 2).contiguous()
 
 
 def register_attention(name: str = "tilewright") -> None:
-    """Makes ``attn_implementation=name`` known to transformers, with masks as for "sdpa"."""
+    """Makes ``attn_implementation=name`` known to transformers: attention and, under the same name,
+    its masks. Call it once before ``from_pretrained(…, attn_implementation="tilewright")`` or
+    ``model.set_attn_implementation("tilewright")``. Raises ImportError without transformers."""
     from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+    from transformers.masking_utils import AttentionMaskInterface
+
+    from tilewright.frontend.huggingface_mask import function_mask
 
     AttentionInterface.register(name, attention_forward)
-    AttentionMaskInterface.register(name, sdpa_mask)
+    AttentionMaskInterface.register(name, function_mask)

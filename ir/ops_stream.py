@@ -223,6 +223,22 @@ class Fold(StreamOp, name="stream.fold"):
         return reduce_axis(x, self.kind, self.element_axis(self.stream(self.x), self.axis))
 
 
+class Roll(StreamOp, name="stream.roll"):
+    """A map that moves an element's values along its axis: out[i] = x[(i - shift) mod n]."""
+
+    x: Value = operand()
+    axis: str = attribute()
+    shift: int = attribute()
+
+    def infer(self) -> Type:
+        type_ = self.stream(self.x)
+        self.element_axis(type_, self.axis)
+        return type_
+
+    def reference(self, x: Any) -> Any:
+        return np.roll(x, self.shift, self.element_axis(self.stream(self.x), self.axis))
+
+
 class Reduce(StreamOp, name="stream.reduce"):
     """Reduces the innermost loop; emits one element when the loop ends.
 

@@ -188,6 +188,67 @@ class Iota(TensorOp, name="tensor.iota"):
         return np.broadcast_to(np.arange(shape[self.axis]).reshape(view), shape)
 
 
+class Roll(TensorOp, name="tensor.roll"):
+    """Elements moved ``shift`` places along ``axis``, those past the end back to the start:
+    out[i] = x[(i - shift) mod n] (torch.roll)."""
+
+    x: Value = operand()
+    axis: int = attribute()
+    shift: int = attribute()
+
+    def infer(self) -> Type:
+        type_ = self.tensor(self.x)
+        self.axis_of(self.axis, len(type_.shape))
+        return type_
+
+    def reference(self, x: Any) -> Any:
+        return np.roll(x, self.shift, self.axis)
+
+
+class Slice(TensorOp, name="tensor.slice"):
+    """Elements ``start`` to ``stop`` (not included) along ``axis``, whose size is a number."""
+
+    x: Value = operand()
+    axis: int = attribute()
+    start: int = attribute()
+    stop: int = attribute()
+
+    def infer(self) -> Type:
+        type_ = self.tensor(self.x)
+        axis = self.axis_of(self.axis, len(type_.shape))
+        size = type_.shape[axis].constant
+        inside = size is not None and 0 <= self.start <= self.stop <= size
+        self.require(inside, f"0 <= start <= stop <= {type_.shape[axis]}, a number, must hold")
+        shape = list(type_.shape)
+        shape[axis] = Size.of(self.stop - self.start)
+        return TensorType(tuple(shape), type_.dtype)
+
+    def reference(self, x: Any) -> Any:
+        return np.take(x, range(self.start, self.stop), self.axis)
+
+
+class Concat(TensorOp, name="tensor.concat"):
+    """Tensors one after another along ``axis``."""
+
+    parts: tuple[Value, ...] = operand(rest=True)
+    axis: int = attribute()
+
+    def infer(self) -> Type:
+        self.require(bool(self.parts), "needs at least one tensor")
+        types = [self.tensor(v) for v in self.parts]
+        axis = self.axis_of(self.axis, len(types[0].shape))
+        rest = {(t.dtype, t.shape[:axis], t.shape[axis + 1 :]) for t in types}
+        self.require(len(rest) == 1, "tensors must agree in dtype and all other dimensions")
+        total = Size()
+        for type_ in types:
+            total = total + type_.shape[axis]
+        shape = (*types[0].shape[:axis], total, *types[0].shape[axis + 1 :])
+        return TensorType(shape, types[0].dtype)
+
+    def reference(self, *parts: Any) -> Any:
+        return np.concatenate(parts, self.axis)
+
+
 class Gather(TensorOp, name="tensor.gather"):
     """``x[i0, i1, …]``: one integer tensor for every dimension of x, broadcast together.
 

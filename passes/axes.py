@@ -229,6 +229,8 @@ def _infer(axes: AxisMap, op: Op, producers: dict[Value, Op]) -> None:
         axis = op.axis_of(op.axis, len(views[0].dims))
         kept: Dims = ((),) if op.keep else ()
         axes.dims[op.result] = views[0].dims[:axis] + kept + views[0].dims[axis + 1 :]
+    elif isinstance(op, t.Roll):
+        axes.dims[op.result] = views[0].dims
     elif "pointwise" in op.traits:
         axes.dims[op.result] = _pointwise(axes, op, views)
     else:

@@ -11,6 +11,7 @@ from tilewright.ir.target import Target, named_target
 from tilewright.passes.canonicalise import canonicalise
 from tilewright.passes.decompose import decompose
 from tilewright.passes.expand_math import expand_math
+from tilewright.passes.halves import join_halves
 from tilewright.passes.partition import partition
 from tilewright.passes.precision import precision
 from tilewright.passes.reorder import reorder
@@ -30,6 +31,7 @@ class Pass:
 
 TO_KERNELS: tuple[Pass, ...] = (
     Pass("decompose", decompose),  # first: later passes know only the parts of composite ops
+    Pass("join_halves", join_halves),
     Pass("precision", precision),
     Pass("canonicalise", canonicalise),
     Pass("to_stream", to_stream),

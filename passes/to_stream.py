@@ -11,7 +11,7 @@ element, and those of an output that the reductions do not depend on, become the
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tilewright.ir import ops_math as m
 from tilewright.ir import ops_stream as s
@@ -22,7 +22,9 @@ from tilewright.ir.errors import UnsupportedError, VerifyError
 from tilewright.ir.sizes import Size
 from tilewright.ir.types import Axis, StreamType, TensorType
 from tilewright.passes.axes import AxisMap, View, find_axes
-from tilewright.passes.rewrite import for_each_graph
+from tilewright.passes.split_sums import split_sums
+
+LONGEST_ROW = 1 << 14  # numbers that a block of rows may keep packed
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,10 @@ def _along_results(
     the one axis that only some results have is streamed: a row is normalised once, and its product
     is formed for one weight after the other."""
     alone = streamed is not None and set(reduced) == {streamed} and streamed not in others
-    if not alone or streamed is None or axes.size[streamed].constant is None or len(others) != 1:
+    if not alone or streamed is None or len(others) != 1:
         return streamed
-    return others[0]
+    length = axes.size[streamed].constant
+    return others[0] if length is not None and length <= LONGEST_ROW else streamed
 
 
 def _inside(axes: AxisMap, reduced: Counter[int], outputs: list[int]) -> set[int]:
@@ -122,8 +125,8 @@ def _reduced_axes(axes: AxisMap, op: Op) -> frozenset[int]:
 class _Converter:
     """Builds the stream graph of one tensor graph."""
 
-    def __init__(self, graph: Graph) -> None:
-        self.graph = graph
+    def __init__(self, graph: Graph, label: str = "") -> None:
+        self.graph, self.label = graph, label
         self.axes = find_axes(graph)
         self.order = choose_order(self.axes)
         self.build = Builder()
@@ -188,8 +191,13 @@ class _Converter:
     def index(self, view: View, root: t.Iota, type_: StreamType) -> Value:
         """The position on an axis; on a merged one (k, g) it is k * size(g) + g."""
         flat = [x for d in self.axes.resolved(view.root_dims) for x in d]
-        if any(x in self.order.element for x in flat):
-            raise UnsupportedError("the position inside an element as a number", root.loc)
+        inside = [x for x in flat if x in self.order.element]
+        if inside and len(flat) > 1:
+            raise UnsupportedError("the position on an element's axis and a loop's", root.loc)
+        if inside:
+            own = self.axes.axis(flat[0])
+            here = StreamType(self.parallel, (own,), type_.dtype)
+            return self.build(s.Index, axis=own.name, type=here, hint=f"{own.name}_at")
         total: Value | None = None
         for axis in flat:
             name, loops = self.axes.name(axis), self.loops(frozenset({axis}))
@@ -227,6 +235,14 @@ class _Converter:
         hint = op.result.hint
         return self.build(s.Gather, op.x, *indices, dims=tuple(dims), type=type_, hint=hint)
 
+    def roll(self, op: t.Roll, value: Value) -> Value:
+        dim = self.axes.dims[op.result][op.axis_of(op.axis, len(self.axes.dims[op.result]))]
+        flat = self.axes.resolve(dim)
+        if len(flat) != 1 or flat[0] not in self.order.element:
+            raise UnsupportedError("a roll along an axis that is not an element's own", op.loc)
+        name = self.axes.name(flat[0])
+        return self.build(s.Roll, value, axis=name, shift=op.shift, hint=op.result.hint)
+
     def level(self, values: list[Value]) -> list[Value]:
         """All operands brought into the same loops by repeating the outer ones."""
         types = [v.type for v in values]
@@ -255,6 +271,8 @@ class _Converter:
         if isinstance(op, t.Reduce):
             gone = _reduced_axes(self.axes, op)
             return self.reduce(values[0], op.kind, gone, hint)
+        if isinstance(op, t.Roll):
+            return self.roll(op, values[0])
         leveled = self.level(values)
         return self.build(type(op), *leveled, hint=hint, **op.attrs)
 
@@ -298,19 +316,73 @@ class _Converter:
         if not stream.type.loops and self.parallel:
             raise UnsupportedError("an output that is one constant")
         dims = tuple(tuple(self.axes.name(x) for x in d) for d in self.axes.resolved(view.dims))
-        # the name wires a result that one of several kernels makes: it has to be its own
-        name = f"{value.hint}_out{at}" if len(self.graph.results) > 1 else value.hint
+        name = result_name(self.graph, at, self.label)
         return self.build(s.Sink, stream, dims=dims, type=value.type, hint=name)
 
 
-def tensor_to_stream(graph: Graph) -> Graph:
+CROSSING = "_rows"  # in the names of what the first of two graphs leaves to the second
+
+
+def result_name(graph: Graph, at: int, label: str = "") -> str:
+    """The name that wires a result which one of several kernels makes: it has to be its own."""
+    hint = f"{graph.results[at].hint}{label}"
+    return f"{hint}_out{at}" if len(graph.results) > 1 else hint
+
+
+def tensor_to_stream(graph: Graph, label: str = "") -> Graph:
     """The stream graph of one decomposed tensor graph. Raises UnsupportedError."""
     try:
-        return _Converter(graph).run()
+        return _Converter(graph, label).run()
     except VerifyError as error:
         raise UnsupportedError(f"no stream form: {error.message}", error.location) from error
 
 
+def stream_graphs(graph: Graph) -> tuple[Graph, ...]:
+    """One stream graph, or two where the last reductions run across the rows of the others; then
+    their attribute ``results`` says which results of the whole they have. Raises
+    UnsupportedError."""
+    problem: UnsupportedError | None = None
+    try:
+        whole = tensor_to_stream(graph)
+        if not _folds_across_rows(whole):
+            return (whole,)
+    except UnsupportedError as error:
+        problem = error
+    try:
+        parts = _split(graph)
+    except UnsupportedError:
+        parts = ()
+    if parts and not any(_folds_across_rows(g) for g in parts):
+        return parts
+    if problem is not None:
+        raise problem
+    return (whole,)
+
+
+def _folds_across_rows(graph: Graph) -> bool:
+    """True if an axis without a known length is reduced inside an element."""
+    for op in graph.body.ops:
+        if isinstance(op, s.Fold) and isinstance(op.x.type, StreamType):
+            axis = next(a for a in op.x.type.element if a.name == op.axis)
+            if axis.size.constant is None:
+                return True
+    return False
+
+
+def _split(graph: Graph) -> tuple[Graph, ...]:
+    split = split_sums(graph, lambda first, at: result_name(first, at, CROSSING))
+    if split is None:
+        return ()
+    first, second = tensor_to_stream(split.first, CROSSING), tensor_to_stream(split.second)
+    return (
+        replace(first, attrs={"results": split.first_results}),
+        replace(second, attrs={"results": split.second_results}),
+    )
+
+
 def to_stream(module: Module) -> Module:
     """Tensor graphs to stream graphs."""
-    return for_each_graph(module, tensor_to_stream, "graph")
+    out: list[Graph] = []
+    for graph in module.graphs:
+        out.extend(stream_graphs(graph) if graph.level == "graph" else (graph,))
+    return Module(tuple(out))

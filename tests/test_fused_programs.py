@@ -117,3 +117,32 @@ def test_cross_entropy_with_long_rows(target: str) -> None:
             (got,) = program(x, w, labels)
             want = results(case, x.double(), w.double(), labels)[0]
             torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
+
+
+NARROW = {"bf16": torch.bfloat16, "f16": torch.float16}
+NARROWED = [
+    "attention and its statistics",
+    "cross-entropy",
+    "entropy as it is defined",
+    "difference of two attentions",
+    "cross-entropy of a normalised row",
+    "LayerNorm and a product",
+    "LayerNorm of a long row and a product",
+    "mean and variance",
+]
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize("name", NARROWED)
+def test_narrow_inputs(name: str, dtype: str) -> None:
+    """Inputs of 16 bits are widened where they are read: the errors are those of f32."""
+    case = PROGRAMS[name]
+    program = Program(parse(case.narrow(dtype).text))
+    assert len(program.steps) == 1 and program.supported
+    for rows, length in ((1, 40), (60, 300)):
+        given = [
+            x.to(NARROW[dtype]) if x.is_floating_point() else x for x in case.inputs(rows, length)
+        ]
+        exact = results(case, *(x.double() if x.is_floating_point() else x for x in given))
+        for got, want in zip(program(*given), exact, strict=True):
+            torch.testing.assert_close(got.double(), want, rtol=2e-5, atol=1e-4)

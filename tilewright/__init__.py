@@ -22,7 +22,10 @@ from tilewright.ir.errors import (
 
 if TYPE_CHECKING:
     from tilewright.evaluation import evaluate
+    from tilewright.frontend.attention.api import attention
+    from tilewright.frontend.attention.merge import merge_attention
     from tilewright.frontend.compile import compile
+    from tilewright.frontend.huggingface import register_attention
     from tilewright.ir.parser import parse
     from tilewright.runtime.program import Program
 
@@ -41,16 +44,22 @@ __all__ = [
     "UnsupportedError",
     "VerifyError",
     "__version__",
+    "attention",
     "compile",
     "evaluate",
+    "merge_attention",
     "parse",
+    "register_attention",
 ]
 
 _LAZY = {
     "Program": "tilewright.runtime.program",
+    "attention": "tilewright.frontend.attention.api",
     "compile": "tilewright.frontend.compile",
     "evaluate": "tilewright.evaluation",
+    "merge_attention": "tilewright.frontend.attention.merge",
     "parse": "tilewright.ir.parser",
+    "register_attention": "tilewright.frontend.huggingface",
 }
 
 if not TYPE_CHECKING:  # type checkers take the imports above

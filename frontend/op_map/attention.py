@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -97,14 +98,53 @@ def attend(
     q, k, v = _letters(query, key, grouped=groups is not None)
     lead = max(q, k, key=len)[:-2]
     scores = e.contract(f"{q},{k}->{lead}nm", query, key)
-    scores = _scaled(e, scores, scale, tensor_type(query).shape[-1])
+    scores = scaled(e, scores, scale, tensor_type(query).shape[-1])
     scores = _masked(e, scores, mask, causal)
     weights = e.op(t.Softmax, scores, axis=len(lead) + 1, safe=True, hint="weights")
-    if dtype == BF16:  # as torch's flash kernel: weights rounded, so that bf16 dot products serve
-        weights = e.cast(e.cast(weights, dtype), arithmetic_dtype(dtype))
-    wide = e.cast(value, arithmetic_dtype(dtype))
-    output = e.contract(f"{lead}nm,{v}->{lead}ne", weights, wide)
+    output = weighted(e, weights, value, f"{lead}nm,{v}->{lead}ne")
     return e.cast(output if groups is None else e.reshape(output, whole), dtype)
+
+
+def weighted(e: Emitter, weights: Value, value: Value, equation: str) -> Value:
+    """weights times value of a narrower dtype, summed in the wide one.
+
+    For bf16 as in torch's flash kernel: weights are rounded, so that bf16 dot products serve.
+    """
+    dtype = tensor_type(value).dtype
+    if dtype == BF16:
+        weights = e.cast(e.cast(weights, dtype), arithmetic_dtype(dtype))
+    return e.contract(equation, weights, e.cast(value, arithmetic_dtype(dtype)))
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """A softmax with its statistics: per row (last dimension kept as 1) the largest score and the
+    natural logarithm of the sum of exponentials; -inf for both where everything is masked."""
+
+    weights: Value
+    largest: Value
+    logarithm: Value
+
+
+def safe_softmax(e: Emitter, scores: Value, sinks: Value | None = None) -> Softmax:
+    """The parts of tensor.softmax {safe} over the last dimension, for those who need them.
+
+    ``sinks`` is a score per row that takes part in the sum but has no value (gpt-oss); it counts in
+    neither statistic.
+    """
+    dtype, axis = tensor_type(scores).dtype, len(tensor_type(scores).shape) - 1
+    largest = e.op(t.Reduce, scores, kind="max", axis=axis, keep=True, hint="max")
+    empty = e.compare(largest, e.const(-math.inf, dtype), "eq")
+    top = e.op(m.Select, empty, e.const(0.0, dtype), largest, hint="top")
+    exponentials = e.op(m.Exp, e.op(m.Sub, scores, top), hint="e")
+    total = e.op(t.Reduce, exponentials, kind="sum", axis=axis, keep=True, hint="sum")
+    logarithm = e.op(m.Add, e.op(m.Log, total), top, hint="lse")
+    if sinks is not None:
+        total = e.op(m.Add, total, e.op(m.Exp, e.op(m.Sub, sinks, top)), hint="sum")
+    none = e.compare(total, e.const(0.0, dtype), "eq")
+    total = e.op(m.Select, none, e.const(1.0, dtype), total, hint="sum")
+    weights = e.op(m.Div, exponentials, total, hint="weights")
+    return Softmax(weights, largest, logarithm)
 
 
 def _groups(query: Value, key: Value) -> tuple[Size, Size] | None:
@@ -143,7 +183,8 @@ def _letters(query: Value, key: Value, grouped: bool) -> tuple[str, str, str]:
     return f"{shared}gnd", f"{shared}md", f"{shared}me"
 
 
-def _scaled(e: Emitter, scores: Value, scale: float | None, width: Size) -> Value:
+def scaled(e: Emitter, scores: Value, scale: float | None, width: Size) -> Value:
+    """scores * scale, which is 1/sqrt(width) if not given"""
     if scale is None:
         if width.constant is None:
             raise UnsupportedError("attention whose head size is not known; pass scale=")

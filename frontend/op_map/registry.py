@@ -84,6 +84,14 @@ def method_entry(name: str) -> Entry | None:
     return _METHODS.get(name)
 
 
+def function_entry(function: object) -> Entry | None:
+    """The entry for a torch function or operator."""
+    try:
+        return _FUNCTIONS.get(function)
+    except TypeError:  # not hashable
+        return None
+
+
 def entries() -> list[Entry]:
     """Every entry once, for tests and documentation."""
     return list(dict.fromkeys([*_FUNCTIONS.values(), *_METHODS.values()]))

@@ -56,4 +56,4 @@ def reorder(module: Module) -> Module:
     return for_each_graph(module, reorder_graph, "stream")
 
 
-__all__ = ["RULES", "Rule", "reorder", "reorder_graph"]
+__all__ = ["MOST_ROUNDS", "RULES", "Rule", "reorder", "reorder_graph"]

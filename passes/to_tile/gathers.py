@@ -39,9 +39,7 @@ def positions_in_memory(
     return indices, runs
 
 
-def integer_at(
-    state: LoweringState, value: Value, at: dict[str, Value], rank: int
-) -> Value | None:
+def integer_at(state: LoweringState, value: Value, at: dict[str, Value], rank: int) -> Value | None:
     """An integer or a condition at one position as a tile of one element; None for others."""
     b, dtype = state.build, state.dtype(value)
     if dtype.is_float or state.info.element(value):

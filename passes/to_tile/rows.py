@@ -12,6 +12,7 @@ from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.layout import Layout
 from tilewright.ir.ops_stream import IDENTITY
 from tilewright.ir.types import Axis, TensorType
+from tilewright.passes.to_tile.elements import index_at, rolled
 from tilewright.passes.to_tile.folds import fold_all, needed_folds
 from tilewright.passes.to_tile.gathers import load_gathered
 from tilewright.passes.to_tile.kernel_info import strip_casts
@@ -245,7 +246,10 @@ class RowLowering:
             if isinstance(op, s.Gather):
                 return load_gathered(self.state, op, at, layout)
             if isinstance(op, s.Index):
-                return self.state.number_of(at[op.axis], self.state.dtype(v))
+                return index_at(self.state, op, at, layout, 1)
+            if isinstance(op, s.Roll):
+                here = rolled(self.state, op, at, layout.shape[1])
+                return self.at_point(op.x, here, layout, row)
             if isinstance(op, s.Reduce):
                 assert row is not None
                 return self._load_state(op, at, row, layout)

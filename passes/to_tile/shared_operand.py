@@ -9,6 +9,7 @@ from tilewright.ir import ops_stream as s
 from tilewright.ir.core import Value
 from tilewright.ir.dtypes import F32
 from tilewright.ir.layout import Layout
+from tilewright.passes.to_tile.elements import index_at, rolled
 from tilewright.passes.to_tile.gathers import integer_at, positions_in_memory
 from tilewright.passes.to_tile.rows import RowLowering
 from tilewright.passes.to_tile.state import LoweringState
@@ -115,6 +116,11 @@ def lanes_expression(
         op = info.made.get(v)
         if isinstance(op, m.Const):
             return b.number(op.value, state.dtype(v), layout.rank)
+        if isinstance(op, s.Index) and op.axis == element:
+            return index_at(state, op, here, layout, where[element])
+        if isinstance(op, s.Roll):
+            moved = rolled(state, op, here, layout.shape[where[element]])
+            return lanes_expression(state, op.x, moved, where, layout, length)
         if not isinstance(op, s.Source | s.Gather):
             return integer_at(state, v, here, layout.rank)
         indices, runs = positions_in_memory(state, op, here)

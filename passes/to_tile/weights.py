@@ -6,6 +6,7 @@ from __future__ import annotations
 from tilewright.ir import ops_math as m
 from tilewright.ir import ops_stream as s
 from tilewright.ir.core import Value
+from tilewright.ir.dtypes import F32
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.types import StreamType
 from tilewright.passes.to_tile.kernel_info import KernelInfo, strip_casts
@@ -21,9 +22,8 @@ def weight_of(info: KernelInfo, op: s.Reduce) -> tuple[Value, Value]:
     if op.kind != "sum" or not vectors or any(info.on_rows(v) for v in vectors):
         raise UnsupportedError("a vector-valued sum whose terms are not scalar * vector", op.loc)
     if not scalars:
-        dtype = vectors[0].type.dtype if isinstance(vectors[0].type, StreamType) else None
-        assert dtype is not None
-        scalars = [info.derive(m.Const(value=1.0, type=StreamType((), (), dtype), hints=["one"]))]
+        one = StreamType((), (), F32)  # sums are kept in f32
+        scalars = [info.derive(m.Const(value=1.0, type=one, hints=["one"]))]
     return _product(info, scalars), _product(info, vectors)
 
 

@@ -144,6 +144,11 @@ def _tensor_examples() -> Iterator[Example]:
     wide = np.array([[[v, v] for v in row] for row in X.tolist()])
     column = X.reshape(2, 3, 1)
     yield _tensor("broadcast", "shape = [2, 3, 2]", column, want=wide)
+    moved = np.array([[row[2], row[0], row[1]] for row in X.tolist()])
+    yield _tensor("roll", "axis = 1, shift = 1", X, want=moved)
+    yield _tensor("slice", "axis = 1, start = 1, stop = 3", X, want=X[:, 1:])
+    both = np.array([[*a, *c] for a, c in zip(X.tolist(), Y.tolist(), strict=True)])
+    yield _tensor("concat", "axis = -1", X, Y, want=both)
     text = "graph f() { %r = tensor.iota {axis = 0, type = tensor<3 x 2 x i64>} return %r }"
     yield Example("tensor.iota", text, (), np.array([[0, 0], [1, 1], [2, 2]]))
     text = (
@@ -190,6 +195,13 @@ def _stream_examples() -> Iterator[Example]:
     )
     line = '%r = stream.contract %a, %b {axes = ["d"]}'
     yield Example("stream.contract", vectors.replace("LINE", line), (X, Y), dots)
+    rolled = '%s = stream.roll %a {axis = "d", shift = 2}\n'
+    rolled += '%t = math.mul %s, %b\n%r = stream.fold %t {kind = "sum", axis = "d"}'
+    turned = [
+        sum(a[(d - 2) % 3] * b[d] for d in range(3))
+        for a, b in zip(X.tolist(), Y.tolist(), strict=True)
+    ]
+    yield Example("stream.roll", vectors.replace("LINE", rolled), (X, Y), np.array(turned))
     line = '%r = stream.fold %a {kind = "min", axis = "d"}'
     lowest = np.array([min(row) for row in X.tolist()])
     yield Example("stream.fold", vectors.replace("LINE", line), (X, Y), lowest)

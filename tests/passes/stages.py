@@ -13,6 +13,7 @@ from tilewright.passes.canonicalise import canonicalise
 from tilewright.passes.decompose import decompose
 from tilewright.passes.partition import partition
 from tilewright.passes.reorder import reorder
+from tilewright.passes.split_sums import result_names
 from tilewright.passes.to_stream import to_stream
 from tilewright.passes.to_tile import kernel_to_tile
 
@@ -23,6 +24,11 @@ NARROW_TO_WIDE = ("scalar", "sse", "x86-64-v3", "x86-64-v4", "znver4")  # 1, 4, 
 def streamed(module: Module) -> Module:
     """A tensor program as a canonical stream program. Raises UnsupportedError."""
     return canonicalise(to_stream(canonicalise(decompose(module))))
+
+
+def run_streams(program: Program, module: Module) -> list[Any]:
+    """The results of a program's stream graphs (two where it was split), in float64."""
+    return run_chain(program, module.graphs, result_names(module))
 
 
 def kernels(module: Module) -> tuple[Graph, ...]:
@@ -52,6 +58,7 @@ def run_chain(
     values: dict[str, Any] = dict(zip(names, program.inputs, strict=True))
     for graph in graphs:
         inputs = [values[p.hint] for p in graph.params]
-        outputs = evaluate_graph(graph, *inputs, precision=precision, sizes=dict(program.sizes))
+        sizes = {n: v for n, v in program.sizes.items() if n in graph.sizes}
+        outputs = evaluate_graph(graph, *inputs, precision=precision, sizes=sizes)
         values.update(zip([v.hint for v in graph.results], outputs, strict=True))
     return [values[name] for name in results]

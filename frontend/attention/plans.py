@@ -1,0 +1,156 @@
+"""Traced programs by what decides them; a call that was made before costs a look-up."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from tilewright.frontend.attention.build import Traced, build
+from tilewright.frontend.attention.closure import Closure, plan_of
+from tilewright.frontend.attention.form import Form
+from tilewright.frontend.attention.source import definition
+from tilewright.frontend.programs import ProgramLike, shared_program
+from tilewright.ir.core import Module
+from tilewright.ir.errors import UnsupportedError
+
+INTERPRETED: Counter[str] = Counter()  # why attention ran in the interpreter, and how often
+GATHERED: Counter[str] = Counter()  # why torch copied pages together, and how often
+_LIMIT = 1024  # plans kept; closures over ever new numbers make new ones
+
+
+class Interpreted:
+    """A program without kernels: the meaning of the graph in NumPy. Slow, and says so once."""
+
+    def __init__(self, module: Module, reason: str) -> None:
+        self.module, self.reason = module, reason
+        self._warned = False
+
+    def __call__(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        from tilewright.runtime.backends import run_on_host
+
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                "tilewright.attention: no kernel for this form yet, it runs in the interpreter, "
+                f"which is slow ({self.reason})",
+                stacklevel=2,
+            )
+        INTERPRETED[self.reason] += 1
+        return run_on_host(self.module.main, *inputs)
+
+
+class Plan:
+    """A program with the recipe for its inputs."""
+
+    def __init__(self, traced: Traced) -> None:
+        self.traced = traced
+        self.given, self.recipe = traced.given, traced.recipe
+        self.program: Any = make_program(traced.module)
+
+    def __call__(
+        self,
+        given: Mapping[str, torch.Tensor],
+        tensors: Sequence[torch.Tensor],
+        interpret: bool = True,
+    ) -> Sequence[torch.Tensor]:
+        """Results for the layout's tensors by name and the closed-over ones.
+
+        Without a kernel by the interpreter, or UnsupportedError if that is not wanted.
+        """
+        inputs = [given[name] for name in self.given]
+        if tensors:
+            inputs += self.recipe.inputs(tensors)
+        if not isinstance(self.program, Interpreted):
+            try:
+                results: Sequence[torch.Tensor] = self.program(*inputs)
+            except UnsupportedError as error:  # kernels are compiled when first called
+                self.program = Interpreted(self.traced.module, error.message)
+            else:
+                return results
+        if not interpret:
+            raise UnsupportedError(f"no kernel could be made: {self.program.reason}")
+        results = self.program(*inputs)
+        return results
+
+
+def make_program(module: Module) -> ProgramLike | Interpreted:
+    """The kernels for a module, or the interpreter with a warning."""
+    try:
+        return shared_program(module, None)
+    except UnsupportedError as error:
+        return Interpreted(module, error.message)
+
+
+_plans: dict[Hashable, list[Plan]] = {}
+_lock = threading.RLock()
+TRACES: Counter[str] = Counter()  # how often functions were traced, for tests and reports
+
+Function = Callable[..., Any]
+
+
+def closure_of(score_mod: Function | None, mask_mod: Function | None) -> Closure:
+    """What the two functions depend on."""
+    closure = Closure()
+    closure.add(score_mod, "score_mod")
+    closure.add(mask_mod, "mask_mod")
+    return closure
+
+
+def plan_for(
+    facts: Hashable,
+    make_form: Callable[[], Form],
+    score_mod: Function | None,
+    mask_mod: Function | None,
+    closure: Closure,
+    check: bool = True,
+) -> Plan:
+    """The plan for a form and two functions, traced if there is none yet.
+
+    ``facts`` decides the form, which is made only when tracing. ``check`` looks for side effects.
+    Raises UnsupportedError.
+    """
+    key = (facts, tuple(closure.key))
+    for plan in _plans.get(key, ()):
+        if not plan.recipe.guards or plan.recipe.holds(closure.tensors):
+            return plan
+    with _lock:
+        TRACES["attention"] += 1
+        traced = build(make_form(), score_mod, mask_mod, closure, torch.device("cpu"))
+        if check:
+            _refuse_side_effects(score_mod, mask_mod, closure)
+        plan = Plan(traced)
+        if len(_plans) >= _LIMIT:
+            _plans.clear()
+        _plans.setdefault(key, []).append(plan)
+        return plan
+
+
+def _refuse_side_effects(
+    score_mod: Function | None, mask_mod: Function | None, before: Closure
+) -> None:
+    """UnsupportedError if tracing changed anything that the functions refer to."""
+    for function in (score_mod, mask_mod):
+        code = getattr(function, "__code__", None)
+        stored = plan_of(code).stored if code is not None else ()
+        if stored:
+            raise _side_effect(function, f"it writes to the global {', '.join(stored)}")
+    if closure_of(score_mod, mask_mod).key != before.key:
+        changed = score_mod if mask_mod is None else mask_mod
+        raise _side_effect(changed, "it changes a variable, list or attribute outside of it")
+
+
+def _side_effect(function: Any, what: str) -> UnsupportedError:
+    advice = "functions are traced once and then not called again: return everything as the result"
+    message = f"a score or mask function with a side effect: {what}; {advice}"
+    return UnsupportedError(message, definition(function))
+
+
+def forget_plans() -> None:
+    """Drops all traces (tests; freeing memory)."""
+    with _lock:
+        _plans.clear()
