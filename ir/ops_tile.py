@@ -13,65 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from tilewright.ir.core import Op, Value, attribute, operand
-from tilewright.ir.dtypes import BF16, BOOL, F16, F32, I64, DType
+from tilewright.ir.core import Value, attribute, operand
+from tilewright.ir.dtypes import BF16, F16, F32, I64, DType
 from tilewright.ir.layout import Layout
-from tilewright.ir.sizes import Size
-from tilewright.ir.types import INDEX, BufferType, IndexType, RegisterType, ScratchType, Type
+from tilewright.ir.ops_index import BlockId as BlockId  # noqa: PLC0414  (all ops of a tile
+from tilewright.ir.ops_index import Less as Less  # noqa: PLC0414  program are found here)
+from tilewright.ir.ops_index import Read as Read  # noqa: PLC0414
+from tilewright.ir.ops_index import SizeOf as SizeOf  # noqa: PLC0414
+from tilewright.ir.ops_index import StrideOf as StrideOf  # noqa: PLC0414
+from tilewright.ir.ops_index import TileOp
+from tilewright.ir.types import INDEX, RegisterType, ScratchType, Type
 
 Bounds = tuple[tuple[int, str], ...]
-
-
-class TileOp(Op):
-    """Base: typed access to operands."""
-
-    def register(self, value: Value) -> RegisterType:
-        self.require(isinstance(value.type, RegisterType), "operand must be a register tile")
-        assert isinstance(value.type, RegisterType)
-        return value.type
-
-    def memory(self, value: Value) -> BufferType | ScratchType:
-        fits = isinstance(value.type, BufferType | ScratchType)
-        self.require(fits, "operand must be memory")
-        assert isinstance(value.type, BufferType | ScratchType)
-        return value.type
-
-    def require_dim(self, dim: int, layout: Layout) -> None:
-        self.require(0 <= dim < layout.rank, f"the tile has no dimension {dim}")
-
-    def require_indices(self, values: tuple[Value, ...]) -> None:
-        self.require(all(isinstance(v.type, IndexType) for v in values), "indices must be index")
-
-
-class BlockId(TileOp, name="tile.block", traits=("pure",)):
-    """This work item's position on dimension ``dim`` of the grid."""
-
-    dim: int = attribute()
-
-    def infer(self) -> Type:
-        return INDEX
-
-
-class SizeOf(TileOp, name="tile.size", traits=("pure",)):
-    """The run-time value of a size."""
-
-    size: Size = attribute()
-
-    def infer(self) -> Type:
-        return INDEX
-
-
-class StrideOf(TileOp, name="tile.stride", traits=("pure",)):
-    """The stride, in elements, of dimension ``dim`` of a buffer."""
-
-    buffer: Value = operand()
-    dim: int = attribute()
-
-    def infer(self) -> Type:
-        type_ = self.memory(self.buffer)
-        self.require(isinstance(type_, BufferType), "only buffers have strides")
-        self.require(0 <= self.dim < len(type_.shape), "no such dimension")
-        return INDEX
 
 
 class Alloc(TileOp, name="tile.alloc"):
@@ -162,20 +115,6 @@ class Gather(TileOp, name="tile.gather", traits=("reads",)):
         offsets = self.register(self.offsets)
         self.require(offsets.dtype == I64, "offsets must be i64")
         return RegisterType(self.memory(self.source).dtype, offsets.layout)
-
-
-class Read(TileOp, name="tile.read", traits=("reads",)):
-    """One integer (or bool, as 0 or 1) from memory as an index, such as where a sequence starts."""
-
-    source: Value = operand()
-    at: tuple[Value, ...] = operand(rest=True)
-
-    def infer(self) -> Type:
-        memory = self.memory(self.source)
-        self.require(memory.dtype.is_int or memory.dtype == BOOL, "reads integers")
-        self.require(len(self.at) == len(memory.shape), "one index for every dimension")
-        self.require_indices(self.at)
-        return INDEX
 
 
 class Coordinate(TileOp, name="tile.coordinate", traits=("pure",)):

@@ -88,6 +88,13 @@ def test_documents_that_come_back() -> None:
     check(SAME, (2, 700, 700), table, None)
 
 
+def test_numbers_at_the_ends_of_their_range() -> None:
+    """Sentinels such as the largest integer must not overflow a comparison of intervals."""
+    ends = np.array([np.iinfo(np.int64).max, -1, np.iinfo(np.int64).min, 0, 1 << 62, -(1 << 62)])
+    check(SAME, (1, 300, 300), np.repeat(ends, 50), None)
+    check(SAME.replace('"eq"', '"le"'), (1, 300, 300), np.repeat(ends, 50), None)
+
+
 def test_a_table_shorter_than_the_keys_repeats_its_last() -> None:
     check(SAME, (1, 100, 300), np.arange(50) // 20, None)
 

@@ -298,6 +298,11 @@ class _Program:
         at = [self.values[v] for v in op.at]
         return self.memory.read(Access(self.values[op.source], at, (-1,) * len(at), {}))
 
+    def _tile_less(self, op: t.Less) -> str:
+        a, b = self.values[op.lhs], self.values[op.rhs]
+        below = self.text.op(f"arith.cmpi slt, {a}, {b} : i64")
+        return self.text.op(f"arith.extui {below} : i1 to i64")
+
     def _tile_coordinate(self, op: t.Coordinate) -> Registers:
         type_ = op.result.type
         assert isinstance(type_, RegisterType)

@@ -279,6 +279,11 @@ class _Program:
         self.text.line(f"{name} = i64({held.read(total(parts))})")
         return name
 
+    def _tile_less(self, op: t.Less) -> str:
+        name = self.text.name(op.result.hint)
+        self.text.line(f"{name} = i64({self.values[op.lhs]} < {self.values[op.rhs]})")
+        return name
+
     def _tile_prefetch(self, op: t.Prefetch) -> None:
         """A hint to the processor, which Python has no word for: values are the same without."""
 

@@ -158,8 +158,7 @@ class Intervals:
     def less(self, a: Value, b: Value | int) -> Value:
         """1 if a < b, else 0."""
         build = self.build
-        b = build.index(b) if isinstance(b, int) else b
-        return build.minimum(build.maximum(build.sub(b, a), 0), 1)
+        return build(t.Less, a, build.index(b) if isinstance(b, int) else b, hint="less")
 
     def floor(self, a: Value, b: Value) -> Value:
         """a / b rounded down, b positive."""
@@ -293,12 +292,15 @@ def _compare(i: Intervals, op: m.Compare, x: list[Interval]) -> Interval:
 
 def _below(i: Intervals, left: Interval, right: Interval, strict: bool) -> Interval:
     """left < right (<= if not strict)."""
-    slack = 0 if strict else 1
-    b = i.build
-    low = i.less(left.high, b.add(right.low, slack))
-    if left.exact and right.exact:
-        return Interval.of(low)
-    return Interval(low, i.less(left.low, b.add(right.high, slack)))
+    exact = left.exact and right.exact
+    if strict:
+        low, high = i.less(left.high, right.low), i.less(left.low, right.high)
+    else:
+        low, high = (
+            i.opposite(i.less(right.low, left.high)),
+            i.opposite(i.less(right.high, left.low)),
+        )
+    return Interval.of(low) if exact else Interval(low, high)
 
 
 @rule(m.Select)

@@ -128,6 +128,7 @@ def _examples() -> Iterator[Example]:
     yield from _tensor_examples()
     yield from _stream_examples()
     yield from _tile_examples()
+    yield from _index_examples()
 
 
 def _tensor_examples() -> Iterator[Example]:
@@ -217,14 +218,6 @@ def _tile_examples() -> Iterator[Example]:
         *(T,),
         want=-T,
     )
-    number = "%f = math.cast %i {dtype = f64}\n%r = math.add %a, %f\n" + STORE
-    index = "%j = SOURCE\n%i = tile.splat %j\n" + number
-    yield _tile("tile.splat", index.replace("SOURCE", "math.add %c4, %c4"), T, want=T + 8)
-    yield _tile("tile.block", index.replace("SOURCE", "tile.block {dim = 0}"), T, want=T)
-    yield _tile("tile.size", index.replace("SOURCE", "tile.size {size = size(7)}"), T, want=T + 7)
-    yield _tile("tile.stride", index.replace("SOURCE", "tile.stride %x {dim = 0}"), T, want=T + 8)
-    here = "%i = tile.coordinate {dim = 1, layout = local(4, 1).spatial(1, 8)}\n" + number
-    yield _tile("tile.coordinate", here, T, want=T + np.arange(8))
     scratch = (
         "%s = tile.alloc {type = scratch<4 x 8 x f64>}\n"
         "tile.store %a, %s, %c0, %c0 {dims = [0, 1]}\n"
@@ -236,14 +229,6 @@ def _tile_examples() -> Iterator[Example]:
         "%r = tile.gather %x, %c4, %i\ntile.store %r, %o, %c0, %c0 {dims = [0, 1]}"
     )
     yield _tile("tile.gather", gather, T, want=T.reshape(-1)[4:12].reshape(1, 8), out="1 x 8")
-    numbers = (
-        "tile f(%x: buffer<4 x i32, unit 0>, %o: buffer<1 x i64, unit 0>) "
-        "with {grid = [[1, 1]], outputs = 1} {\n"
-        "%c0 = math.const {value = 0, type = index}\n%c2 = math.const {value = 2, type = index}\n"
-        "%i = tile.read %x, %c2\n%r = tile.splat %i {rank = 1}\n"
-        "tile.store %r, %o, %c0 {dims = [-1]}\nreturn }"
-    )
-    yield Example("tile.read", numbers, (np.array([3, 1, -7, 5]),), np.array([-7]))
     total = '%r = tile.reduce %a {kind = "sum", dim = 0}\n' + STORE
     sums = np.array([[sum(T[i, j] for i in range(4)) for j in range(8)]])
     yield _tile("tile.reduce", total, T, want=sums, out="1 x 8")
@@ -304,6 +289,27 @@ def _product_examples() -> Iterator[Example]:
     tile = "%a = tile.load %x, %c0, %c0 {dims = [-1, 1], layout = spatial(1, 4).local(1, 2)}\n"
     split = head.format("4 x 1 x 2", tile + "%r = tile.split_pairs %a")
     yield Example("tile.split_pairs", split, (T,), T[0].reshape(4, 1, 2))
+
+
+def _index_examples() -> Iterator[Example]:
+    number = "%f = math.cast %i {dtype = f64}\n%r = math.add %a, %f\n" + STORE
+    index = "%j = SOURCE\n%i = tile.splat %j\n" + number
+    yield _tile("tile.splat", index.replace("SOURCE", "math.add %c4, %c4"), T, want=T + 8)
+    yield _tile("tile.block", index.replace("SOURCE", "tile.block {dim = 0}"), T, want=T)
+    yield _tile("tile.size", index.replace("SOURCE", "tile.size {size = size(7)}"), T, want=T + 7)
+    yield _tile("tile.stride", index.replace("SOURCE", "tile.stride %x {dim = 0}"), T, want=T + 8)
+    less = "tile.less %c1, %c4"
+    yield _tile("tile.less", index.replace("SOURCE", less), T, want=T + 1)
+    here = "%i = tile.coordinate {dim = 1, layout = local(4, 1).spatial(1, 8)}\n" + number
+    yield _tile("tile.coordinate", here, T, want=T + np.arange(8))
+    numbers = (
+        "tile f(%x: buffer<4 x i32, unit 0>, %o: buffer<1 x i64, unit 0>) "
+        "with {grid = [[1, 1]], outputs = 1} {\n"
+        "%c0 = math.const {value = 0, type = index}\n%c2 = math.const {value = 2, type = index}\n"
+        "%i = tile.read %x, %c2\n%r = tile.splat %i {rank = 1}\n"
+        "tile.store %r, %o, %c0 {dims = [-1]}\nreturn }"
+    )
+    yield Example("tile.read", numbers, (np.array([3, 1, -7, 5]),), np.array([-7]))
 
 
 EXAMPLES = list(_examples())
