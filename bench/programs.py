@@ -46,3 +46,31 @@ graph attention<B, K, G, N, M>(%q: tensor<B x (K*G) x N {operand},
 {rounded_out}  return {last}
 }}
 """
+
+
+def cross_entropy_text() -> str:
+    """The loss of every row of ``x @ weight.T`` for its label: log-sum-exp less the label's logit.
+
+    x is (N, D), weight is (V, D), labels are (N) below V. D is known when a call is compiled.
+    """
+    return """\
+graph cross_entropy<N, V, D>(%x: tensor<N x D x f32>, %weight: tensor<V x D x f32>,
+                             %labels: tensor<N x i64>) {
+  %logits = tensor.contract %x, %weight {equation = "nd,vd->nv"}
+  %max = tensor.reduce %logits {kind = "max", axis = 1, keep = true}
+  %shifted = math.sub %logits, %max
+  %e = math.exp %shifted
+  %sum = tensor.reduce %e {kind = "sum", axis = 1, keep = true}
+  %log = math.log %sum
+  %lse = math.add %log, %max
+  %v = tensor.iota {axis = 1, type = tensor<1 x V x i64>}
+  %label = tensor.reshape %labels {shape = [size(N), 1]}
+  %hit = math.compare %v, %label {relation = "eq"}
+  %zero = math.const {value = 0.0, type = tensor<f32>}
+  %at_label = math.select %hit, %logits, %zero
+  %picked = tensor.reduce %at_label {kind = "sum", axis = 1, keep = true}
+  %difference = math.sub %lse, %picked
+  %loss = tensor.reshape %difference {shape = [size(N)]}
+  return %loss
+}
+"""

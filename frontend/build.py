@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from torch.fx import Node
-from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 from tilewright.frontend.op_map.registry import lookup
 from tilewright.frontend.provenance import function_of
@@ -96,6 +95,10 @@ def _guard_floats(floats: Sequence[torch.SymFloat]) -> None:
 
     One that depends on a size that stays symbolic (a length) would need a kernel for every length.
     """
+    if not floats:
+        return
+    from torch.utils._sympy.symbol import SymT, symbol_is_type  # brings sympy, half a second
+
     for value in floats:
         expr = value.node.expr
         if expr.is_number:

@@ -16,8 +16,10 @@ import numpy as np
 from tilewright.ir.core import Value, attribute, operand
 from tilewright.ir.dtypes import BF16, F16, F32, I64, DType
 from tilewright.ir.layout import Layout
-from tilewright.ir.ops_index import BlockId as BlockId  # noqa: PLC0414  (all ops of a tile
-from tilewright.ir.ops_index import Less as Less  # noqa: PLC0414  program are found here)
+
+# every operation of a tile program is found under this module's name
+from tilewright.ir.ops_index import BlockId as BlockId  # noqa: PLC0414
+from tilewright.ir.ops_index import Less as Less  # noqa: PLC0414
 from tilewright.ir.ops_index import Read as Read  # noqa: PLC0414
 from tilewright.ir.ops_index import SizeOf as SizeOf  # noqa: PLC0414
 from tilewright.ir.ops_index import StrideOf as StrideOf  # noqa: PLC0414

@@ -283,30 +283,30 @@ def _merge_loops(axes: AxisMap) -> None:
     for at in range(len(axes.graph.results)):
         for number, dim in enumerate(axes.resolved(axes.views[None, at].dims)):
             kept.update(dict.fromkeys(dim, number))
+    meetings = _meetings(axes)
     for at, axis in enumerate(candidates := sorted({*gone, *kept})):
         for other in candidates[:at]:
             alike = axes.size[axis] == axes.size[other] and kept.get(axis) == kept.get(other)
             reduced = gone.get(axis, False) and gone.get(other, False)
             loop = axes.size[axis].constant is None or reduced or axis in kept
-            free = axes.resolve((other,)) == (other,)
-            if alike and free and loop and not _meet(axes, axis, other):
+            free = other not in axes.parts
+            if alike and free and loop and not any({axis, other} <= x for x in meetings):
                 axes.parts[axis] = (other,)
+                meetings = [x - {axis} | {other} if axis in x else x for x in meetings]
                 break
 
 
-def _meet(axes: AxisMap, one: int, other: int) -> bool:
-    """True if some operation, or a result, has values along both axes."""
-    for at in range(len(axes.graph.results)):
-        if {one, other} <= axes.flat(axes.views[None, at].dims):
-            return True
+def _meetings(axes: AxisMap) -> list[frozenset[int]]:
+    """For every operation and every result the axes that its values run along."""
+    found: dict[Op | Value, frozenset[int]] = {}
+    for (user, at), view in axes.views.items():
+        key = user if user is not None else axes.graph.results[at]
+        flat = axes.flat(view.dims) | axes.flat(view.root_dims)
+        found[key] = found.get(key, frozenset()) | flat
     for op in axes.graph.body.ops:
-        if op.results[0] in axes.dims:
-            views = [v for (user, _), v in axes.views.items() if user is op]
-            flat = [axes.flat(v.dims) | axes.flat(v.root_dims) for v in views]
-            found = axes.flat(axes.dims[op.results[0]]).union(*flat)
-            if one in found and other in found:
-                return True
-    return False
+        if op in found and op.results[0] in axes.dims:
+            found[op] |= axes.flat(axes.dims[op.results[0]])
+    return list(dict.fromkeys(found.values()))
 
 
 def _check_diagonals(axes: AxisMap) -> None:

@@ -13,6 +13,7 @@ from tilewright.ir.target import named_target
 from tilewright.passes.canonicalise import canonicalise_graph
 from tilewright.passes.channels import find_channels
 from tilewright.passes.pipeline import TO_KERNELS, run_passes
+from tilewright.passes.split_sums import result_names
 from tilewright.runtime.backends import MAKERS, choose_backend, run_on_host
 from tilewright.runtime.family import Call, KernelFamily
 from tilewright.runtime.report import KernelReport, ProgramReport
@@ -61,7 +62,7 @@ class Program:
             before = canonicalise_graph(module.main)
             self.deep = [str(c) for c in find_channels(before) if c.deep]
         if name == "reorder":
-            self.results = tuple(v.hint for v in module.main.results)
+            self.results = result_names(module)
 
     def _step(self, graph: Graph) -> Step:
         inputs = tuple(p.hint for p in graph.params)

@@ -16,7 +16,7 @@ Guards = frozenset[tuple[int, int, int]]  # (closed-over tensor, dimension, its 
 class Symbol(torch.Tensor):
     """A number per score or position: rank 0 to the user's function, ``value`` in the IR.
 
-    It is a tensor without memory, so that torch's own rules say which dtypes results have.
+    It is a tensor without memory: nothing that slips past the tracer finds a number in it.
     ``nonnegative``: known to be at least 0 (indices then need no wrap). ``known``: the integer that
     it has in this call and the sizes that this follows from, if it was computed from sizes.
     """
@@ -55,6 +55,20 @@ def make_symbol(value: Value, dtype: torch.dtype, nonnegative: bool = False) -> 
     symbol = torch.Tensor._make_subclass(Symbol, _stand_in(dtype))
     symbol.value, symbol.nonnegative, symbol.known = value, nonnegative, None
     return symbol
+
+
+_ones: dict[torch.dtype, torch.Tensor] = {}
+
+
+def example(x: Any) -> Any:
+    """The number 1 of a symbol's dtype (of symbols in lists too); anything else as it is."""
+    if isinstance(x, tuple | list):
+        return type(x)(example(y) for y in x)
+    if not isinstance(x, Symbol):
+        return x
+    if x.dtype not in _ones:
+        _ones[x.dtype] = torch.ones((), dtype=x.dtype)
+    return _ones[x.dtype]
 
 
 def known_nonnegative(x: Any) -> Any:

@@ -55,13 +55,20 @@ class Along:
 
     def late(self, value: Value) -> bool:
         """True if ``value`` depends on a reduction along the loop."""
-        key = (self.axis, value)
-        if key not in self.known:
-            op = self.made.get(value)
+        stack = [value]  # no recursion: a graph may be deeper than Python's stack
+        while stack:
+            top = stack[-1]
+            op = self.made.get(top)
+            below = op.operands if op is not None and not isinstance(op, s.Source) else ()
+            missing = [v for v in below if (self.axis, v) not in self.known]
+            if missing and (self.axis, top) not in self.known:
+                stack.extend(missing)
+                continue
             reduces = isinstance(op, s.Reduce) and op.axis == self.axis
-            operands = op.operands if op is not None and not isinstance(op, s.Source) else ()
-            self.known[key] = reduces or any(self.late(v) for v in operands)
-        return self.known[key]
+            late = reduces or any(self.known[self.axis, v] for v in below)
+            self.known[self.axis, top] = late
+            stack.pop()
+        return self.known[self.axis, value]
 
     def early_constant(self, value: Value) -> Value | None:
         """``constant``, for values that do not have to wait for the loop."""

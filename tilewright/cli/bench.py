@@ -7,12 +7,14 @@ import sys
 
 import typer
 
-WHAT = ("attention", "demo", "readme")
+WHAT = ("attention", "cross_entropy", "demo", "masks", "readme")
 
 
 def bench(
     context: typer.Context,
-    what: str = typer.Argument(help="What to measure: attention, demo, readme (the table)."),
+    what: str = typer.Argument(
+        help="What to measure: attention, cross_entropy, demo, masks, readme (the table)."
+    ),
 ) -> None:
     """Measure against PyTorch; options after the name go to it (``--json``, ``--save``, …)."""
     if what not in WHAT:

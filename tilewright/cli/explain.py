@@ -62,13 +62,14 @@ def _show(found: Explanation) -> None:
     heading(f"{found.program}: {plural(len(found.kernels), 'kernel')}")
     count = plural(len(found.deep_channels), "channel") if found.deep_channels else "no channel"
     say(f"\nas written, {count} would have to hold a whole row or more")
-    table(("channel", "depth"), [(c.name, c.depth) for c in found.deep_channels], indent=2)
+    rows = [(c.name, c.depth, c.least) for c in found.deep_channels]
+    table(("channel", "depth", "no deadlock from"), rows, indent=2)
     say("\nrules that make deep channels shallow")
-    rows = []
+    effects = []
     for rule in found.rules:
         effect = f"deep channels {rule.deep_before} -> {rule.deep_after}"
-        rows.append((rule.name, rule.algebra, effect if rule.applied else "does not apply"))
-    table(("rule", "algebra", "effect"), rows, indent=2)
+        effects.append((rule.name, rule.algebra, effect if rule.applied else "does not apply"))
+    table(("rule", "algebra", "effect"), effects, indent=2)
     for kernel in found.kernels:
         say("")
         _show_kernel(kernel, found.target)
@@ -87,6 +88,7 @@ def _show_kernel(kernel: KernelFacts, target: str) -> None:
         _show_loop(
             "mask", kernel.intervals, "blocks outside are skipped, inside no mask is computed"
         )
+        _show_loop("mask", kernel.tests, "its interval over each block says: skip, whole or cut")
     say(f"  {plural(len(kernel.channels), 'channel')}, the deepest holds {kernel.deepest} elements")
     channels = [(c.name, c.depth) for c in kernel.channels]
     table(("channel", "depth"), channels, right=("depth",), indent=4)

@@ -11,7 +11,7 @@ from tilewright.ir.types import Axis
 from tilewright.passes.canonicalise import canonicalise_graph
 from tilewright.passes.channels import Channel, find_channels
 from tilewright.passes.pipeline import TO_KERNELS, run_passes
-from tilewright.passes.reorder import RULES
+from tilewright.passes.reorder import MOST_ROUNDS, RULES
 from tilewright.passes.to_tile.kernel_info import KernelInfo, analyse, is_row_kernel
 from tilewright.passes.to_tile.lower import kernel_to_tile
 from tilewright.passes.to_tile.mask_range import Bound, find_mask_range
@@ -25,11 +25,13 @@ from tilewright.passes.to_tile.schedule import (
 
 @dataclass(frozen=True)
 class ChannelFacts:
-    """One channel: from a value to an operand of an operation."""
+    """One channel: from a value to an operand of an operation. ``depth`` is for full throughput,
+    ``least`` for ending at all."""
 
     name: str
     depth: str
     deep: bool
+    least: str
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class KernelFacts:
     inner: str = ""
     shared_out: bool = False
     intervals: tuple[str, ...] = ()
+    tests: tuple[str, ...] = ()
     layouts: tuple[LayoutFacts, ...] = ()
     problem: str = ""
 
@@ -98,14 +101,21 @@ def explanation(module: Module, target: Target) -> Explanation:
 
 
 def _rules(graph: Graph) -> tuple[RuleFacts, ...]:
-    """What each rule does to the stream graph, one after the other."""
-    out = []
-    for rule in RULES:
-        after = canonicalise_graph(rule.apply(graph))
-        changed = str(Module((after,))) != str(Module((graph,)))
-        algebra = _first_sentence(rule.apply.__doc__ or "")
-        out.append(RuleFacts(rule.name, algebra, changed, _count_deep(graph), _count_deep(after)))
-        graph = after
+    """What each rule does to the stream graph, one after the other; in later rounds only those that
+    apply again."""
+    out: list[RuleFacts] = []
+    for number in range(MOST_ROUNDS):
+        before = str(Module((graph,)))
+        for rule in RULES:
+            after = canonicalise_graph(rule.apply(graph))
+            changed = str(Module((after,))) != str(Module((graph,)))
+            if changed or not number:
+                algebra = _first_sentence(rule.apply.__doc__ or "")
+                deep = _count_deep(graph), _count_deep(after)
+                out.append(RuleFacts(rule.name, algebra, changed, *deep))
+            graph = after
+        if str(Module((graph,))) == before:
+            break
     return tuple(out)
 
 
@@ -122,7 +132,7 @@ def _count_deep(graph: Graph) -> int:
 
 def _channel(channel: Channel) -> ChannelFacts:
     name = f"%{channel.value.hint} -> {channel.consumer.name}[{channel.at}]"
-    return ChannelFacts(name, str(channel.depth), channel.deep)
+    return ChannelFacts(name, str(channel.depth), channel.deep, str(channel.least))
 
 
 def _kernel(graph: Graph, target: Target) -> KernelFacts:
@@ -134,6 +144,7 @@ def _kernel(graph: Graph, target: Target) -> KernelFacts:
         kernel_to_tile(graph, target, 0, {})
     except UnsupportedError as error:
         return KernelFacts(graph.name, facts, deepest, problem=error.message)
+    mask = find_mask_range(info)
     return KernelFacts(
         graph.name,
         facts,
@@ -142,7 +153,8 @@ def _kernel(graph: Graph, target: Target) -> KernelFacts:
         _axes(info.rows),
         str(info.inner) if info.inner.name else "",
         info.splits,
-        tuple(_interval(info, bound) for bound in find_mask_range(info).bounds),
+        tuple(_interval(info, bound) for bound in mask.bounds),
+        tuple(f"%{test.hint}" for test in mask.tests),
         _layouts(graph, target),
     )
 
@@ -162,6 +174,6 @@ def _interval(info: KernelInfo, bound: Bound) -> str:
     """``m <= n + 1`` of a bound on the inner axis."""
     text = f"{info.inner.name} {'<=' if bound.upper else '>='}"
     parts = [(name if c == 1 else f"{c}*{name}") for name, c in bound.terms]
-    if bound.constant or not parts:
+    if bound.constant.terms or not parts:
         parts.append(str(bound.constant))
     return f"{text} {' + '.join(parts)}".replace("+ -", "- ")

@@ -1,0 +1,153 @@
+"""The figures of the cross-entropy of a product over a large vocabulary, as a command:
+``python -m tilewright.bench.cross_entropy``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+import typer
+
+import tilewright
+from tilewright.bench import costs, machine
+from tilewright.bench.programs import cross_entropy_text
+from tilewright.bench.records import Comparison, Goal, Quantity, Record
+from tilewright.bench.tables import show_record
+from tilewright.bench.timing import QUICK, Effort, interleaved
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+SCRATCH_GOAL = Goal(8.0, 1.0)  # MB; the logits of the first workload alone are 67
+NO_GOAL = Goal()
+Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Rows of hidden numbers times a vocabulary's weights, all f32, one label a row."""
+
+    name: str
+    rows: int
+    hidden: int
+    vocabulary: int
+    goal: Goal = NO_GOAL
+
+    @property
+    def work(self) -> float:
+        """10⁹ operations of the product."""
+        return 2 * self.rows * self.hidden * self.vocabulary / 1e9
+
+    def smaller(self) -> Workload:
+        """The same problem with an eighth of the rows and words."""
+        return replace(
+            self,
+            name=f"{self.name}, an eighth",
+            rows=max(1, self.rows // 8),
+            vocabulary=self.vocabulary // 8,
+            goal=NO_GOAL,
+        )
+
+
+WORKLOADS = (
+    Workload("x 512x512, vocabulary 32,768", 512, 512, 32768, Goal(1.0, 1.3)),
+    Workload("x 64x1024, vocabulary 32,768", 64, 1024, 32768),
+    Workload("x 1x1024, vocabulary 32,768", 1, 1024, 32768),
+)
+
+
+@app.command()
+def cross_entropy(
+    as_json: Annotated[bool, typer.Option("--json", help="Write the record to stdout.")] = False,
+    save: Annotated[
+        bool, typer.Option("--save", help="Write it into bench/results/, too.")
+    ] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Small sizes, to see that it works.")
+    ] = False,
+    seconds: Annotated[float, typer.Option(help="How long to measure each comparison.")] = 4.0,
+) -> None:
+    """Measures cross_entropy(x @ W.T, labels) without logits in memory against PyTorch's own."""
+    if save and quick:
+        raise typer.BadParameter("only a whole run is saved: leave out --quick")
+    record = run(Effort(seconds=seconds), quick=quick)
+    if as_json:
+        typer.echo(record.to_json(), nl=False)
+    else:
+        show_record(record)
+    if save:
+        typer.echo(f"saved as {record.save()}", err=True)
+
+
+def run(effort: Effort, *, quick: bool = False) -> Record:
+    """All comparisons, and the memory of the first. ``quick`` holds nothing to its goals."""
+    torch.set_num_threads(machine.THREADS)
+    date = machine.now()  # the load at the start is the start's
+    here = machine.measure_machine(machine.describe_machine(), quick)
+    chosen = [w.smaller() for w in WORKLOADS] if quick else list(WORKLOADS)
+    rows = tuple(compare(workload, QUICK if quick else effort) for workload in chosen)
+    record = Record("cross_entropy", date, here, rows, (scratch_memory(chosen[0]),))
+    return record.without_goals() if quick else record
+
+
+def compare(workload: Workload, effort: Effort) -> Comparison:
+    """One program with the product inside, and torch's product and loss one after the other."""
+    program = tilewright.Program(tilewright.parse(cross_entropy_text()))
+    x, weight, labels = make_inputs(workload)
+    with torch.inference_mode():
+        exact = torch_losses(x.double(), weight.double(), labels)
+        both = program(x, weight, labels)[0], torch_losses(x, weight, labels)
+        errors = [float((losses - exact).abs().max()) for losses in both]
+        del exact, both
+
+        def ours() -> torch.Tensor:
+            return program(x, weight, labels)[0].mean()
+
+        def theirs() -> torch.Tensor:
+            return F.cross_entropy(x @ weight.T, labels)
+
+        times = interleaved(ours, theirs, effort)
+    return Comparison(
+        workload.name,
+        "torch F.cross_entropy",
+        *times,
+        goal=workload.goal,
+        work=workload.work,
+        unit="GFLOP/s",
+        our_error=errors[0],
+        their_error=errors[1],
+    )
+
+
+def torch_losses(x: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """One loss a row."""
+    return F.cross_entropy(x @ weight.T, labels, reduction="none")
+
+
+def make_inputs(workload: Workload) -> Tensors:
+    """Rows, weights whose products are of size one, and labels; the same in every run."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(workload.rows, workload.hidden, generator=generator)
+    weight = torch.randn(workload.vocabulary, workload.hidden, generator=generator)
+    labels = torch.randint(0, workload.vocabulary, (workload.rows,), generator=generator)
+    return x, weight * workload.hidden**-0.5, labels
+
+
+def scratch_memory(workload: Workload) -> Quantity:
+    """MB beyond inputs and losses: the larger of what kernels declare and how far the process
+    grew (the latter on Linux only)."""
+    program = tilewright.Program(tilewright.parse(cross_entropy_text()))
+    x, weight, labels = make_inputs(workload)
+    with torch.inference_mode():
+        program(x, weight[:64], labels % 64)  # compiled and loaded before the measurement
+        grown = costs.growth(lambda: program(x, weight, labels))
+    kernels = program.explain().kernels
+    declared = sum(max(v.scratch_bytes for v in kernel.variants) for kernel in kernels)
+    declared *= torch.get_num_threads()
+    details = {"declared_bytes": declared, "growth_bytes": grown, "kernels": len(kernels)}
+    value = max(declared, grown or 0) / 1e6
+    return Quantity(f"scratch memory, {workload.name}", value, "MB", SCRATCH_GOAL, details)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,123 @@
+"""How deep every channel of a stream program has to be, symbolic in the sizes.
+
+The machine is that of the streaming SDPA paper (arXiv 2404.16629): ``nodes.py`` says what its
+nodes are, ``throughput.py`` and ``deadlock.py`` how deep a channel has to be for the full rate and
+for ending at all, and why; the simulator (``runtime/simulator``) is what both are tested against.
+A depth that contains the size of a loop is *deep*: it has to be kept in memory, a border between
+kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from tilewright.ir.core import Graph, Op, Value
+from tilewright.ir.sizes import Size
+from tilewright.ir.types import Axis
+from tilewright.passes.channels.compare import Depth, Regime
+from tilewright.passes.channels.deadlock import Barriers
+from tilewright.passes.channels.nodes import Edge, NodeGraph, find_nodes
+from tilewright.passes.channels.throughput import Times, Timing
+
+SEND_AND_RESPONSE = 2
+_LONG = "long "  # prefix of the names that stand for a loop's size while looking for deep channels
+
+
+@dataclass(frozen=True, eq=False)
+class Channel:
+    """From ``value`` to operand ``at`` of ``consumer``.
+
+    ``depth`` is a polynomial in the sizes, in elements of the stream: enough for full throughput.
+    ``full`` is the least such depth, ``least`` the least with which the program ends at all; each
+    is the least while all other channels have theirs.
+    """
+
+    value: Value
+    consumer: Op
+    at: int
+    depth: Size
+    deep: bool
+    name: str
+    full: Depth
+    least: Depth
+
+    def __str__(self) -> str:
+        mark = "  deep: has to be kept in memory" if self.deep else ""
+        return f"%{self.value.hint} -> {self.consumer.name}[{self.at}]: depth {self.depth}{mark}"
+
+
+def find_channels(graph: Graph) -> list[Channel]:
+    """All channels between nodes of a stream graph with their depths, symbolic in the sizes."""
+    return channel_depths(find_nodes(graph))
+
+
+def channel_depths(
+    nodes: NodeGraph, sizes: Mapping[str, int] | None = None, times: Times | None = None
+) -> list[Channel]:
+    """The channels of a machine's nodes, which fire once a cycle (``times``: else all is 1).
+
+    With ``sizes`` the depths are numbers, right for sizes of any length from 1; else expressions
+    that are right where loops are long against the number of nodes (``_regime``).
+    """
+    # a loop without steps asks for no more than one with a step, but may end at once
+    known = {name: Size.of(max(1, n)) for name, n in (sizes or {}).items()}
+    times = times or Times()
+    full, least = _depths(nodes, lambda axis: axis.size.substitute(known), times)
+    if sizes and 0 in sizes.values():
+        full = {edge: Depth(depth.tokens) for edge, depth in full.items()}
+    long, _ = _depths(nodes, lambda axis: Size.of(_LONG + axis.name), times)
+    return [_channel(e, full[e], least[e], long[e]) for e in nodes.edges]
+
+
+def _channel(edge: Edge, full: Depth, least: Depth, long: Depth) -> Channel:
+    deep = bool({_LONG + axis.name for axis in edge.loops} & long.bound.names)
+    return Channel(edge.value, edge.op, edge.at, full.bound, deep, edge.name, full, least)
+
+
+def _depths(
+    nodes: NodeGraph, extent: Callable[[Axis], Size], times: Times
+) -> tuple[dict[Edge, Depth], dict[Edge, Depth]]:
+    """For every channel the depth for full throughput and the one that is free of deadlock."""
+    regime = _regime(nodes, times)
+    barriers = Barriers(nodes, extent, regime)
+    levels = {len(node.loops) for node in nodes.nodes if node.loops}
+    apart = len(levels) > 2
+    timing = Timing(nodes, extent, regime, times, apart=apart)
+    timing.delay()
+    full = {edge: timing.depth(edge) for edge in nodes.edges}
+    for level in timing.bursts():
+        faster = Timing(nodes, _only_outer(nodes, extent, level), regime, times, apart=apart)
+        for edge in nodes.edges:
+            if len(edge.loops) == level:
+                least = faster.depth(edge).bound
+                full[edge] = Depth(regime.latest([full[edge].bound, least]))
+    for edge, depth in full.items():
+        full[edge] = _at_most_all(edge, depth, barriers, timing)
+    return full, {edge: Depth(barriers.places[edge]) for edge in nodes.edges}
+
+
+def _regime(nodes: NodeGraph, times: Times) -> Regime:
+    """Loops longer than any path through the nodes."""
+    path = sum(1 + times.forward(node) for node in nodes.nodes)
+    return Regime(path + times.response + 3)
+
+
+def _only_outer(
+    nodes: NodeGraph, extent: Callable[[Axis], Size], level: int
+) -> Callable[[Axis], Size]:
+    """The sizes as if loops deeper than ``level`` had one step."""
+    inner = {axis for node in nodes.nodes for axis in node.loops[level:]}
+    return lambda axis: Size.of(1) if axis in inner else extent(axis)
+
+
+def _at_most_all(edge: Edge, depth: Depth, barriers: Barriers, timing: Timing) -> Depth:
+    """A channel never holds more than all elements of its stream; one less if its consumer takes
+    the first so early that its place is there again for the last."""
+    everything, regime = barriers.count(edge.loops), barriers.regime
+    early = barriers.early[edge] and barriers.places[edge] == everything - 1
+    last = timing.sent(edge) + (everything - 1) * timing.rounds(edge)
+    early = early and regime.at_least(last, timing.first_read(edge) + timing.times.response)
+    most = everything - 1 if early else everything
+    if depth.tokens != most and regime.at_least(depth.tokens, most * depth.per):
+        return Depth(most)
+    return depth
