@@ -38,16 +38,28 @@ class Size:
         return Size(tuple(sorted((m, c) for m, c in terms.items() if c)))
 
     def __add__(self, other: SizeLike) -> Size:
-        terms = dict(self.terms)
-        for monomial, coefficient in Size.of(other).terms:
-            terms[monomial] = terms.get(monomial, 0) + coefficient
-        return Size._make(terms)
+        return self._plus(Size.of(other), 1)
 
     def __sub__(self, other: SizeLike) -> Size:
-        return self + Size.of(other) * -1
+        return self._plus(Size.of(other), -1)
+
+    def _plus(self, other: Size, sign: int) -> Size:
+        """self + sign * other; numbers and nothing are frequent."""
+        if not other.terms:
+            return self
+        a, b = self.constant, other.constant
+        if a is not None and b is not None:
+            return Size.of(a + sign * b)
+        terms = dict(self.terms)
+        for monomial, coefficient in other.terms:
+            terms[monomial] = terms.get(monomial, 0) + sign * coefficient
+        return Size._make(terms)
 
     def __mul__(self, other: SizeLike) -> Size:
         factor = Size.of(other)
+        a, b = self.constant, factor.constant
+        if a is not None and b is not None:
+            return Size.of(a * b)
         if len(self.terms) * len(factor.terms) > MAX_TERMS:
             raise VerifyError(f"a size has more than {MAX_TERMS} terms when multiplied out")
         terms: dict[Monomial, int] = {}

@@ -22,8 +22,12 @@ class Regime:
     def at_least(self, a: Size, b: Size) -> bool:
         """Whether a >= b is certain."""
         difference = a - b
-        if difference.at_least(0):
+        terms = difference.terms
+        if all(c >= 0 for _, c in terms):
             return True
+        if all(len(names) <= 1 for names, _ in terms):  # N = least + what is not negative
+            total = sum(c * self.least if names else c for names, c in terms)
+            return total >= 0 and all(c >= 0 for names, c in terms if names)
         above = {name: Size.of(name) + self.least for name in difference.names}
         return difference.substitute(above).at_least(0)
 

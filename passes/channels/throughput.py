@@ -71,6 +71,7 @@ class Timing:
     into: dict[Node, list[Edge]] = field(default_factory=dict)
     out_of: dict[Node, list[Edge]] = field(default_factory=dict)
     periods: dict[Node, Size] = field(default_factory=dict)
+    round_ends: dict[Edge, tuple[Size, Size]] = field(default_factory=dict)  # sent, ready
     apart: bool = False  # parts that no channel connects go at their own pace
 
     def __post_init__(self) -> None:
@@ -101,11 +102,17 @@ class Timing:
 
     def sent(self, edge: Edge) -> Size:
         """The offset at which a token is sent: after the last of its round."""
-        own = self.periods[edge.producer]
-        return self.offset[edge.producer] + self.rounds(edge) - own
+        if edge not in self.round_ends:
+            own = self.periods[edge.producer]
+            end = self.rounds(edge) - own
+            self.round_ends[edge] = end, end + self.times.forward(edge.producer)
+        return self.offset[edge.producer] + self.round_ends[edge][0]
 
     def ready(self, edge: Edge) -> Size:
-        return self.sent(edge) + self.times.forward(edge.producer)
+        """The offset at which its consumer can take it."""
+        if edge not in self.round_ends:
+            self.sent(edge)
+        return self.offset[edge.producer] + self.round_ends[edge][1]
 
     def read(self, edge: Edge) -> Size:
         """The offset at which its consumer takes a token: after those that it reads before, and
