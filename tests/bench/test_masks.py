@@ -72,6 +72,7 @@ def test_right_results_beside_sdpa(workload: Workload) -> None:
         assert row.their_error < 1e-5
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
 def test_flex_takes_its_fastest_block(monkeypatch: pytest.MonkeyPatch) -> None:
     """Interpreted here: what is compiled otherwise."""
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
