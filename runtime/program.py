@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -31,6 +32,11 @@ class Step:
     family: KernelFamily | None
     reason: str = ""
 
+    @cached_property
+    def channels(self) -> list[str]:
+        """Its channels in words."""
+        return [str(c) for c in find_channels(self.graph)]
+
 
 class Program:
     """A compiled module, callable with torch tensors on the CPU.
@@ -50,7 +56,7 @@ class Program:
             self.target = named_target("scalar")  # plain loops, one element at a time
         if self.backend == "mlir":
             require_runnable(self.target)
-        self.deep: list[str] = []
+        self._as_written = Module(())  # the streams before any rule was applied
         self.results: tuple[str, ...] = ()
         kernels = run_passes(module, TO_KERNELS, after=lambda step, m: self._watch(step.name, m))
         self.inputs = tuple(p.hint for p in module.main.params)
@@ -59,10 +65,15 @@ class Program:
 
     def _watch(self, name: str, module: Module) -> None:
         if name == "to_stream":
-            before = canonicalise_graph(module.main)
-            self.deep = [str(c) for c in find_channels(before) if c.deep]
+            self._as_written = module
         if name == "reorder":
             self.results = result_names(module)
+
+    @cached_property
+    def deep(self) -> list[str]:
+        """The channels of the program as written that would have to be kept in memory."""
+        before = canonicalise_graph(self._as_written.main)
+        return [str(c) for c in find_channels(before) if c.deep]
 
     def _step(self, graph: Graph) -> Step:
         inputs = tuple(p.hint for p in graph.params)
@@ -109,7 +120,7 @@ class Program:
         """Kernels, channels and compiled forms so far."""
         kernels = []
         for step in self.steps:
-            channels = [str(c) for c in find_channels(step.graph)]
+            channels = step.channels
             how = "compiled" if step.family else f"interpreted: {step.reason}"
             report = KernelReport(step.graph.name, print_graph(step.graph), channels, how)
             if step.family is not None:
