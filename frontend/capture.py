@@ -68,7 +68,7 @@ class Capture:
         functionalise_scores(gm)
         analysis = Analysis(gm.graph)
         captured = CapturedGraph()
-        found = [(region, _build(region)) for region in find_regions(analysis)]
+        found = [_build(region) for region in find_regions(analysis)]
         built = [(r, b) for r, b in found if isinstance(b, Built)]
         refused = {n: b for r, b in found if isinstance(b, str) for n in r.core}
         if self.options.strict:
@@ -108,14 +108,14 @@ def register_backend() -> None:
         register(dynamo_backend, name="tilewright")
 
 
-def _build(region: Region) -> Built | str:
-    """The module for a region, or the reason why there is none."""
+def _build(region: Region) -> tuple[Region, Built | str]:
+    """The module for a region (without rotations if it has none with), or why there is none."""
     if region.refused is not None:
-        return region.refused
+        return region, region.refused
     try:
-        return build_module(region)
+        return region, build_module(region)
     except UnsupportedError as error:
-        return str(error)
+        return (region, str(error)) if region.plain is None else _build(region.plain)
 
 
 def _all_offences(
@@ -159,6 +159,8 @@ def _drop_unused_numbers(gm: GraphModule) -> None:
 
 def region_report(call: RegionCall) -> RegionReport:
     """One region's report with its kernels, if they were built."""
+    if call.instead is not None and call.failure is not None:
+        return region_report(call.instead.call)
     status = "kernel" if call.program is not None else "not called yet"
     if call.failure is not None or (call.calls and call.program is None):
         status = "torch"

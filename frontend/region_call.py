@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,11 +19,21 @@ from tilewright.ir.errors import FallbackError, Location, UnsupportedError
 GRADIENTS = "inputs require gradients: stays with torch; use torch.no_grad()"
 
 
+@dataclass(frozen=True)
+class Instead:
+    """A region again with less in its kernel: ``module`` has the arguments of the region's call
+    and calls ``call``."""
+
+    module: torch.fx.GraphModule
+    call: RegionCall
+
+
 class RegionCall:
     """The callable that stands for a region in the FX graph.
 
     Takes the tensors of the module's parameters first, then what only the torch fallback needs
-    (sizes, model tensors). Returns one tensor, or a tuple if there are several results.
+    (sizes, model tensors). Returns one tensor, or a tuple if there are several results. Where
+    no kernel can be made, ``instead`` is called from then on if there is one, else torch.
     """
 
     def __init__(
@@ -33,6 +44,7 @@ class RegionCall:
         fallback: torch.fx.GraphModule,
         locations: tuple[Location, ...],
         options: Options,
+        instead: Instead | None = None,
     ) -> None:
         self.__name__ = name
         self.__module__ = "tilewright_regions"
@@ -41,6 +53,7 @@ class RegionCall:
         self.fallback = fallback
         self.locations = locations
         self.options = options
+        self.instead = instead
         self.tensors = len(module.main.params)
         self.program: ProgramLike | None = None
         self.failure: str | None = None
@@ -57,7 +70,10 @@ class RegionCall:
         try:
             results = self.program(*inputs)
         except UnsupportedError as error:  # forms of a kernel are compiled when first needed
-            return self._with_torch(f"no kernel for these inputs: {error}", args)
+            reason = f"no kernel for these inputs: {error}"
+            if self.instead is not None:
+                self.failure = reason
+            return self._with_torch(reason, args)
         if self.options.verify:
             check_against(self.fallback, args, self._ordered(results), self.locations[-1])
         return self._unpacked(self._ordered(results))
@@ -73,6 +89,8 @@ class RegionCall:
 
     def _with_torch(self, reason: str, args: tuple[Any, ...]) -> Any:
         self.fallbacks[reason] += 1
+        if self.instead is not None:
+            return self._unpacked(self.instead.module(*args))
         if self.options.strict:
             message = f"strict=True, but this region would run with torch: {reason}"
             raise FallbackError(message, self.locations[-1])

@@ -17,6 +17,7 @@ from tilewright.frontend.absorb import absorb_inputs
 from tilewright.frontend.classify import LAST, Analysis, reduced_axes
 from tilewright.frontend.hazards import Hazards
 from tilewright.frontend.op_map.registry import Kind
+from tilewright.frontend.rotations import find_rotation
 from tilewright.frontend.translate import fake_of, operand_nodes
 from tilewright.frontend.weight_cores import row_cores, weight_cores
 
@@ -25,7 +26,8 @@ from tilewright.frontend.weight_cores import row_cores, weight_cores
 class Region:
     """``nodes`` in graph order compute ``outputs`` from ``inputs``; ``anchor`` is the last of the
     core, at whose place the kernel will be called. ``refused`` says why there will be none.
-    ``attention``: a stream of scores, which strict compilation must not leave with torch."""
+    ``attention``: a stream of scores, which strict compilation must not leave with torch.
+    ``plain``: the same without rotations of its inputs, should there be no kernel with them."""
 
     core: frozenset[Node]
     nodes: list[Node]
@@ -34,6 +36,7 @@ class Region:
     anchor: Node
     refused: str | None = None
     attention: bool = True
+    plain: Region | None = None
 
 
 def find_regions(analysis: Analysis) -> list[Region]:
@@ -207,10 +210,30 @@ def _surviving(nodes: list[Node], core: frozenset[Node]) -> set[Node]:
 def _complete(
     analysis: Analysis, hazards: Hazards, core: frozenset[Node], others: frozenset[Node]
 ) -> Region:
-    """Adds the absorbed inputs and finds what goes in and out."""
+    """Adds the absorbed inputs, and rotations of an attention's."""
+    place = max(map(analysis.position.__getitem__, core))
+    absorbed = absorb_inputs(analysis, hazards, core, others, place)
+    region = _with_borders(analysis, hazards, core, absorbed)
+    if region.refused is not None or not region.attention:
+        return region
+    rotation = find_rotation(analysis, hazards, {*core, *absorbed}, others, place)
+    if not rotation.nodes:
+        return region
+    rotation.settle()
+    more = absorb_inputs(analysis, hazards, {*core, *absorbed, *rotation.nodes}, others, place)
+    rotated = _with_borders(analysis, hazards, core, absorbed | rotation.nodes | more)
+    if rotated.refused is not None:
+        return region
+    rotated.plain = region
+    return rotated
+
+
+def _with_borders(
+    analysis: Analysis, hazards: Hazards, core: frozenset[Node], absorbed: set[Node]
+) -> Region:
+    """Finds what goes in and out."""
     at = analysis.position
     anchor = max(core, key=at.__getitem__)
-    absorbed = absorb_inputs(analysis, hazards, core, others, at[anchor])
     nodes = sorted({*core, *absorbed}, key=at.__getitem__)
     inside = set(nodes)
     inputs = list(dict.fromkeys(o for n in nodes for o in operand_nodes(n) if o not in inside))

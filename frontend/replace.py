@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from tilewright.frontend.build import Built
+from tilewright.frontend.build import Built, build_module
 from tilewright.frontend.options import Options
 from tilewright.frontend.provenance import location_of
-from tilewright.frontend.region_call import RegionCall
+from tilewright.frontend.region_call import Instead, RegionCall
 from tilewright.frontend.regions import Region
 from tilewright.frontend.translate import fake_of
+from tilewright.ir.errors import UnsupportedError
 
 
 class Rewriter:
@@ -27,11 +28,7 @@ class Rewriter:
 
     def replace(self, region: Region, built: Built, name: str) -> RegionCall:
         """Calls the region's kernel; users of the results that came too early move behind."""
-        fallback, extras = fallback_module(region)
-        lines = tuple(dict.fromkeys(location_of(n) for n in region.nodes if n in region.core))
-        # products with weights and norms may run in torch at any time: strict is about attention
-        options = replace(self.options, strict=self.options.strict and region.attention)
-        call = RegionCall(name, built.module, built.orders, fallback, lines, options)
+        call, extras = region_call(region, built, name, self.options)
         arguments = [self.renamed.get(n, n) for n in (*region.inputs, *extras)]
         with self.graph.inserting_after(region.anchor):
             node = self.graph.call_function(call, tuple(arguments))
@@ -44,6 +41,37 @@ class Rewriter:
                 self.graph.erase_node(old)
         _move_users_behind(self.graph, node, results[-1])
         return call
+
+
+def region_call(
+    region: Region, built: Built, name: str, options: Options
+) -> tuple[RegionCall, list[Node]]:
+    """The callable for a region, and the nodes that it takes besides the tensor inputs."""
+    fallback, extras, _ = fallback_module(region)
+    lines = tuple(dict.fromkeys(location_of(n) for n in region.nodes if n in region.core))
+    # products with weights and norms may run in torch at any time: strict is about attention
+    own = replace(options, strict=options.strict and region.attention)
+    instead = None if region.plain is None else _instead(region, region.plain, name, options)
+    return RegionCall(name, built.module, built.orders, fallback, lines, own, instead), extras
+
+
+def _instead(region: Region, plain: Region, name: str, options: Options) -> Instead | None:
+    """The region's operations with a kernel for those of ``plain`` only."""
+    try:
+        call, extras = region_call(plain, build_module(plain), name, options)
+    except UnsupportedError:
+        return None
+    module, _, copies = fallback_module(region)
+    with module.graph.inserting_after(copies[region.anchor]):
+        arguments = tuple(copies[n] for n in (*plain.inputs, *extras))
+        node = module.graph.call_function(call, arguments)
+    for old, new in zip(
+        plain.outputs, _result_nodes(module.graph, node, plain.outputs), strict=True
+    ):
+        copies[old].replace_all_uses_with(new)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    return Instead(module, call)
 
 
 def _result_nodes(graph: Graph, call: Node, outputs: list[Node]) -> list[Node]:
@@ -76,9 +104,9 @@ def _is_result(node: Node, call: Node) -> bool:
     return node is call or (node.target is operator.getitem and node.args[0] is call)
 
 
-def fallback_module(region: Region) -> tuple[GraphModule, list[Node]]:
-    """The region's operations for torch to run, and the nodes it needs besides the tensor inputs:
-    sizes, and tensors of which only the shape matters."""
+def fallback_module(region: Region) -> tuple[GraphModule, list[Node], dict[Node, Node]]:
+    """The region's operations for torch to run, the nodes it needs besides the tensor inputs
+    (sizes, and tensors of which only the shape matters), and what every node is in it."""
     graph = Graph()
     copies = {node: graph.placeholder(f"x{at}") for at, node in enumerate(region.inputs)}
     extras: list[Node] = []
@@ -96,7 +124,7 @@ def fallback_module(region: Region) -> tuple[GraphModule, list[Node]]:
         copies[node] = graph.node_copy(node, copied)
     graph.output(tuple(copies[node] for node in region.outputs))
     _placeholders_first(graph)
-    return GraphModule(torch.nn.Module(), graph), extras
+    return GraphModule(torch.nn.Module(), graph), extras, copies
 
 
 def _constant(node: Node) -> Any:

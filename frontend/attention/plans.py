@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -118,7 +120,7 @@ def plan_for(
     for plan in _plans.get(key, ()):
         if not plan.recipe.guards or plan.recipe.holds(closure.tensors):
             return plan
-    with _lock:
+    with _lock, _no_collection():
         TRACES["attention"] += 1
         traced = build(make_form(), score_mod, mask_mod, closure, torch.device("cpu"))
         if check:
@@ -128,6 +130,20 @@ def plan_for(
             _plans.clear()
         _plans.setdefault(key, []).append(plan)
         return plan
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """No garbage collection meanwhile: going through all that torch has loaded takes a tenth of a
+    second, which the many new objects of a first call would bring about."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _refuse_side_effects(

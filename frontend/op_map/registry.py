@@ -42,6 +42,7 @@ class Entry:
     settle: Settle | None = None
 
 
+ENTRY = "tilewright_entry"  # in a node's meta: its entry, whatever the op map says
 _FUNCTIONS: dict[Any, Entry] = {}
 _METHODS: dict[str, Entry] = {}
 
@@ -70,6 +71,9 @@ def handles(
 
 def lookup(node: Node) -> Entry | None:
     """The entry for an FX node, or None if the op map does not know its operation."""
+    own: Entry | None = node.meta.get(ENTRY)
+    if own is not None:
+        return own
     if node.op == "call_method":
         return _METHODS.get(str(node.target))
     if node.op != "call_function":

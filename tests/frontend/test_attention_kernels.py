@@ -11,6 +11,7 @@ import torch
 
 import tilewright
 from tests.frontend import test_attention_functions as functions
+from tests.frontend import test_rotations as rotations
 from tests.frontend.attention_oracle import assert_close, attend, attend_ragged, attend_used
 from tests.frontend.test_attention_layouts import mask_mod, offsets, pages, random, score_mod
 from tilewright.frontend import programs
@@ -157,3 +158,17 @@ def test_merging() -> None:
     ]
     expected = attend(q, k, k)
     assert_close(tilewright.merge_attention(*parts), expected, torch.float32)
+
+
+@pytest.mark.parametrize("name", ["slices", "chunk", "three parts"])
+def test_rotary_embeddings(name: str) -> None:
+    """One kernel from unrotated queries and keys (torch rotates none of them)."""
+    function = rotations.rotary(rotations.HALVES[name])
+    torch._dynamo.reset()
+    compiled = tilewright.compile(function)
+    for rows in (7, 1):
+        given = rotations.inputs(rows=rows)
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(*given), function(*given), rtol=1e-5, atol=1e-5)
+    for region in compiled.explain().regions:
+        assert region.status == "kernel" and not region.fallbacks

@@ -60,7 +60,11 @@ def test_llama(attention: str) -> None:
         new = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
         assert torch.equal(compiled.generate(ids, **new), model.generate(ids, **new))
     assert_attention_caught(compiled)
-    assert len(compiled.explain().graphs) == 3  # prefill, first decode step, the others
+    graphs = compiled.explain().graphs
+    assert len(graphs) == 3  # prefill, first decode step, the others
+    for graph in graphs[1:]:  # q is rotated in the kernel; k, which the cache needs, is not
+        rotated = [r.ir.count("tensor.concat") for r in graph.regions if "tensor.softmax" in r.ir]
+        assert rotated == [1] * LAYERS
 
 
 def test_llama_with_a_padding_mask_in_bfloat16() -> None:
