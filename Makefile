@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
-SOURCES := ir passes backends frontend runtime bench tilewright tests
+SOURCES := ir passes backends frontend runtime bench tilewright tests examples
 
 .PHONY: help demo test lint format clean
 .DEFAULT_GOAL := help
