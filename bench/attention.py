@@ -9,8 +9,8 @@ import torch
 import typer
 
 from tilewright.bench import costs, machine, workloads
+from tilewright.bench.command import AsJson, Quick, Save, Seconds, deliver
 from tilewright.bench.records import Comparison, Goal, Quantity, Record
-from tilewright.bench.tables import show_record
 from tilewright.bench.timing import QUICK, Effort
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -20,26 +20,17 @@ READ_AIM = 0.9  # of the machine's bandwidth
 
 @app.command()
 def attention(
-    as_json: Annotated[bool, typer.Option("--json", help="Write the record to stdout.")] = False,
-    save: Annotated[
-        bool, typer.Option("--save", help="Write it into bench/results/, too.")
-    ] = False,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Small sizes, to see that it works.")
-    ] = False,
+    as_json: AsJson = False,
+    save: Save = False,
+    quick: Quick = False,
     only: Annotated[str, typer.Option(help="Only comparisons with this in their name.")] = "",
-    seconds: Annotated[float, typer.Option(help="How long to measure each comparison.")] = 4.0,
+    seconds: Seconds = 4.0,
 ) -> None:
     """Measures attention against PyTorch's own, and what compiling and calling costs."""
     if save and (quick or only):
         raise typer.BadParameter("only a whole run is saved: leave out --quick and --only")
     record = run(Effort(seconds=seconds), quick=quick, only=only)
-    if as_json:
-        typer.echo(record.to_json(), nl=False)
-    else:
-        show_record(record)
-    if save:
-        typer.echo(f"saved as {record.save()}", err=True)
+    deliver(record, as_json, save)
 
 
 def run(effort: Effort, *, quick: bool = False, only: str = "") -> Record:

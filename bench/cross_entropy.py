@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +11,9 @@ import typer
 
 import tilewright
 from tilewright.bench import costs, machine
+from tilewright.bench.command import AsJson, Quick, Save, Seconds, deliver
 from tilewright.bench.programs import cross_entropy_text
 from tilewright.bench.records import Comparison, Goal, Quantity, Record
-from tilewright.bench.tables import show_record
 from tilewright.bench.timing import QUICK, Effort, interleaved
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -58,25 +57,16 @@ WORKLOADS = (
 
 @app.command()
 def cross_entropy(
-    as_json: Annotated[bool, typer.Option("--json", help="Write the record to stdout.")] = False,
-    save: Annotated[
-        bool, typer.Option("--save", help="Write it into bench/results/, too.")
-    ] = False,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Small sizes, to see that it works.")
-    ] = False,
-    seconds: Annotated[float, typer.Option(help="How long to measure each comparison.")] = 4.0,
+    as_json: AsJson = False,
+    save: Save = False,
+    quick: Quick = False,
+    seconds: Seconds = 4.0,
 ) -> None:
     """Measures cross_entropy(x @ W.T, labels) without logits in memory against PyTorch's own."""
     if save and quick:
         raise typer.BadParameter("only a whole run is saved: leave out --quick")
     record = run(Effort(seconds=seconds), quick=quick)
-    if as_json:
-        typer.echo(record.to_json(), nl=False)
-    else:
-        show_record(record)
-    if save:
-        typer.echo(f"saved as {record.save()}", err=True)
+    deliver(record, as_json, save)
 
 
 def run(effort: Effort, *, quick: bool = False) -> Record:

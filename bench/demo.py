@@ -12,6 +12,7 @@ import typer
 
 import tilewright
 from tilewright.bench import machine
+from tilewright.bench.command import AsJson, Save, deliver
 from tilewright.bench.demo_output import show_demo
 from tilewright.bench.generation import WARM_UP_STEPS, Side, first_difference, generate
 from tilewright.bench.kernel_list import kernels_of, operations_left, torch_regions
@@ -26,10 +27,8 @@ ERROR_GOAL = Goal(2.0, 1.0)
 
 @app.command()
 def demo(
-    as_json: Annotated[bool, typer.Option("--json", help="Write the record to stdout.")] = False,
-    save: Annotated[
-        bool, typer.Option("--save", help="Write it into bench/results/, too.")
-    ] = False,
+    as_json: AsJson = False,
+    save: Save = False,
     quick: Annotated[
         bool, typer.Option("--quick", help="A tiny model, to see that it works.")
     ] = False,
@@ -45,12 +44,7 @@ def demo(
         record = run(TINY, 96, steps, repeats, seconds).without_goals()
     else:
         record = run(DEMO, 1024, steps, repeats, seconds)
-    if as_json:
-        typer.echo(record.to_json(), nl=False)
-    else:
-        show_demo(record)
-    if save:
-        typer.echo(f"saved as {record.save()}", err=True)
+    deliver(record, as_json, save, show_demo)
 
 
 def run(size: ModelSize, length: int, steps: int, repeats: int, seconds: float = 60.0) -> Record:

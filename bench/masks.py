@@ -16,9 +16,9 @@ import typer
 
 from tilewright.bench import machine
 from tilewright.bench import mask_workloads as w
+from tilewright.bench.command import AsJson, Quick, Save, Seconds, deliver
 from tilewright.bench.mask_workloads import NO_GOAL, Workload
 from tilewright.bench.records import Comparison, Goal, Quantity, Record
-from tilewright.bench.tables import show_record
 from tilewright.bench.timing import QUICK, Effort
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -45,29 +45,20 @@ FLEX = (
 
 @app.command()
 def masks(
-    as_json: Annotated[bool, typer.Option("--json", help="Write the record to stdout.")] = False,
-    save: Annotated[
-        bool, typer.Option("--save", help="Write it into bench/results/, too.")
-    ] = False,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Small sizes, to see that it works.")
-    ] = False,
+    as_json: AsJson = False,
+    save: Save = False,
+    quick: Quick = False,
     flex: Annotated[
         bool, typer.Option(help="Compile flex_attention, too (minutes; needs a C++ compiler).")
     ] = True,
     only: Annotated[str, typer.Option(help="Only what has this in its name.")] = "",
-    seconds: Annotated[float, typer.Option(help="How long to measure each comparison.")] = 6.0,
+    seconds: Seconds = 6.0,
 ) -> None:
     """Measures masks and scores: time by what they show, beside flex_attention, first calls."""
     if save and (quick or only or not flex):
         raise typer.BadParameter("only a whole run is saved: leave out --quick, --no-flex, --only")
     record = run(Effort(seconds=seconds), quick=quick, flex=flex, only=only)
-    if as_json:
-        typer.echo(record.to_json(), nl=False)
-    else:
-        show_record(record)
-    if save:
-        typer.echo(f"saved as {record.save()}", err=True)
+    deliver(record, as_json, save)
 
 
 def run(effort: Effort, *, quick: bool = False, flex: bool = True, only: str = "") -> Record:

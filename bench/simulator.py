@@ -6,15 +6,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import typer
 
 from tilewright.bench import machine
+from tilewright.bench.command import AsJson, Quick, Save, deliver
 from tilewright.bench.records import Goal, Quantity, Record
 from tilewright.bench.streams import graph_of
-from tilewright.bench.tables import show_record
 from tilewright.simulation import Machine, NodeRules, channel_depths, find_nodes, simulate
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -56,24 +56,15 @@ WORKLOADS = tuple(
 
 @app.command()
 def simulator(
-    as_json: Annotated[bool, typer.Option("--json", help="Write the record to stdout.")] = False,
-    save: Annotated[
-        bool, typer.Option("--save", help="Write it into bench/results/, too.")
-    ] = False,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Small sizes, to see that it works.")
-    ] = False,
+    as_json: AsJson = False,
+    save: Save = False,
+    quick: Quick = False,
 ) -> None:
     """Measures nanoseconds of processor time for a node's firing."""
     if save and quick:
         raise typer.BadParameter("only a whole run is saved: leave out --quick")
     record = run(quick)
-    if as_json:
-        typer.echo(record.to_json(), nl=False)
-    else:
-        show_record(record)
-    if save:
-        typer.echo(f"saved as {record.save()}", err=True)
+    deliver(record, as_json, save)
 
 
 def run(quick: bool = False) -> Record:

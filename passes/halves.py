@@ -15,7 +15,6 @@ from tilewright.ir.core import Graph, Module, Op, Value
 from tilewright.ir.dtypes import I64
 from tilewright.ir.sizes import Size
 from tilewright.ir.types import TensorType
-from tilewright.passes.canonicalise import canonicalise_graph
 from tilewright.passes.rewrite import Rewriter, for_each_graph, rewrite_graph
 
 
@@ -23,7 +22,7 @@ def join_halves_graph(graph: Graph) -> Graph:
     """Every concatenation of pointwise functions of slices as a map; others stay."""
     if not any(isinstance(op, t.Concat) for op in graph.body.ops):
         return graph
-    return canonicalise_graph(rewrite_graph(graph, _joined))
+    return rewrite_graph(graph, _joined)
 
 
 def _joined(b: Rewriter, op: Op) -> Value | None:

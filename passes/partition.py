@@ -11,7 +11,7 @@ from tilewright.ir import ops_math as m
 from tilewright.ir import ops_stream as s
 from tilewright.ir.core import Builder, Graph, Module, Op, Region, Value
 from tilewright.ir.types import StreamType, TensorType
-from tilewright.passes.channels import find_channels
+from tilewright.passes.channels import deep_inputs
 from tilewright.passes.reorder.along import LoopAnalysis
 
 # made anew in every kernel that needs them
@@ -32,7 +32,7 @@ def partition_graph(graph: Graph) -> tuple[Graph, ...]:
 def _levels(graph: Graph) -> dict[Op, int]:
     """How many deep channels lie before each op on the worst path. What a loop waits for from a
     loop over the same axis comes from an earlier kernel, too: a kernel runs each loop once."""
-    deep = {(c.consumer, c.at) for c in find_channels(graph) if c.deep}
+    deep = deep_inputs(graph)
     producers = graph.producers()
     loops = LoopAnalysis()
     level: dict[Op, int] = {}

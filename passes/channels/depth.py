@@ -65,12 +65,26 @@ def channel_depths(
     full, least = _depths(nodes, lambda axis: axis.size.substitute(known), times)
     if sizes and 0 in sizes.values():
         full = {edge: Depth(depth.tokens) for edge, depth in full.items()}
+    deep = _deep_edges(nodes, times)
+    return [_channel(e, full[e], least[e], e in deep) for e in nodes.edges]
+
+
+def deep_inputs(graph: Graph) -> set[tuple[Op, int]]:
+    """The operands that come through deep channels, without the depths of the others."""
+    return {(edge.op, edge.at) for edge in _deep_edges(find_nodes(graph), Times())}
+
+
+def _deep_edges(nodes: NodeGraph, times: Times) -> set[Edge]:
+    """The channels whose depth for full throughput contains the size of a loop of theirs."""
     long, _ = _depths(nodes, lambda axis: Size.of(_LONG + axis.name), times)
-    return [_channel(e, full[e], least[e], long[e]) for e in nodes.edges]
+
+    def is_deep(edge: Edge) -> bool:
+        return bool({_LONG + axis.name for axis in edge.loops} & long[edge].bound.names)
+
+    return {edge for edge in nodes.edges if is_deep(edge)}
 
 
-def _channel(edge: Edge, full: Depth, least: Depth, long: Depth) -> Channel:
-    deep = bool({_LONG + axis.name for axis in edge.loops} & long.bound.names)
+def _channel(edge: Edge, full: Depth, least: Depth, deep: bool) -> Channel:
     return Channel(edge.value, edge.op, edge.at, full.bound, deep, edge.name, full, least)
 
 

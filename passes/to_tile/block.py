@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tilewright.ir import ops_math as m
@@ -352,10 +351,6 @@ class BlockLowering:
         dtype = self.state.dtype(op.results[0])
         return self.build.filled(IDENTITY[op.kind], dtype, layout)
 
-    def _combine(self, kind: str) -> Callable[[Value, Value], Value]:
-        cls = {"sum": m.Add, "max": m.Larger, "min": m.Smaller}[kind]
-        return lambda a, c: self.build(cls, a, c, hint=kind)
-
     def _partial(
         self, block: Block, tile: Tile, op: s.Scan | s.Reduce, carried: Value, phase: int
     ) -> Value:
@@ -363,7 +358,7 @@ class BlockLowering:
         x = self._masked(tile, x, IDENTITY[op.kind])
         if self.schedule.rows_on_lanes:
             x = self.build(t.Reduce, x, kind=op.kind, dim=0, hint=op.kind)
-        return self._combine(op.kind)(x, carried)
+        return self.state.combine(op.kind, x, carried)
 
     def _settle(self, block: Block, op: s.Scan | s.Reduce, partial: Value) -> None:
         """Brings a block's statistic into the running state."""
@@ -375,7 +370,7 @@ class BlockLowering:
         scaled = old
         if isinstance(op, s.Reduce) and op.rescale:
             scaled = b(m.Mul, old, self._block_value(block, op.rescale[0]), hint="scaled")
-        new = self._combine(op.kind)(partial, scaled)
+        new = self.state.combine(op.kind, partial, scaled)
         b.store(new, scratch, at, [0, 1])
         if isinstance(op, s.Scan):
             if op.kind == "sum" and not op.blockwise:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from tilewright.ir import ops_math as m
 from tilewright.ir import ops_stream as s
-from tilewright.ir import ops_tile as t
 from tilewright.ir.core import Value
-from tilewright.ir.dtypes import I64
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.layout import Layout
 from tilewright.passes.to_tile.state import LoweringState
@@ -16,14 +13,10 @@ def index_at(
     state: LoweringState, op: s.Index, at: dict[str, Value], layout: Layout, dim: int
 ) -> Value:
     """The position on a loop, or on an element's axis, which runs along tile dimension ``dim``."""
-    b, dtype = state.build, state.dtype(op.result)
+    dtype = state.dtype(op.result)
     if not state.info.element(op.result):
         return state.number_of(at[op.axis], dtype)
-    here = b(t.Coordinate, dim=dim, layout=layout)
-    here = here if dtype == I64 else b(m.Cast, here, dtype=dtype)
-    start = b.splat(at[op.axis], layout.rank)
-    start = start if dtype == I64 else b(m.Cast, start, dtype=dtype)
-    return b(m.Add, here, start, hint=op.result.hint)
+    return state.positions_along(dim, layout, at[op.axis], dtype, op.result.hint)
 
 
 def rolled(state: LoweringState, op: s.Roll, at: dict[str, Value], width: int) -> dict[str, Value]:

@@ -76,7 +76,7 @@ def _fold(
     with b.loop(b.index(0), b.index(whole), step, [acc], hint=axis.name) as loop:
         here = {**at, axis.name: loop.counter}
         x = points.at_point(op.x, here, layout, memo=dict(done))
-        loop.next = (_combine(state, op.kind, x, loop.carried[0]),)
+        loop.next = (state.combine(op.kind, x, loop.carried[0]),)
     total = b(t.Reduce, loop.results[0], kind=op.kind, dim=1, hint=op.result.hint)
     return _rest(state, points, op, at, whole, total, done)
 
@@ -102,10 +102,5 @@ def _rest(
             inside = b(m.Compare, here, b.splat(b.index(length - first)), relation="lt")
             x = b(m.Select, inside, x, b.number(IDENTITY[op.kind], dtype))
         part = b(t.Reduce, x, kind=op.kind, dim=1, hint=op.result.hint)
-        total = _combine(state, op.kind, part, total)
+        total = state.combine(op.kind, part, total)
     return total
-
-
-def _combine(state: LoweringState, kind: str, a: Value, c: Value) -> Value:
-    cls = {"sum": m.Add, "max": m.Larger, "min": m.Smaller}[kind]
-    return state.build(cls, a, c, hint=kind)

@@ -11,9 +11,8 @@ from tilewright.ir.core import Value
 from tilewright.ir.dtypes import BOOL, I64
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.layout import Layout
-from tilewright.ir.sizes import Size
 from tilewright.ir.types import TensorType
-from tilewright.passes.to_tile.intervals import Intervals
+from tilewright.passes.to_tile.intervals import Interval, Intervals
 from tilewright.passes.to_tile.state import LoweringState
 
 
@@ -26,15 +25,16 @@ def positions_in_memory(
         return state.source_index(op, at)
     b, indices, runs = state.build, [], []
     given = list(op.indices)
-    for (name,), size in zip(op.dims, _shape(op), strict=True):
+    for dim, (name,) in enumerate(op.dims):
         if name != s.INDEXED:
             indices.append(at.get(name, b.index(0)))
             runs.append(name)
             continue
-        index = Intervals(state).value(given.pop(0), at)
+        intervals = Intervals(state)
+        index = intervals.value(given.pop(0), at)
         if index is None:
             raise UnsupportedError("an index that is not made of integers and positions", op.loc)
-        indices.append(b.maximum(b.minimum(index, b.sub(b.size(size), 1)), 0))
+        indices.append(intervals.inside(op, dim, Interval.of(index)).low)
         runs.append("")
     return indices, runs
 
@@ -47,15 +47,10 @@ def integer_at(state: LoweringState, value: Value, at: dict[str, Value], rank: i
     found = Intervals(state).value(value, at)
     if found is None:
         return None
-    number = b.splat(found, rank)
     if dtype == BOOL:
-        return b(m.Compare, number, b.number(0, I64, rank), relation="ne", hint=value.hint)
-    return number if dtype == I64 else b(m.Cast, number, dtype=dtype, hint=value.hint)
-
-
-def _shape(op: s.Gather) -> tuple[Size, ...]:
-    assert isinstance(op.tensor.type, TensorType)
-    return op.tensor.type.shape
+        zero = b.number(0, I64, rank)
+        return b(m.Compare, b.splat(found, rank), zero, relation="ne", hint=value.hint)
+    return state.number_of(found, dtype, rank)
 
 
 def load_gathered(
@@ -79,8 +74,9 @@ def gather_tile(state: LoweringState, op: s.Gather, at: Sequence[Value]) -> Valu
     b, buffer = state.build, state.buffers[op.tensor]
     if state.info.element(op.result):
         raise UnsupportedError("a gather of whole elements for every pair of positions", op.loc)
+    assert isinstance(op.tensor.type, TensorType)
     total: Value | None = None
-    for dim, (index, size) in enumerate(zip(at, _shape(op), strict=True)):
+    for dim, (index, size) in enumerate(zip(at, op.tensor.type.shape, strict=True)):
         wide = index if getattr(index.type, "dtype", I64) == I64 else b(m.Cast, index, dtype=I64)
         last = b.splat(b.sub(b.size(size), 1))
         inside = b(m.Max, b(m.Min, wide, last), b.number(0, I64), hint="inside")

@@ -15,8 +15,9 @@ from tilewright.ir import ops_math as m
 from tilewright.ir import ops_stream as s
 from tilewright.ir import ops_tile as t
 from tilewright.ir.core import Op, Value
-from tilewright.ir.types import StreamType, TensorType
+from tilewright.ir.types import TensorType
 from tilewright.passes.to_tile.emitter import TileBuilder
+from tilewright.passes.to_tile.mask_range import is_countable
 from tilewright.passes.to_tile.state import LoweringState
 from tilewright.passes.to_tile.tables import STRIDE
 
@@ -80,7 +81,7 @@ class Intervals:
         op, b = self.info.made.get(value), self.build
         if isinstance(op, m.Const):
             whole = float(op.value).is_integer() and abs(op.value) < 1 << 62
-            return Interval.of(b.index(int(op.value))) if whole and _countable(value) else None
+            return Interval.of(b.index(int(op.value))) if whole and is_countable(value) else None
         if isinstance(op, m.SizeValue):
             return Interval.of(b.size(op.size))
         if isinstance(op, s.Index):
@@ -90,7 +91,7 @@ class Intervals:
         if isinstance(op, s.Repeat):
             return self.of(op.x, box, memo)
         found = RULES.get(type(op)) if op is not None else None
-        if found is None or op is None or not all(_countable(v) for v in (*op.operands, value)):
+        if found is None or op is None or not all(is_countable(v) for v in (*op.operands, value)):
             return None
         inputs = [self.of(v, box, memo) for v in op.operands]
         known = [x for x in inputs if x is not None]
@@ -101,13 +102,13 @@ class Intervals:
     def _memory(
         self, op: s.Source | s.Gather, box: Box, memo: dict[Value, Interval | None]
     ) -> Interval | None:
-        if not _countable(op.result) or self.info.element(op.result):
+        if not is_countable(op.result) or self.info.element(op.result):
             return None
         if isinstance(op, s.Gather):
             indices = [self.of(v, box, memo) for v in op.indices]
         else:
             indices = [self._dimension(op, dim, box) for dim in op.dims]
-        known = [self._inside(op, at, x) for at, x in enumerate(indices) if x is not None]
+        known = [self.inside(op, at, x) for at, x in enumerate(indices) if x is not None]
         if len(known) < len(indices) or not all(x.exact for x in known[:-1]):
             return None
         buffer = self.state.buffers[op.tensor]
@@ -127,7 +128,7 @@ class Intervals:
             return Interval.of(self.build.index(0))
         return box.get(dim[0]) if len(dim) == 1 else None
 
-    def _inside(self, op: s.Source | s.Gather, at: int, index: Interval) -> Interval:
+    def inside(self, op: s.Source | s.Gather, at: int, index: Interval) -> Interval:
         """An index moved inside its dimension (positions of blocks may lie past the end)."""
         assert isinstance(op.tensor.type, TensorType)
         b = self.build
@@ -150,10 +151,12 @@ class Intervals:
 
     # ---- arithmetic
 
-    def monotone(self, function: Callable[[Value], Value], x: Interval) -> Interval:
-        """A function that never falls, of both ends."""
-        low = function(x.low)
-        return Interval.of(low) if x.exact else Interval(low, function(x.high))
+    def monotone(self, function: Callable[..., Value], *x: Interval) -> Interval:
+        """A function that falls with none of its operands, of both ends."""
+        low = function(*(part.low for part in x))
+        if all(part.exact for part in x):
+            return Interval.of(low)
+        return Interval(low, function(*(part.high for part in x)))
 
     def less(self, a: Value, b: Value | int) -> Value:
         """1 if a < b, else 0."""
@@ -180,17 +183,9 @@ class Intervals:
         return isinstance(op, m.SizeValue) and all(c > 0 for _, c in op.size.terms)
 
 
-def _countable(value: Value) -> bool:
-    """True for integers and conditions."""
-    assert isinstance(value.type, StreamType)
-    return not value.type.dtype.is_float
-
-
 @rule(m.Add)
 def _add(i: Intervals, op: Op, x: list[Interval]) -> Interval:
-    low = i.build.add(x[0].low, x[1].low)
-    exact = x[0].exact and x[1].exact
-    return Interval.of(low) if exact else Interval(low, i.build.add(x[0].high, x[1].high))
+    return i.monotone(i.build.add, *x)
 
 
 @rule(m.Sub)
@@ -237,16 +232,12 @@ def _mod(i: Intervals, op: Any, x: list[Interval]) -> Interval | None:
 
 @rule(m.Min, m.And)
 def _min(i: Intervals, op: Op, x: list[Interval]) -> Interval:
-    low = i.build.minimum(x[0].low, x[1].low)
-    exact = x[0].exact and x[1].exact
-    return Interval.of(low) if exact else Interval(low, i.build.minimum(x[0].high, x[1].high))
+    return i.monotone(i.build.minimum, *x)
 
 
 @rule(m.Max, m.Or)
 def _max(i: Intervals, op: Op, x: list[Interval]) -> Interval:
-    low = i.build.maximum(x[0].low, x[1].low)
-    exact = x[0].exact and x[1].exact
-    return Interval.of(low) if exact else Interval(low, i.build.maximum(x[0].high, x[1].high))
+    return i.monotone(i.build.maximum, *x)
 
 
 @rule(m.Not)

@@ -84,15 +84,16 @@ def _countable(info: KernelInfo, value: Value) -> bool:
     if op is None or isinstance(op, m.Const | m.SizeValue | s.Index):
         return True
     if isinstance(op, s.Source):
-        return not (info.varies(value) and info.on_rows(value)) and _is_countable(value)
+        return not (info.varies(value) and info.on_rows(value)) and is_countable(value)
     if isinstance(op, s.Gather):
-        return _is_countable(value) and all(_countable(info, v) for v in op.indices)
+        return is_countable(value) and all(_countable(info, v) for v in op.indices)
     if "pointwise" not in op.traits and not isinstance(op, s.Repeat):
         return False
-    return _is_countable(value) and all(_countable(info, v) for v in op.operands)
+    return is_countable(value) and all(_countable(info, v) for v in op.operands)
 
 
-def _is_countable(value: Value) -> bool:
+def is_countable(value: Value) -> bool:
+    """True for integers and conditions."""
     assert isinstance(value.type, StreamType)
     return not value.type.dtype.is_float
 

@@ -142,8 +142,10 @@ class OuterSum:
     ) -> None:
         b, y, sums = self.build, self.schedule, self.state.sums[op.result]
         layout = Layout(2).local(size, self.state.tile_rows // y.lanes).spatial(1, y.lanes)
-        row, packed_from = self.state.row_start, b.index(0)
+        row = self.state.row_start
         packed = 2 if vector in self.pair_vectors else 1
+        assert self.first is not None
+        packed_from = b.div(b.sub(block.first, self.first), 2) if packed == 2 else b.index(0)
         a_layout = Layout(3).local(size, 1, 1).replicate(y.lanes).local(1, 1, packed)
         b_layout = row_tile_layout(self.state, packed)
 
@@ -159,8 +161,6 @@ class OuterSum:
             return b(t.Dot, total, a, rows, hint=op.result.hint)
 
         count = block.count if packed == 1 else b.div(b.add(block.count, 1), 2)
-        if packed == 2 and self.first is not None:
-            packed_from = b.div(b.sub(block.first, self.first), 2)
         known = None if block.masked else self.state.unit // packed
         acc = b.filled(0.0, F32, layout)
         acc = unrolled(self.state, b.index(0), count, y.unroll, acc, step, known)

@@ -123,17 +123,28 @@ class LoweringState:
         operands = [self.expression(v, leaf, memo) for v in op.operands]
         return self.build(type(op), *operands, hint=value.hint, **op.attrs)
 
-    def number_of(self, index: Value, dtype: DType) -> Value:
+    def combine(self, kind: str, a: Value, c: Value) -> Value:
+        """Two partial results of a reduction as one."""
+        cls = {"sum": m.Add, "max": m.Larger, "min": m.Smaller}[kind]
+        return self.build(cls, a, c, hint=kind)
+
+    def number_of(self, index: Value, dtype: DType, rank: int = 2) -> Value:
         """An index as a tile of one integer."""
-        number = self.build.splat(index)
+        number = self.build.splat(index, rank)
         return number if dtype == I64 else self.build(m.Cast, number, dtype=dtype, hint=index.hint)
 
     def positions(self, at: Value, dtype: DType) -> Value:
         """[positions, 1]: those of the register tiles being built, from ``at``."""
+        return self.positions_along(0, self.tile_layout.collapse(1), at, dtype, "position")
+
+    def positions_along(
+        self, dim: int, layout: Layout, at: Value, dtype: DType, hint: str
+    ) -> Value:
+        """The positions on tile dimension ``dim``, counted from ``at``."""
         b = self.build
-        here = b(t.Coordinate, dim=0, layout=self.tile_layout.collapse(1))
+        here = b(t.Coordinate, dim=dim, layout=layout)
         here = here if dtype == I64 else b(m.Cast, here, dtype=dtype, hint="here")
-        return b(m.Add, here, self.number_of(at, dtype), hint="position")
+        return b(m.Add, here, self.number_of(at, dtype, layout.rank), hint=hint)
 
     def source_index(
         self, op: s.Source | s.Sink, at: dict[str, Value]
