@@ -17,6 +17,8 @@ from tilewright.bench.demo_output import show_demo
 from tilewright.bench.generation import WARM_UP_STEPS, Side, first_difference, generate
 from tilewright.bench.kernel_list import kernels_of, operations_left, torch_regions
 from tilewright.bench.llama import DEMO, TINY, ModelSize, build_model, new_cache, prompt
+from tilewright.bench.lowbit_demo import with_lowbit
+from tilewright.bench.lowbit_output import draw, plot_path
 from tilewright.bench.records import Comparison, Goal, Quantity, Record
 from tilewright.bench.timing import summary
 
@@ -36,15 +38,20 @@ def demo(
     repeats: Annotated[int, typer.Option(help="Timed runs of both sides.", min=1)] = 5,
     seconds: Annotated[float, typer.Option(help="Begin no further run after so long.")] = 60.0,
 ) -> None:
-    """Runs a Llama of 50 M parameters on 1,024 bytes of text, then generates, on both sides."""
+    """Runs a Llama of 50 M parameters on 1,024 bytes of text, then generates, on both sides.
+
+    Then the same model with weights of 8 to 2 bits: tokens a second, and how far its logits move.
+    """
     if save and quick:
         raise typer.BadParameter("only a whole run is saved: leave out --quick")
-    typer.secho("running both sides: about a minute", err=True, dim=True)
-    if quick:
-        record = run(TINY, 96, steps, repeats, seconds).without_goals()
-    else:
-        record = run(DEMO, 1024, steps, repeats, seconds)
-    deliver(record, as_json, save, show_demo)
+    typer.secho("running both sides, then every width: about two minutes", err=True, dim=True)
+    size, length = (TINY, 96) if quick else (DEMO, 1024)
+    record = run(size, length, steps, repeats, seconds)
+    record = with_lowbit(record, size, length // 2, steps, seconds / 3)
+    deliver(record.without_goals() if quick else record, as_json, save, show_demo)
+    path = plot_path(record, save)
+    if draw(record.details["lowbit"]["rows"], path):
+        typer.echo(f"drawn in {path}", err=True)
 
 
 def run(size: ModelSize, length: int, steps: int, repeats: int, seconds: float = 60.0) -> Record:

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tilewright.bench.lowbit_output import show_lowbit
 from tilewright.bench.records import Record
 from tilewright.bench.tables import (
     WIDE,
@@ -35,6 +36,8 @@ def show_demo(record: Record, console: Console | None = None) -> None:
     console.print(kernel_table(details["kernels"], console.width))
     for line in kernel_lines(details):
         console.print(line, soft_wrap=True, markup=False)
+    if "lowbit" in details:
+        show_lowbit(details["lowbit"], console)
 
 
 def model_line(details: dict[str, Any]) -> str:

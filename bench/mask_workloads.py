@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor
 
 import tilewright
 from tilewright.bench.records import Comparison, Goal
-from tilewright.bench.timing import Effort, Timing, interleaved, summary, timed
+from tilewright.bench.timing import Effort, Timing, in_rounds, interleaved, summary, timed
 
 Function = Callable[..., Any]
 HEAD = 64
@@ -129,25 +128,6 @@ def masked_share(workload: Workload, effort: Effort) -> dict[str, Any]:
         "of_the_fastest": sides[0].least / sides[1].least / share,
         "rounds": len(rounds),
     }
-
-
-def in_rounds(sides: Sequence[Callable[[], object]], effort: Effort) -> list[tuple[float, ...]]:
-    """Seconds of a call of each side, round by round; the short side is called as often as takes a
-    tenth of the long one, lest a mask that hides nearly all be measured by a single short call."""
-    for side in sides:
-        timed(side)  # compiles
-    once = [timed(side) for side in sides]
-    least = max(effort.shortest, max(once) / 10) if effort.shortest else 0.0
-    calls = [max(1, round(least / max(seconds, 1e-7))) for seconds in once]
-    rounds: list[tuple[float, ...]] = []
-    start = time.perf_counter()
-    while len(rounds) < effort.most:
-        if len(rounds) >= effort.fewest and time.perf_counter() - start > effort.seconds:
-            break
-        order = list(range(len(sides)))[:: 1 if len(rounds) % 2 == 0 else -1]
-        taken = {at: timed(sides[at], calls[at]) for at in order}
-        rounds.append(tuple(taken[at] for at in range(len(sides))))
-    return rounds
 
 
 def compare_flex(workload: Workload, effort: Effort) -> tuple[Comparison, dict[str, float]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 Side = Callable[[], object]
@@ -62,6 +62,25 @@ def interleaved(ours: Side, theirs: Side, effort: Effort) -> tuple[Timing, Timin
         for at in (0, 1) if len(seconds[0]) % 2 == 0 else (1, 0):
             seconds[at].append(timed(sides[at], calls[at]))
     return summary(seconds[0]), summary(seconds[1])
+
+
+def in_rounds(sides: Sequence[Side], effort: Effort) -> list[tuple[float, ...]]:
+    """Seconds of a call of each side, round by round; the short side is called as often as takes a
+    tenth of the long one, lest something short be measured by a single call."""
+    for side in sides:
+        timed(side)  # compiles
+    once = [timed(side) for side in sides]
+    least = max(effort.shortest, max(once) / 10) if effort.shortest else 0.0
+    calls = [max(1, round(least / max(seconds, 1e-7))) for seconds in once]
+    rounds: list[tuple[float, ...]] = []
+    start = time.perf_counter()
+    while len(rounds) < effort.most:
+        if len(rounds) >= effort.fewest and time.perf_counter() - start > effort.seconds:
+            break
+        order = list(range(len(sides)))[:: 1 if len(rounds) % 2 == 0 else -1]
+        taken = {at: timed(sides[at], calls[at]) for at in order}
+        rounds.append(tuple(taken[at] for at in range(len(sides))))
+    return rounds
 
 
 def _calls(side: Side, effort: Effort) -> int:

@@ -66,6 +66,7 @@ class Capture:
 
     def _rewrite(self, gm: GraphModule) -> CapturedGraph:
         functionalise_scores(gm)
+        _call_directly(gm)
         analysis = Analysis(gm.graph)
         captured = CapturedGraph()
         found = [_build(region) for region in find_regions(analysis)]
@@ -148,6 +149,16 @@ def _left(gm: GraphModule, reasons: dict[Node, str]) -> list[LeftRow]:
         where = location_of(node)
         counted[operation_name(node), str(where), where.text, reasons[node]] += 1
     return [LeftRow(op, n, line, text, why) for (op, line, text, why), n in counted.items()]
+
+
+def _call_directly(gm: GraphModule) -> None:
+    """Ops on quantised weights as plain calls; what those need loads only if there are any."""
+    if any(getattr(node.target, "namespace", "") == "tilewright" for node in gm.graph.nodes):
+        from tilewright.frontend.quantize.direct import call_directly
+        from tilewright.frontend.quantize.fuse import fuse_products
+
+        fuse_products(gm)
+        call_directly(gm)
 
 
 def _drop_unused_numbers(gm: GraphModule) -> None:

@@ -11,13 +11,14 @@ from torch.fx import Node
 from tilewright.ir.errors import Location
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)\n([^\n]*)')
-_TORCH = os.path.dirname(torch.__file__)
+# layers of torch's and of ours: what called them is what a user looks for
+_LAYERS = (os.path.dirname(torch.__file__), os.path.join(os.path.dirname(__file__), "quantize"))
 
 
 def _frames(node: Node) -> list[tuple[str, str, str, str]]:
-    """(file, line, function, text), outermost first; frames inside torch itself are left out."""
+    """(file, line, function, text), outermost first; frames inside layers are left out."""
     frames: list[tuple[str, str, str, str]] = _FRAME.findall(node.stack_trace or "")
-    return [f for f in frames if not f[0].startswith(_TORCH)] or frames
+    return [f for f in frames if not f[0].startswith(_LAYERS)] or frames
 
 
 def location_of(node: Node) -> Location:

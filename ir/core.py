@@ -107,6 +107,7 @@ KINDS: dict[str, tuple[Callable[[Attr], bool], str]] = {
     "Size": (_one(Size), "size(…)"),
     "Axis": (_one(Axis), "axis(name, size)"),
     "tuple[int, ...]": (_all(_is_int), "a list of integers"),
+    "tuple[float, ...]": (_all(_one(int | float)), "a list of numbers"),
     "tuple[str, ...]": (_all(_one(str)), "a list of strings"),
     "tuple[Size, ...]": (_all(lambda v: _is_int(v) or isinstance(v, Size)), "a list of sizes"),
     "Dims": (_all(_all(_one(str))), "a list of lists of axes"),

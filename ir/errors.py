@@ -98,3 +98,10 @@ class DeadlockError(TilewrightError):
     has to be."""
 
     code = "TW010"
+
+
+class DataError(TilewrightError):
+    """A tensor's shape or contents are not what its format says: names the tensor, what was
+    expected and what was found."""
+
+    code = "TW011"

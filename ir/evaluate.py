@@ -12,7 +12,7 @@ import numpy as np
 from tilewright.ir.bind import bind_sizes
 from tilewright.ir.core import Graph, Module, Op, Value
 from tilewright.ir.dtypes import F64, DType
-from tilewright.ir.errors import BindError, EvaluationError
+from tilewright.ir.errors import BindError, EvaluationError, SettingError
 from tilewright.ir.ops_math import SizeValue
 from tilewright.ir.types import StreamType, TensorType
 
@@ -29,22 +29,32 @@ class Arithmetic:
             return value
         if dtype.is_float:
             return F64.round(value) if self.exact else dtype.round(value)
-        return np.asarray(value).astype(dtype.host)
+        return dtype.round(value)
 
 
 def evaluate(
-    module: Module, *inputs: Any, precision: str | None = None, sizes: dict[str, int] | None = None
+    module: Module,
+    *inputs: Any,
+    precision: str | None = None,
+    sizes: dict[str, int] | None = None,
+    lanes: bool = False,
 ) -> tuple[Any, ...]:
     """Runs the first graph of ``module`` on NumPy arrays (shapes as its parameters).
 
     ``precision="f64"`` computes all floats in double precision without intermediate rounding (the
-    oracle); else every op's result is rounded to its dtype. Raises BindError, EvaluationError.
+    oracle); else every op's result is rounded to its dtype. ``lanes`` runs a tile program lane by
+    lane: slower, but it refuses what no machine could do (evaluate_lanes.py). Raises BindError,
+    EvaluationError; SettingError for lanes at another level.
     """
-    return evaluate_graph(module.main, *inputs, precision=precision, sizes=sizes)
+    return evaluate_graph(module.main, *inputs, precision=precision, sizes=sizes, lanes=lanes)
 
 
 def evaluate_graph(
-    graph: Graph, *inputs: Any, precision: str | None = None, sizes: dict[str, int] | None = None
+    graph: Graph,
+    *inputs: Any,
+    precision: str | None = None,
+    sizes: dict[str, int] | None = None,
+    lanes: bool = False,
 ) -> tuple[Any, ...]:
     """``evaluate`` for one graph."""
     arithmetic = Arithmetic(exact=precision == "f64")
@@ -52,7 +62,9 @@ def evaluate_graph(
     if graph.level == "tile":
         from tilewright.ir.evaluate_tile import run_tile_program
 
-        return run_tile_program(graph, arrays, arithmetic, sizes)
+        return run_tile_program(graph, arrays, arithmetic, sizes, lanes)
+    if lanes:
+        raise SettingError(f"lanes=True runs tile programs; {graph.name} is a {graph.level}")
     values = bind_sizes(graph, [a.shape for a in arrays], sizes)
     scope: dict[Value, Any] = {}
     for param, array in zip(graph.params, arrays, strict=True):

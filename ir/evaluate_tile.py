@@ -15,6 +15,8 @@ from tilewright.ir.core import Graph, Op, Region, Value
 from tilewright.ir.dtypes import DType
 from tilewright.ir.errors import BindError, EvaluationError
 from tilewright.ir.evaluate import Arithmetic, check, reported
+from tilewright.ir.ops_tile import Bounds
+from tilewright.ir.ops_tile_memory import CopyAsync, Undefined
 from tilewright.ir.sizes import Size
 from tilewright.ir.types import BufferType, RegisterType, ScratchType
 
@@ -41,9 +43,18 @@ def grid_of(graph: Graph, sizes: dict[str, int]) -> tuple[int, ...]:
 
 
 def run_tile_program(
-    graph: Graph, inputs: list[Any], arithmetic: Arithmetic, sizes: dict[str, int] | None
+    graph: Graph,
+    inputs: list[Any],
+    arithmetic: Arithmetic,
+    sizes: dict[str, int] | None,
+    lanes: bool = False,
 ) -> tuple[Any, ...]:
     """Runs all work items; parameters are inputs, then outputs. Returns the outputs."""
+    worker = Worker
+    if lanes:
+        from tilewright.ir.evaluate_lanes import LaneWorker
+
+        worker = LaneWorker
     outputs = int(graph.attrs.get("outputs", 0))
     given = graph.params[: len(graph.params) - outputs]
     shell = Graph(graph.level, graph.name, graph.sizes, Region(given, ()), graph.attrs)
@@ -61,20 +72,20 @@ def run_tile_program(
         memories.append(Memory.of(shape, param.type.dtype, arithmetic.exact))
     base: dict[Value, Any] = dict(zip(graph.params, memories, strict=True))
     for item in itertools.product(*map(range, grid_of(graph, values))):
-        _Worker(arithmetic, values, item).run(graph.body, dict(base))
+        worker(arithmetic, values, item, graph).run(graph.body, dict(base))
     for memory, param in zip(memories[len(given) :], graph.params[len(given) :], strict=True):
         if not memory.written.all():
             raise EvaluationError(f"{graph.name}: part of the output %{param.hint} is not written")
     return tuple(m.array for m in memories[len(given) :])
 
 
-class _Worker:
-    """Executes regions for one work item."""
+class Worker:
+    """Executes regions for one work item, a whole tile at a time."""
 
     def __init__(
-        self, arithmetic: Arithmetic, sizes: dict[str, int], item: tuple[int, ...]
+        self, arithmetic: Arithmetic, sizes: dict[str, int], item: tuple[int, ...], graph: Graph
     ) -> None:
-        self.arithmetic, self.sizes, self.item = arithmetic, sizes, item
+        self.arithmetic, self.sizes, self.item, self.graph = arithmetic, sizes, item, graph
 
     def run(self, region: Region, scope: dict[Value, Any]) -> list[Any]:
         for op in region.ops:
@@ -134,52 +145,46 @@ class _Worker:
         return ()
 
     def positions(
-        self, op: Any, shape: tuple[int, ...], rest: list[Any]
-    ) -> tuple[list[Any], list[Any]]:
-        """For each memory dimension the positions of the tile's elements; then the valid masks."""
-        rank = len(op.dims)
-        limits = dict(zip([d for d, _ in op.bounds], rest[rank:], strict=True))
-        kinds = dict(op.bounds)
-        found, masks = [], []
-        for base, dim in zip(rest[:rank], op.dims, strict=True):
+        self, dims: tuple[int, ...], bounds: Bounds, shape: tuple[int, ...], rest: list[Any]
+    ) -> tuple[list[Any], Any]:
+        """For each memory dimension the positions of the tile's elements, and which are valid."""
+        rank = len(dims)
+        limits = dict(zip([d for d, _ in bounds], rest[rank:], strict=True))
+        kinds = dict(bounds)
+        found, valid = [], np.broadcast_to(np.asarray(True), shape)
+        for base, dim in zip(rest[:rank], dims, strict=True):
             if dim < 0:
-                found.append(np.asarray(base))
+                found.append(np.broadcast_to(np.asarray(base), shape))
                 continue
             view = [1] * len(shape)
             view[dim] = shape[dim]
             at = base + np.arange(shape[dim]).reshape(view)
             if dim in limits:
                 if kinds[dim] != "clamp":
-                    masks.append(at < limits[dim])
+                    valid = valid & (at < limits[dim])
                 at = np.minimum(at, max(limits[dim] - 1, 0))
-            found.append(at)
-        return found, masks
+            found.append(np.broadcast_to(at, shape))
+        return found, valid
 
-    def do_tile_load(self, op: ops_tile.Load, inputs: list[Any], scope: Any) -> Any:
-        memory, rest = inputs[0], inputs[1:]
-        shape = op.layout.shape
-        at, masks = self.positions(op, shape, rest)
+    def inside(self, op: Op, memory: Memory, at: list[Any]) -> None:
+        """Raises EvaluationError unless all positions lie in the memory."""
         for position, size in zip(at, memory.array.shape, strict=True):
             inside = bool(np.all((position >= 0) & (position < size)))
             check(inside, f"index outside 0..{size - 1}", op)
-        values = np.broadcast_to(memory.array[tuple(at)], shape)
-        valid = np.broadcast_to(np.asarray(True), shape)
-        for mask in masks:
-            valid = valid & mask
-        written = np.broadcast_to(memory.written[tuple(at)], shape)
+
+    def do_tile_load(self, op: ops_tile.Load, inputs: list[Any], scope: Any) -> Any:
+        memory, rest = inputs[0], inputs[1:]
+        at, valid = self.positions(op.dims, op.bounds, op.layout.shape, rest)
+        self.inside(op, memory, at)
+        values, written = memory.array[tuple(at)], memory.written[tuple(at)]
         check(bool(np.all(written | ~valid)), "reads scratch that nothing wrote", op)
         return (np.where(valid, values, np.zeros_like(values)),)
 
     def do_tile_store(self, op: ops_tile.Store, inputs: list[Any], scope: Any) -> Any:
         value, memory, rest = inputs[0], inputs[1], inputs[2:]
-        at, masks = self.positions(op, value.shape, rest)
-        valid = np.broadcast_to(np.asarray(True), value.shape)
-        for mask in masks:
-            valid = valid & mask
-        full = [np.broadcast_to(p, value.shape)[valid] for p in at]
-        for position, size in zip(full, memory.array.shape, strict=True):
-            inside = bool(np.all((position >= 0) & (position < size)))
-            check(inside, f"index outside 0..{size - 1}", op)
+        at, valid = self.positions(op.dims, op.bounds, value.shape, rest)
+        full = [p[valid] for p in at]
+        self.inside(op, memory, full)
         memory.array[tuple(full)] = value[valid] if full else value[valid][0]
         memory.written[tuple(full)] = True
         return ()
@@ -199,5 +204,24 @@ class _Worker:
         check(bool(np.all(memory.written.reshape(-1)[at])), "reads what nothing wrote", op)
         return (memory.array.reshape(-1)[at],)
 
-    def do_tile_prefetch(self, op: ops_tile.Prefetch, inputs: list[Any], scope: Any) -> Any:
+    def do_tile_copy_async(self, op: CopyAsync, inputs: list[Any], scope: Any) -> Any:
+        source, target, rest = inputs[0], inputs[1], inputs[2:]
+        start, end = len(op.dims), len(op.dims) + len(op.to)
+        shape = op.layout.shape
+        at, valid = self.positions(op.dims, op.bounds, shape, rest[:start] + rest[end:])
+        self.inside(op, source, at)
+        values, written = source.array[tuple(at)], source.written[tuple(at)]
+        check(bool(np.all(written | ~valid)), "reads what nothing wrote", op)
+        to, _ = self.positions(op.to, (), shape, rest[start:end])
+        self.inside(op, target, to)
+        target.array[tuple(to)] = np.where(valid, values, np.zeros_like(values))
+        target.written[tuple(to)] = True
         return ()
+
+    def do_nothing(self, op: Op, inputs: Any, scope: Any) -> Any:
+        return ()
+
+    do_tile_prefetch = do_tile_barrier = do_tile_commit = do_tile_wait = do_nothing
+
+    def do_tile_undefined(self, op: Undefined, inputs: Any, scope: Any) -> Any:
+        raise EvaluationError(f"{op.name}: has no value; evaluate with lanes=True", op.loc)

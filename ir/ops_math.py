@@ -146,6 +146,21 @@ def _round(x: Any) -> Any:
     return np.rint(x) if np.issubdtype(np.asarray(x).dtype, np.floating) else x
 
 
+def _unsigned(x: Any) -> Any:
+    array = np.asarray(x)
+    return array.view(array.dtype.str.replace("i", "u"))
+
+
+def _shift_left(a: Any, b: Any) -> Any:
+    kind = np.asarray(a).dtype
+    return np.left_shift(_unsigned(a), _unsigned(b)).astype(kind.str.replace("i", "u")).view(kind)
+
+
+def _shift_right(a: Any, b: Any) -> Any:
+    kind = np.asarray(a).dtype
+    return np.right_shift(_unsigned(a), _unsigned(b)).astype(kind.str.replace("i", "u")).view(kind)
+
+
 def _maximum(a: Any, b: Any) -> Any:
     return np.maximum(a, b)
 
@@ -169,6 +184,21 @@ Pow = _declare(Binary, "pow", np.power, "lhs to the power of rhs.", kinds=FLOATS
 And = _declare(Binary, "and", np.logical_and, "Both (bool).", "commutative", kinds=BOOLS)
 Or = _declare(Binary, "or", np.logical_or, "Either (bool).", "commutative", kinds=BOOLS)
 Not = _declare(Unary, "not", np.logical_not, "Negation (bool).", kinds=BOOLS)
+BitAnd = _declare(
+    Binary, "bit_and", np.bitwise_and, "Bits set in both.", "commutative", kinds=INTEGERS
+)
+BitOr = _declare(
+    Binary, "bit_or", np.bitwise_or, "Bits set in either.", "commutative", kinds=INTEGERS
+)
+BitXor = _declare(
+    Binary, "bit_xor", np.bitwise_xor, "Bits set in one of them.", "commutative", kinds=INTEGERS
+)
+ShiftLeft = _declare(
+    Binary, "shift_left", _shift_left, "Bits moved up by rhs < bits; 0 follows.", kinds=INTEGERS
+)
+ShiftRight = _declare(
+    Binary, "shift_right", _shift_right, "Bits moved down by rhs < bits; 0 follows.", kinds=INTEGERS
+)
 Neg = _declare(Unary, "neg", np.negative, "-x.")
 Abs = _declare(Unary, "abs", np.abs, "Absolute value.")
 Exp = _declare(Unary, "exp", np.exp, "e to the x.", kinds=FLOATS)

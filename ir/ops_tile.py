@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tilewright.ir.core import Value, attribute, operand
-from tilewright.ir.dtypes import BF16, F16, F32, I64, DType
+from tilewright.ir.dtypes import BF16, F16, F32, I8, I32, I64, U8, DType
 from tilewright.ir.layout import Layout
 
 # every operation of a tile program is found under this module's name
@@ -30,12 +30,12 @@ Bounds = tuple[tuple[int, str], ...]
 
 
 class Alloc(TileOp, name="tile.alloc"):
-    """Scratch memory of the worker, not initialised."""
+    """Scratch memory of the worker, or memory that its lanes share, not initialised."""
 
     type: Type = attribute()
 
     def infer(self) -> Type:
-        self.require(isinstance(self.type, ScratchType), "type must be scratch")
+        self.require(isinstance(self.type, ScratchType), "type must be scratch or shared")
         return self.type
 
 
@@ -148,26 +148,33 @@ class Splat(TileOp, name="tile.splat", traits=("pure",)):
 
 
 class Dot(TileOp, name="tile.dot", traits=("pure",)):
-    """acc[m, n] + sum over k of a[m, 0, k] * b[0, n, k], kept in f32.
+    """acc[m, n] + sum over k of a[m, 0, k] * b[0, n, k], kept in the dtype of acc.
 
-    For 16-bit operands k runs over the two halves of a lane's 32-bit word (bf16 dot instruction).
+    For 16-bit operands k runs over the two halves of a lane's 32-bit word (bf16 dot instruction);
+    for a of i8, b of u8 and acc of i32 over its four bytes (8-bit dot instruction). ``b_bits``
+    says how many bits b uses: below 8, two products fit into 16 bits. ``b_offset`` is what b's
+    bytes are counted from.
     """
 
     acc: Value = operand()
     a: Value = operand()
     b: Value = operand()
+    b_bits: int = attribute(default=8)
+    b_offset: int = attribute(default=0)
 
     def infer(self) -> Type:
         acc, a, b = (self.register(v) for v in self.operands)
         self.require(len(a.shape) == len(b.shape) == 3, "a is [m, 1, k], b is [1, n, k]")
         fits = a.shape[1] == b.shape[0] == 1 and a.shape[2] == b.shape[2]
         self.require(fits and acc.shape == (a.shape[0], b.shape[1]), "shapes do not match")
-        self.require(a.dtype == b.dtype, "a and b must have one dtype")
+        bytes_ = (acc.dtype, a.dtype, b.dtype) == (I32, I8, U8)
+        self.require(bytes_ or a.dtype == b.dtype, "a and b must have one dtype, or be i8 and u8")
         return acc
 
     def reference(self, acc: Any, a: Any, b: Any) -> Any:
         with np.errstate(all="ignore"):
-            return acc + np.einsum("mk,nk->mn", a[:, 0].astype(acc.dtype), b[0].astype(acc.dtype))
+            wide = b[0].astype(acc.dtype) - acc.dtype.type(self.b_offset)
+            return acc + np.einsum("mk,nk->mn", a[:, 0].astype(acc.dtype), wide)
 
 
 class Reduce(TileOp, name="tile.reduce", traits=("pure",)):
@@ -258,8 +265,8 @@ class Take(TileOp, name="tile.take", traits=("pure",)):
         outer = layout.steps[:1] == (("local", 0, rows),)
         self.require(rows == 1 or outer, "dimension 0 must be local and outermost")
         self.require(0 <= self.at < rows, f"there are {rows} rows")
-        rest = layout.steps if rows == 1 else layout.steps[1:]
-        return RegisterType(self.register(self.x).dtype, Layout(layout.rank, rest))
+        rest = layout if rows == 1 else layout.without_first()
+        return RegisterType(self.register(self.x).dtype, rest)
 
     def reference(self, x: Any) -> Any:
         return x[self.at : self.at + 1]
@@ -279,7 +286,8 @@ class PackPairs(TileOp, name="tile.pack_pairs", traits=("pure",)):
         rows = type_.shape[0]
         fits = rows % 2 == 0 and type_.layout.steps[0] == ("local", 0, rows)
         self.require(fits, "dimension 0 must be local, outermost and even")
-        self.require(type_.layout.rank == 2, "needs a tile of two dimensions")
+        plain = type_.layout.rank == 2 and not type_.layout.strides
+        self.require(plain, "needs a tile of two dimensions, a product of atoms")
         steps = type_.layout.steps[1:]
         head = (("local", 0, rows // 2),) if rows > 2 else ()
         return RegisterType(self.dtype, Layout(3, (*head, *steps)).local(1, 1, 2))

@@ -8,10 +8,13 @@ from typing import Any
 
 from lark import Token
 
+import tilewright.ir.ops_cache
+import tilewright.ir.ops_lowbit
 import tilewright.ir.ops_math
 import tilewright.ir.ops_stream
 import tilewright.ir.ops_tensor
-import tilewright.ir.ops_tile  # noqa: F401  (the four modules fill the registry)
+import tilewright.ir.ops_tile
+import tilewright.ir.ops_tile_memory  # noqa: F401  (these modules fill the registry)
 from tilewright.ir.core import REGISTRY, Graph, Module, Op, Region, Value
 from tilewright.ir.errors import Location, ParseError, VerifyError
 from tilewright.ir.ops_tile import BlockId

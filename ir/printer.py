@@ -80,6 +80,8 @@ def _print_op(op: Op, names: _Names, lines: list[str], pad: str) -> None:
     attrs = op.explicit_attrs()
     if attrs:
         text += " " + print_attrs(attrs)
+    elif not op.operands and not op.results and not op.regions:
+        text += " {}"  # or the next line's result would read as an operand
     for region in op.regions:
         params = ", ".join(f"{names(p)}: {p.type}" for p in region.params)
         lines.append(f"{text} ({params}) {{")

@@ -16,6 +16,7 @@ from lark import Lark, Token, Transformer, v_args
 from tilewright.ir.dtypes import TABLE, DType
 from tilewright.ir.errors import Location, ParseError
 from tilewright.ir.layout import Layout
+from tilewright.ir.layout_text import WrongAtom, build_layout
 from tilewright.ir.sizes import Size, product
 from tilewright.ir.types import (
     INDEX,
@@ -23,6 +24,7 @@ from tilewright.ir.types import (
     BufferType,
     RegisterType,
     ScratchType,
+    SharedType,
     StreamType,
     TensorType,
     Type,
@@ -34,7 +36,6 @@ MAX_SIZE = 2**40
 MAX_FACTORS = 16
 MAX_TERMS = 64
 MAX_RANK = 32
-MAX_TILE = 2**16  # lanes times registers
 MAX_NAME = 255
 # What is looked for before the text is parsed, so that any text ends in linear time.
 _SCANNED = re.compile(
@@ -186,21 +187,17 @@ class _Reader(Transformer[Token, Any]):
     def atom(self, kind: Token, *sizes: Token) -> tuple[Token, tuple[int, ...]]:
         return kind, tuple(_integer(s) for s in sizes)
 
-    def layout(self, *atoms: tuple[Token, tuple[int, ...]]) -> Layout:
-        ranks = {len(sizes) for kind, sizes in atoms if kind != "replicate"} or {2}
-        if len(ranks) != 1:
-            raise _Wrong(atoms[0][0], "the atoms of a layout must have one rank")
-        out, tile = Layout(ranks.pop()), 1
-        for kind, sizes in atoms:
-            tile *= math.prod(sizes)
-            if tile == 0:
-                raise _Wrong(kind, "sizes of a layout are positive")
-            if tile > MAX_TILE:
-                raise _Wrong(kind, f"a tile has at most {MAX_TILE} registers on all lanes")
-            if kind == "replicate" and len(sizes) != 1:
-                raise _Wrong(kind, "replicate takes one number")
-            out = getattr(out, kind)(*sizes)
-        return out
+    def numbers(self, *items: Token) -> tuple[int, ...]:
+        return tuple(_integer(i) for i in items)
+
+    def modes(self, kind: Token, *parts: tuple[int, ...]) -> tuple[Token, Any]:
+        return kind, parts
+
+    def layout(self, *atoms: tuple[Token, Any]) -> Layout:
+        try:
+            return build_layout([(str(kind), sizes) for kind, sizes in atoms])
+        except WrongAtom as error:
+            raise _Wrong(atoms[error.at][0], error.message) from None
 
     def dims(self, *items: Any) -> DimsText:
         if len(items) > MAX_RANK + 1:
@@ -215,14 +212,17 @@ class _Reader(Transformer[Token, Any]):
             raise _Wrong(unit, "unit is a dimension, or -1 for none")
         return BufferType(dims.sizes, dims.dtype, int(unit))
 
-    def scratch(self, dims: DimsText) -> Type:
+    def scratch(self, dims: DimsText, name: str = "scratch") -> ScratchType:
         sizes = [s.constant for s in dims.sizes]
         fixed = tuple(s for s in sizes if s is not None and s >= 0)
         if len(fixed) < len(sizes):
-            raise _Wrong(dims.token, "scratch memory has constant sizes")
+            raise _Wrong(dims.token, f"{name} memory has constant sizes")
         if math.prod(fixed) > MAX_SIZE:
-            raise _Wrong(dims.token, "scratch memory has at most 2**40 elements")
+            raise _Wrong(dims.token, f"{name} memory has at most 2**40 elements")
         return ScratchType(fixed, dims.dtype)
+
+    def shared(self, dims: DimsText) -> Type:
+        return SharedType(self.scratch(dims, "shared").shape, dims.dtype)
 
     def reg(self, dims: DimsText, layout: Layout) -> Type:
         if tuple(s.constant for s in dims.sizes) != layout.shape:
@@ -315,19 +315,30 @@ class _Reader(Transformer[Token, Any]):
 @lru_cache(maxsize=1)
 def _lark() -> Lark:
     grammar = (Path(__file__).parent / "grammar.lark").read_text()
-    return Lark(grammar, parser="lalr", lexer="contextual", transformer=_Reader())
+    starts = ["start", "layout"]
+    return Lark(grammar, parser="lalr", lexer="contextual", transformer=_Reader(), start=starts)
 
 
 def read(source: Source) -> list[GraphText]:
     """The graphs as they are written, no name looked up yet. Raises ParseError."""
+    graphs: list[GraphText] = _read(source, "start")
+    return graphs
+
+
+def read_layout(text: str) -> Layout:
+    """The layout that prints as ``text``. Raises ParseError."""
+    layout: Layout = _read(Source(text, "<layout>"), "layout")
+    return layout
+
+
+def _read(source: Source, start: str) -> Any:
     _scan(source)
     try:
-        graphs: list[GraphText] = _lark().parse(source.text)  # type: ignore[assignment]
+        return _lark().parse(source.text, start=start)
     except lark.exceptions.UnexpectedInput as error:
         raise _unexpected(source, error) from None
     except _Wrong as error:
         raise ParseError(error.message, source.token(error.token)) from None
-    return graphs
 
 
 def _scan(source: Source) -> None:
@@ -352,6 +363,7 @@ def _scan(source: Source) -> None:
 _FRIENDLY = {
     "$END": "end",
     "ATOM": "a layout",
+    "MODES": "a layout",
     "END": "'return' or 'yield'",
     "ESCAPED_STRING": "a string",
     "INT": "a number",

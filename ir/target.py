@@ -18,13 +18,16 @@ class Target:
     registers: int
     folds_broadcast: bool  # an FMA can broadcast a scalar from memory itself
     bf16_dot: bool
+    int8_dot: str = ""  # which instruction adds up four products of bytes: vnni, maddubs, none
+    byte_table: int = 16  # bytes that one shuffle chooses from
     l1_bytes: int = 32 * 1024
     l2_bytes: int = 1024 * 1024
 
     @property
     def isa(self) -> str:
         """What a compiled object depends on."""
-        return f"{self.cpu}|{self.features}|{self.lanes}|{self.bf16_dot}"
+        parts = self.cpu, self.features, self.lanes, self.bf16_dot, self.int8_dot, self.byte_table
+        return "|".join(map(str, parts))
 
 
 def from_features(name: str, cpu: str, features: str) -> Target:
@@ -32,24 +35,39 @@ def from_features(name: str, cpu: str, features: str) -> Target:
     have = {f[1:] for f in features.split(",") if f.startswith("+")}
     wide = {"avx512f", "avx512vl", "avx512bw", "avx512dq"} <= have
     if wide:
-        return Target(name, cpu, features, 16, 32, True, "avx512bf16" in have)
+        dot = "vnni" if "avx512vnni" in have else "maddubs"
+        table = 64 if "avx512vbmi" in have else 16
+        return Target(name, cpu, features, 16, 32, True, "avx512bf16" in have, dot, table)
     if {"avx2", "fma"} <= have:
-        return Target(name, cpu, features, 8, 16, False, False)
+        dot = "vnni" if "avxvnni" in have else "maddubs"
+        return Target(name, cpu, features, 8, 16, False, False, dot)
     return Target(name, cpu, features, 4, 16, False, False)
 
 
 NAMED: dict[str, Target] = {
     t.name: t
     for t in (
-        Target("x86-64-v3", "x86-64-v3", "", 8, 16, False, False),
-        Target("x86-64-v4", "x86-64-v4", "", 16, 32, True, False),
-        Target("haswell", "haswell", "", 8, 16, False, False),
-        Target("znver3", "znver3", "", 8, 16, False, False),
-        Target("znver4", "znver4", "", 16, 32, True, True),
-        Target("znver5", "znver5", "", 16, 32, True, True, 48 * 1024),
-        Target("skylake-avx512", "skylake-avx512", "", 16, 32, True, False),
-        Target("sapphirerapids", "sapphirerapids", "", 16, 32, True, True, 48 * 1024, 2 << 20),
-        Target("scalar", "generic", "", 1, 16, False, False),
+        Target("x86-64-v3", "x86-64-v3", "", 8, 16, False, False, "maddubs"),
+        Target("x86-64-v4", "x86-64-v4", "", 16, 32, True, False, "maddubs"),
+        Target("haswell", "haswell", "", 8, 16, False, False, "maddubs"),
+        Target("znver3", "znver3", "", 8, 16, False, False, "maddubs"),
+        Target("znver4", "znver4", "", 16, 32, True, True, "vnni", 64),
+        Target("znver5", "znver5", "", 16, 32, True, True, "vnni", 64, 48 * 1024),
+        Target("skylake-avx512", "skylake-avx512", "", 16, 32, True, False, "maddubs"),
+        Target(
+            "sapphirerapids",
+            "sapphirerapids",
+            "",
+            16,
+            32,
+            True,
+            True,
+            "vnni",
+            64,
+            48 * 1024,
+            2 << 20,
+        ),
+        Target("scalar", "generic", "", 1, 16, False, False, byte_table=64),
     )
 }
 

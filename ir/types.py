@@ -90,10 +90,18 @@ class ScratchType:
     def bytes(self) -> int:
         total = product(self.shape).constant
         assert total is not None
-        return total * self.dtype.bits // 8
+        return -(-total * self.dtype.bits // 8)
 
     def __str__(self) -> str:
         return f"scratch<{' x '.join([str(s) for s in self.shape] + [str(self.dtype)])}>"
+
+
+@dataclass(frozen=True)
+class SharedType(ScratchType):
+    """Memory of a block, contiguous, row-major, of constant size, that all its lanes share."""
+
+    def __str__(self) -> str:
+        return f"shared{super().__str__().removeprefix('scratch')}"
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from tilewright.ir import ops_math as m
 from tilewright.ir import ops_tensor as t
 from tilewright.ir.core import Graph, Op, Value
 from tilewright.ir.errors import UnsupportedError
+from tilewright.ir.ops_cache import CachedTensor
+from tilewright.ir.ops_lowbit import Dequantize
 from tilewright.ir.sizes import Size, product
 from tilewright.ir.types import Axis, TensorType
 
@@ -219,6 +221,13 @@ def _use(axes: AxisMap, op: Op, at: int, producers: dict[Value, Op]) -> View:
 def _infer(axes: AxisMap, op: Op, producers: dict[Value, Op]) -> None:
     if isinstance(op, t.Gather):
         _gather(axes, op, producers)
+        return
+    if isinstance(op, Dequantize | CachedTensor):
+        if any(v in producers for v in op.operands):
+            raise UnsupportedError("codes that are computed: give them as inputs", op.loc)
+        type_ = op.result.type
+        assert isinstance(type_, TensorType)
+        axes.dims[op.result] = tuple(axes.fresh(s) for s in type_.shape)
         return
     views = [_use(axes, op, i, producers) for i in range(len(op.operands))]
     for at, view in enumerate(views):

@@ -10,12 +10,13 @@ from __future__ import annotations
 from tilewright.ir import ops_math as m
 from tilewright.ir import ops_stream as s
 from tilewright.ir.core import Builder, Graph, Module, Op, Region, Value
+from tilewright.ir.ops_cache import CachedStream
 from tilewright.ir.types import StreamType, TensorType
 from tilewright.passes.channels import deep_inputs
 from tilewright.passes.reorder.along import LoopAnalysis
 
 # made anew in every kernel that needs them
-_FREE = (s.Source, s.Gather, s.Index, s.Repeat, m.Const, m.SizeValue)
+_FREE = (s.Source, s.Gather, CachedStream, s.Index, s.Repeat, m.Const, m.SizeValue)
 
 
 def partition_graph(graph: Graph) -> tuple[Graph, ...]:

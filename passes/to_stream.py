@@ -11,7 +11,7 @@ element, and those of an output that the reductions do not depend on, become the
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from tilewright.ir import ops_math as m
 from tilewright.ir import ops_stream as s
@@ -19,21 +19,15 @@ from tilewright.ir import ops_tensor as t
 from tilewright.ir.core import Builder, Graph, Module, Op, Region, Value
 from tilewright.ir.dtypes import I64
 from tilewright.ir.errors import UnsupportedError, VerifyError
+from tilewright.ir.ops_cache import CachedTensor
+from tilewright.ir.ops_lowbit import Dequantize
 from tilewright.ir.sizes import Size
 from tilewright.ir.types import Axis, StreamType, TensorType
 from tilewright.passes.axes import AxisMap, View, find_axes
+from tilewright.passes.coded_sources import LoopOrder, cached, dequantized
 from tilewright.passes.split_sums import split_sums
 
 LONGEST_ROW = 1 << 14  # numbers that a block of rows may keep packed
-
-
-@dataclass(frozen=True)
-class LoopOrder:
-    """Parallel loops, the streamed axis (or None), and the axes inside an element."""
-
-    parallel: tuple[int, ...]
-    streamed: int | None
-    element: frozenset[int]
 
 
 def choose_order(axes: AxisMap) -> LoopOrder:
@@ -264,6 +258,10 @@ class _Converter:
     def convert(self, op: Op) -> Value:
         if isinstance(op, t.Gather):
             return self.gather(op)
+        if isinstance(op, Dequantize):
+            return dequantized(op, self.axes, self.order, self.parallel, self.build)
+        if isinstance(op, CachedTensor):
+            return cached(op, self.axes, self.order, self.loops, self.build)
         values = [self.operand(op, i) for i in range(len(op.operands))]
         hint = op.result.hint
         if isinstance(op, t.Contract):

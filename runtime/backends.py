@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from tilewright.ir.core import Graph
+from tilewright.ir.dtypes import DType
 from tilewright.ir.errors import BackendMissingError
 from tilewright.ir.evaluate import evaluate_graph
 from tilewright.ir.printer import print_graph
@@ -70,7 +71,7 @@ def lower_variant(variant: Variant, target: Target) -> Graph:
 
 def make_mlir(variant: Variant, target: Target) -> tuple[Call, VariantReport]:
     """Machine code through MLIR and LLVM, from the disk cache if it is there."""
-    options = f"rows {variant.rows}, units {variant.units}"
+    options = f"rows {variant.rows}, units {variant.units}{_tables(variant.graph)}"
     key = cache_key(print_graph(anonymous(variant.graph)), "mlir", options, target.isa)
     parts, native, cached = _native_parts(key, variant, target)
     inputs = _input_types(variant)
@@ -86,6 +87,12 @@ def make_mlir(variant: Variant, target: Target) -> tuple[Call, VariantReport]:
     )
     report = _report(variant, target.name, "mlir", parts.scratch_bytes, cached)
     return kernel.call, report
+
+
+def _tables(graph: Graph) -> str:
+    """What the codes of the user's own dtypes stand for, which their names do not tell."""
+    kinds = (a for op in graph.body.ops for a in op.attrs.values() if isinstance(a, DType))
+    return "".join(f", {d} {d.table}" for d in dict.fromkeys(kinds) if d.table)
 
 
 _loaded: dict[str, tuple[NativeParts, NativeFunction]] = {}

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import torch
 
 from tilewright.ir.bind import bind_sizes
-from tilewright.ir.core import Graph
+from tilewright.ir.core import Graph, Op
 from tilewright.ir.errors import BindError
+from tilewright.ir.ops_lowbit import StreamDequantize
 from tilewright.ir.ops_stream import Gather
 from tilewright.ir.sizes import Size
 from tilewright.ir.target import Target
@@ -184,7 +185,14 @@ def _unit(tensor: torch.Tensor) -> int:
 
 
 def _static_names(graph: Graph) -> set[str]:
-    """Sizes of axes that lie inside an element: known when compiling."""
+    """Sizes of axes that lie inside an element, and of what packed codes take in memory: known
+    when compiling, so that the operation's rule holds the one to the other."""
     types = [v.type for op in graph.body.ops for v in op.results]
-    axes = [a for x in types if isinstance(x, StreamType) for a in x.element]
-    return {name for axis in axes for name in axis.size.names}
+    sizes = [a.size for x in types if isinstance(x, StreamType) for a in x.element]
+    packed = [v.type for op in graph.body.ops for v in op.operands if _is_packed(op)]
+    sizes += [s for x in packed if isinstance(x, TensorType) for s in x.shape[1:]]
+    return {name for size in sizes for name in size.names}
+
+
+def _is_packed(op: Op) -> bool:
+    return isinstance(op, StreamDequantize)

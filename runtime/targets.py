@@ -28,7 +28,10 @@ _V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 def needed_features(target: Target) -> set[str]:
     """Instruction sets that code for a target uses."""
     wide = {8: _V3, 16: _V4}.get(target.lanes, set())
-    return wide | {"avx512bf16"} if target.bf16_dot else set(wide)
+    wide = wide | {"avx512bf16"} if target.bf16_dot else set(wide)
+    if target.int8_dot == "vnni":
+        wide |= {"avx512vnni" if target.lanes == 16 else "avxvnni"}
+    return wide | {"avx512vbmi"} if target.byte_table == 64 else wide
 
 
 def require_runnable(target: Target) -> None:

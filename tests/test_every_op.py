@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 import tilewright.ir.parser  # noqa: F401  (fills the registry)
-from tests.ir.examples import EXAMPLES, Example
+from tests.ir import examples
+from tests.ir.cache_examples import CACHE_EXAMPLES
+from tests.ir.examples import Example
+from tests.ir.lowbit_examples import LOWBIT_EXAMPLES
 from tilewright.ir.core import REGISTRY, Op, Value
 from tilewright.ir.dtypes import F32
 from tilewright.ir.errors import VerifyError
@@ -24,6 +27,8 @@ from tilewright.ir.types import (
     TensorType,
     Type,
 )
+
+EXAMPLES = [*examples.EXAMPLES, *LOWBIT_EXAMPLES, *CACHE_EXAMPLES]
 
 
 def test_no_operation_is_missing_from_the_table() -> None:
@@ -43,7 +48,8 @@ def test_declaration(example: Example) -> None:
     assert cls.__doc__ and cls.name == example.op
     effects = {"tile.load", "tile.store", "tile.gather", "tile.read", "tile.prefetch", "tile.alloc"}
     if not {"pure"} & cls.traits:
-        assert example.op in effects | {"tile.for", "tile.if"}
+        blocks = {"tile.copy_async", "tile.commit", "tile.wait", "tile.barrier"}
+        assert example.op in effects | blocks | {"tile.for", "tile.if"}
 
 
 @pytest.mark.parametrize("example", [e for e in EXAMPLES if e.want is not None], ids=str)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from tilewright.ir.errors import (
     BackendMissingError,
     BindError,
+    DataError,
     EvaluationError,
     FallbackError,
     ParseError,
@@ -23,43 +24,70 @@ from tilewright.ir.errors import (
 if TYPE_CHECKING:
     from tilewright.evaluation import evaluate
     from tilewright.frontend.attention.api import attention
+    from tilewright.frontend.attention.layer_input import LayerInputCache
     from tilewright.frontend.attention.merge import merge_attention
+    from tilewright.frontend.checkpoints import convert_checkpoint, open_checkpoint
     from tilewright.frontend.compile import compile
     from tilewright.frontend.huggingface import register_attention
+    from tilewright.frontend.huggingface_quantizer import TilewrightConfig
+    from tilewright.frontend.quantize.linear import linear
+    from tilewright.frontend.quantize.model import quantize
+    from tilewright.ir.dtypes import table_dtype
     from tilewright.ir.parser import parse
+    from tilewright.runtime.kv_cache.cache import KVCache
     from tilewright.runtime.program import Program
+    from tilewright.runtime.quantized.tensor import QuantizedTensor
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BackendMissingError",
     "BindError",
+    "DataError",
     "EvaluationError",
     "FallbackError",
+    "KVCache",
+    "LayerInputCache",
     "ParseError",
     "Program",
+    "QuantizedTensor",
     "SettingError",
     "TargetError",
+    "TilewrightConfig",
     "TilewrightError",
     "UnsupportedError",
     "VerifyError",
     "__version__",
     "attention",
     "compile",
+    "convert_checkpoint",
     "evaluate",
+    "linear",
     "merge_attention",
+    "open_checkpoint",
     "parse",
+    "quantize",
     "register_attention",
+    "table_dtype",
 ]
 
 _LAZY = {
+    "KVCache": "tilewright.runtime.kv_cache.cache",
+    "LayerInputCache": "tilewright.frontend.attention.layer_input",
     "Program": "tilewright.runtime.program",
+    "QuantizedTensor": "tilewright.runtime.quantized.tensor",
+    "TilewrightConfig": "tilewright.frontend.huggingface_quantizer",
     "attention": "tilewright.frontend.attention.api",
     "compile": "tilewright.frontend.compile",
+    "convert_checkpoint": "tilewright.frontend.checkpoints",
     "evaluate": "tilewright.evaluation",
+    "linear": "tilewright.frontend.quantize.linear",
     "merge_attention": "tilewright.frontend.attention.merge",
+    "open_checkpoint": "tilewright.frontend.checkpoints",
     "parse": "tilewright.ir.parser",
+    "quantize": "tilewright.frontend.quantize.model",
     "register_attention": "tilewright.frontend.huggingface",
+    "table_dtype": "tilewright.ir.dtypes",
 }
 
 if not TYPE_CHECKING:  # type checkers take the imports above

@@ -16,19 +16,25 @@ PRECISIONS = (None, "f64")
 
 
 def evaluate(
-    module: Module, *inputs: Any, precision: str | None = None, sizes: dict[str, int] | None = None
+    module: Module,
+    *inputs: Any,
+    precision: str | None = None,
+    sizes: dict[str, int] | None = None,
+    lanes: bool = False,
 ) -> tuple[Array, ...]:
     """The results of the first graph of ``module``, at any level, as NumPy arrays.
 
     ``inputs`` are torch tensors, NumPy arrays or nested lists, shaped as the graph's parameters.
     ``precision="f64"`` computes all floats in double precision, without rounding between (the
     oracle); None rounds every result to its dtype, and holds f16 and bf16 as float32. ``sizes``
-    gives size names that follow from no input. Raises BindError, EvaluationError, SettingError.
+    gives size names that follow from no input. ``lanes`` runs a tile program lane by lane, every
+    register tile as bits, and refuses reading bits that nothing wrote and races on shared memory.
+    Raises BindError, EvaluationError, SettingError.
     """
     if precision not in PRECISIONS:
         raise SettingError(f'precision is None or "f64", not {precision!r}')
     arrays = [to_numpy(x, at) for at, x in enumerate(inputs)]
-    return interpret(module, *arrays, precision=precision, sizes=sizes)
+    return interpret(module, *arrays, precision=precision, sizes=sizes, lanes=lanes)
 
 
 def to_numpy(value: Any, at: int = 0) -> Array:

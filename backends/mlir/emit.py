@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from tilewright.backends.mlir.bits import BitEmitter
 from tilewright.backends.mlir.lanes import LaneEmitter
 from tilewright.backends.mlir.memory import Access, MemoryEmitter, MemoryRef
 from tilewright.backends.mlir.pointwise import Scalars, emit_pointwise
@@ -59,6 +60,7 @@ class _Program:
         self.text = MlirText()
         self.memory = MemoryEmitter(self.text)
         self.lanes = LaneEmitter(self.text, target)
+        self.bits = BitEmitter(self.text, target)
         self.values: dict[Value, Any] = {}
         self.numbers: dict[Value, float] = {}
         self.extents: list[str] = []
@@ -143,6 +145,8 @@ class _Program:
         handler: Callable[[Any], Any] | None = getattr(self, "_" + op.name.replace(".", "_"), None)
         if handler is not None:
             result = handler(op)
+        elif op.name in self.bits.writers:
+            result = self.bits.writers[op.name](op, *(self.values[v] for v in op.operands))
         elif "pointwise" in op.traits:
             result = self._pointwise(op)
         else:

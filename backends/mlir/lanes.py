@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from tilewright.backends.mlir.bits import ByteDot
 from tilewright.backends.mlir.pointwise import Scalars, narrow_bf16
 from tilewright.backends.mlir.registers import Registers, is_uniform, register_map, spread
 from tilewright.backends.mlir.text import MlirText
 from tilewright.ir import ops_tile as t
-from tilewright.ir.dtypes import BF16, F32
+from tilewright.ir.dtypes import BF16, F32, U8
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.layout import Layout
 from tilewright.ir.target import Target
@@ -18,19 +19,27 @@ class LaneEmitter:
 
     def __init__(self, text: MlirText, target: Target) -> None:
         self.text, self.target = text, target
+        self.bytes = ByteDot(text, target)
 
     def dot(self, op: t.Dot, acc: Registers, a: Registers, b: Registers) -> Registers:
-        """Multiply-adds register by register; pairs through the bf16 dot instruction."""
+        """Multiply-adds register by register; pairs through the bf16 dot instruction, quads of
+        bytes through the 8-bit one."""
         columns = acc.type.shape[1] // (acc.lanes if not acc.uniform else 1)
         rows = acc.type.shape[0]
         vectors = [
             spread(self.text, name, a.held, acc.lanes) if a.uniform else name for name in a.names
         ]
+        if a.pack == 4 and not a.uniform:
+            raise UnsupportedError("tile.dot of bytes that differ between lanes", op.loc)
         names = []
         for row in range(rows):
             for column in range(columns):
                 c = acc.names[row * columns + column]
-                names.append(self._multiply_add(c, vectors[row], b.names[column], acc, a, b))
+                x, y = vectors[row], b.names[column]
+                if b.type.dtype == U8:
+                    names.append(self.bytes.add_products(c, x, y, acc.lanes, op))
+                else:
+                    names.append(self._multiply_add(c, x, y, acc, a, b))
         return Registers(acc.type, names)
 
     def _multiply_add(

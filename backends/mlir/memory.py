@@ -173,11 +173,12 @@ class MemoryEmitter:
     def _load_scalar(self, access: Access, type_: RegisterType, index: Index) -> str:
         """One element, or a pair of them as an integer."""
         t, dtype = self.text, access.memory.dtype
-        if packed(type_) == 2 and not self._pairs_adjacent(access, index):
-            raise AssertionError("uniform pairs must lie side by side in memory")
+        if packed(type_) > 1 and not self._pairs_adjacent(access, index):
+            raise AssertionError("uniform pairs and quads must lie side by side in memory")
         pointer = self.pointer(access, self.offset(access, index))
-        if packed(type_) == 2:
-            return t.op(f"llvm.load {pointer} {{alignment = 2 : i64}} : !llvm.ptr -> i32")
+        if packed(type_) > 1:
+            align = dtype.bits // 8
+            return t.op(f"llvm.load {pointer} {{alignment = {align} : i64}} : !llvm.ptr -> i32")
         name = t.op(f"llvm.load {pointer} : !llvm.ptr -> {memory_type(dtype)}")
         if dtype.name == "bool":
             name = t.op(f"arith.cmpi ne, {name}, {t.constant('0', 'i8')} : i8")

@@ -80,6 +80,11 @@ _TWO: dict[type[Op], tuple[str, str]] = {  # op class -> (float, integer) operat
     m.Min: ("arith.minimumf", "arith.minsi"),
     m.And: ("", "arith.andi"),
     m.Or: ("", "arith.ori"),
+    m.BitAnd: ("", "arith.andi"),
+    m.BitOr: ("", "arith.ori"),
+    m.BitXor: ("", "arith.xori"),
+    m.ShiftLeft: ("", "arith.shli"),
+    m.ShiftRight: ("", "arith.shrui"),
     m.Pow: ("math.powf", ""),
 }
 _ONE: dict[type[Op], str] = {

@@ -34,11 +34,12 @@ def is_uniform(layout: Layout) -> bool:
 
 
 def packed(type_: RegisterType) -> int:
-    """Elements side by side in one lane's 32-bit word."""
-    sixteen = type_.dtype.bits == 16 and type_.layout.packed == 2 and type_.layout.rank != 1
+    """Elements side by side in one lane's 32-bit word: pairs of 16-bit floats, quads of bytes."""
+    count = 32 // type_.dtype.bits
+    narrow = type_.dtype.name in ("bf16", "f16", "i8", "u8") and type_.layout.rank != 1
     last = type_.layout.steps[-1] if type_.layout.steps else ("", 0, 0)
-    innermost = last[0] == "local" and last[1] == type_.layout.rank - 1 and last[2] == 2
-    return 2 if sixteen and innermost and type_.layout.shape[-1] % 2 == 0 else 1
+    innermost = last == ("local", type_.layout.rank - 1, count)
+    return count if narrow and innermost else 1
 
 
 @dataclass
@@ -71,10 +72,11 @@ class Registers:
 
 
 def held_type(type_: RegisterType) -> str:
-    """The MLIR type of each physical register of a tile; uniform pairs are one 32-bit integer."""
+    """The MLIR type of each physical register of a tile; uniform pairs and quads are one 32-bit
+    integer."""
     element, pack = element_type(type_.dtype), packed(type_)
     if is_uniform(type_.layout):
-        return "i32" if pack == 2 else element
+        return "i32" if pack > 1 else element
     return f"vector<{type_.layout.lanes * pack}x{element}>"
 
 

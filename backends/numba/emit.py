@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from tilewright.backends.numba.bits import BitEmitter
 from tilewright.backends.numba.chains import ChainEmitter, is_chained, reads, users
 from tilewright.backends.numba.functions import Functions
 from tilewright.backends.numba.lanes import Elements, LaneEmitter
@@ -32,16 +33,21 @@ from tilewright.ir import ops_math as m
 from tilewright.ir import ops_tile as t
 from tilewright.ir.core import Graph, Op, Region, Value
 from tilewright.ir.errors import UnsupportedError
+from tilewright.ir.ops_lowbit import Lookup, LookupBytes, View
 from tilewright.ir.sizes import Size
-from tilewright.ir.types import BufferType, IndexType, ScratchType
+from tilewright.ir.types import BufferType, IndexType, ScratchType, SharedType
 
 TYPES = ("f64", "f32", "i64", "i32", "i16", "i8", "u16", "u8")
 CONSTANTS = ("inf", "nan")
 NUMERICS = (
     "bf16_to_f32",
+    "bits_f32",
+    "bits_f64",
     "f16_to_f32",
     "f32_to_bf16",
     "f32_to_f16",
+    "f32_bits",
+    "f64_bits",
     "floor_div",
     "floor_mod",
     "fraction_f32",
@@ -54,6 +60,7 @@ NUMERICS = (
     "round_f16",
     "scale2_f32",
     "scale2_f64",
+    "shift_right_i64",
     "smallest_number",
     "truncated",
 )
@@ -80,6 +87,7 @@ class _Program:
         self.functions = Functions(self.text)
         self.memory = MemoryEmitter(self.text)
         self.lanes = LaneEmitter(self.functions)
+        self.bits = BitEmitter(self.functions)
         used = users(graph)
         self.chains = ChainEmitter(self.text, self.functions, self, used)
         self.loops = LoopEmitter(self.text, self.values, used, self._region)
@@ -142,6 +150,8 @@ class _Program:
             if not isinstance(op, t.Alloc):
                 continue
             assert isinstance(op.type, ScratchType)
+            if isinstance(op.type, SharedType):
+                raise UnsupportedError(f"{op.type} in the numba back end: a GPU has it", op.loc)
             memory_dtype(op.type.dtype)
             name, strides, inner = self.text.name(op.result.hint), [], 1
             for size in reversed(op.type.shape):
@@ -320,6 +330,15 @@ class _Program:
 
     def _tile_split_pairs(self, op: t.SplitPairs) -> Tile:
         return self._elements(op, self.lanes.split_pairs, self.tile(op.x))
+
+    def _tile_view(self, op: View) -> Tile:
+        return self._elements(op, self.bits.view, self.tile(op.x))
+
+    def _tile_lookup(self, op: Lookup) -> Tile:
+        return self._elements(op, self.bits.lookup, self.tile(op.index))
+
+    def _tile_lookup_bytes(self, op: LookupBytes) -> Tile:
+        return self._elements(op, self.bits.lookup_bytes, self.tile(op.index))
 
     # ---- control flow
 

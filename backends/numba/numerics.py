@@ -87,6 +87,39 @@ def narrowed(x: np.float64) -> np.float32:
     return np.uint32(bits | 1).view(np.float32)
 
 
+# ---- bits
+
+
+@jit
+def f32_bits(x: np.float32) -> np.int64:
+    """The bits of an f32 as a number that is not negative."""
+    return np.int64(np.float32(x).view(np.uint32))
+
+
+@jit
+def bits_f32(bits: np.int64) -> np.float32:
+    """The f32 whose bits are the lowest 32 of an integer."""
+    return np.uint32(bits).view(np.float32)
+
+
+@jit
+def f64_bits(x: np.float64) -> np.int64:
+    """The bits of an f64."""
+    return np.float64(x).view(np.int64)
+
+
+@jit
+def bits_f64(bits: np.int64) -> np.float64:
+    """The f64 of some bits."""
+    return np.int64(bits).view(np.float64)
+
+
+@jit
+def shift_right_i64(x: np.int64, distance: np.int64) -> np.int64:
+    """The bits moved down; 0 follows."""
+    return np.int64(np.uint64(x) >> np.uint64(distance))
+
+
 # ---- arithmetic
 
 

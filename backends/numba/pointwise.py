@@ -55,6 +55,9 @@ _INTEGER: dict[type[Op], str] = {
     m.Neg: "-{0}",
     m.Abs: "abs({0})",
     m.Round: "{0}",
+    m.BitAnd: "{0} & {1}",
+    m.BitOr: "{0} | {1}",
+    m.BitXor: "{0} ^ {1}",
 }
 _BOOL: dict[type[Op], str] = {
     m.Add: "{0} | {1}",
@@ -130,6 +133,22 @@ def _select(op: m.Select, inputs: list[str], dtype: DType) -> str:
     if condition in ("True", "False"):
         return lhs if condition == "True" else rhs
     return f"{lhs} if {condition} else {rhs}"
+
+
+@_special(m.ShiftLeft)
+def _shift_left(op: Op, inputs: list[str], dtype: DType) -> str:
+    return settle(f"{inputs[0]} << {inputs[1]}", dtype)
+
+
+@_special(m.ShiftRight)
+def _shift_right(op: Op, inputs: list[str], dtype: DType) -> str:
+    """On the bits without a sign, since zeros follow."""
+    x, distance = inputs
+    if dtype == I64:
+        return f"shift_right_i64({x}, {distance})"
+    if dtype.kind == "int":
+        x = f"({x} & {(1 << dtype.bits) - 1})"
+    return settle(f"{x} >> {distance}", dtype)
 
 
 @_special(m.Cast)

@@ -13,6 +13,12 @@ from torch._C._dynamo.eval_frame import (
 )
 
 from tilewright.frontend.attention.form import DENSE, PAGED, RAGGED, Form
+from tilewright.frontend.attention.low_bit import (
+    cached_inputs,
+    opened,
+    require_dense,
+    side_of,
+)
 from tilewright.frontend.attention.plans import GATHERED, closure_of, plan_for
 from tilewright.frontend.attention.varlen import (
     check_table,
@@ -23,16 +29,20 @@ from tilewright.frontend.attention.varlen import (
 )
 from tilewright.frontend.region_call import GRADIENTS, refusal
 from tilewright.ir.errors import BindError, UnsupportedError
+from tilewright.runtime.kv_cache.cache import KVCache
+from tilewright.runtime.kv_cache.tokens import CachedTokens
 
 Function = Callable[..., Any]
 Result = torch.Tensor | tuple[torch.Tensor, ...]
+Side = torch.Tensor | CachedTokens
+_NO_TENSORS = (None, None, None, False)  # sinks, mask, bias, heads last: a form has them elsewhere
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def attention(  # noqa: PLR0913  (FlexAttention's and FlashAttention's arguments)
     q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
+    k: torch.Tensor | CachedTokens | KVCache,
+    v: torch.Tensor | CachedTokens | None = None,
     *,
     score_mod: Function | None = None,
     mask_mod: Function | None = None,
@@ -57,16 +67,17 @@ def attention(  # noqa: PLR0913  (FlexAttention's and FlashAttention's arguments
     - paged, with ``block_table`` [B, T] as in vLLM: q [B, H, N, D], k and v [pages, P, K, …]; key m
       of sequence b lies in ``k[block_table[b, m // P], m % P]``.
 
-    ``seqused_k`` [B] says how many keys of each sequence count (dense and paged). H may be a
-    multiple of K with ``enable_gqa=True``.
+    ``k`` may be a ``tilewright.KVCache``, v is then left out; or k its ``keys``, v its ``values``
+    (dense only, see docs/kv_cache.md). ``seqused_k`` [B] says how many keys of each sequence count
+    (dense and paged). H may be a multiple of K with ``enable_gqa=True``.
 
     ``score_mod(score, b, h, q_idx, kv_idx)`` changes a scaled score, ``mask_mod(b, h, q_idx,
     kv_idx)`` says whether it takes part; both as for torch's flex_attention, closures over tensors
     included. They are traced once per code and closed-over numbers, not once per length; tensors
-    are read in every call. In ragged batches b is the sequence's number and both indices count from
-    0 within it. ``is_causal`` lets query i see keys up to i (as torch's
-    scaled_dot_product_attention); in ragged batches and with ``seqused_k`` the last query sees the
-    last key (as FlashAttention). It is joined with mask_mod by "and". ``scale`` is 1/sqrt(D).
+    are read in every call. In ragged batches b is the sequence's number, indices count from 0
+    within it. ``is_causal`` lets query i see keys up to i (as torch's
+    scaled_dot_product_attention); in ragged batches, over caches and with ``seqused_k`` the last
+    query sees the last key (FlashAttention). mask_mod joins by "and". ``scale`` is 1/sqrt(D).
 
     Returns the result, and with ``return_lse`` or ``return_max`` a tuple of it, the natural
     logarithm of the sum of exponentials and the largest score, f32 (f64) [B, H, N], ragged [H,
@@ -77,7 +88,8 @@ def attention(  # noqa: PLR0913  (FlexAttention's and FlashAttention's arguments
 
     Source: He et al., "FlexAttention" (2024); Dao, "FlashAttention-2" (2023).
     """
-    call = _Call(q, k, v, is_causal, scale, enable_gqa, return_lse, return_max)
+    keys, values = opened(k, v)
+    call = _Call(q, keys, values, is_causal, scale, enable_gqa, return_lse, return_max)
     if cu_seqlens_q is not None or cu_seqlens_k is not None:
         _require_alone(block_table, seqused_k)
         call.ragged(cu_seqlens_q, cu_seqlens_k, score_mod is not None or mask_mod is not None)
@@ -117,21 +129,26 @@ class _Call:
     def __init__(
         self,
         q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
+        k: torch.Tensor | CachedTokens,
+        v: torch.Tensor | CachedTokens,
         causal: bool,
         scale: float | None,
         gqa: bool,
         lse: bool,
         largest: bool,
     ) -> None:
-        for name, x in (("q", q), ("k", k), ("v", v)):
+        plain = {n: x for n, x in (("q", q), ("k", k), ("v", v)) if not isinstance(x, CachedTokens)}
+        for name, x in plain.items():
             if not isinstance(x, torch.Tensor):
                 raise BindError(f"{name} must be a tensor, it is {type(x).__name__}")
-        if not (q.dtype == k.dtype == v.dtype and q.dtype in _DTYPES):
-            given = f"q, k, v are {q.dtype}, {k.dtype}, {v.dtype}"
+        if len({x.dtype for x in plain.values()}) > 1 or q.dtype not in _DTYPES:
+            given = ", ".join(f"{name} is {x.dtype}" for name, x in plain.items())
             raise BindError(f"{given}; they must have one dtype, float32, bfloat16 or float16")
-        self.given = {"q": q, "k": k, "v": v}
+        self.q, self.k, self.v = q, k, v
+        self.given: dict[str, torch.Tensor] = dict(plain)
+        for name, side in (("k", k), ("v", v)):
+            if isinstance(side, CachedTokens) and not (name == "v" and v is k):
+                self.given |= cached_inputs(name, side)
         self.causal, self.gqa, self.lse, self.largest = bool(causal), gqa, bool(lse), bool(largest)
         self.scale = None if scale is None else float(scale)
         self.layout = DENSE
@@ -146,6 +163,8 @@ class _Call:
             self._refuse("k and v must have q's batch and the same heads and length")
         self._heads(1, 1)
         self.one_batch = k.shape[0] == 1 and batch != 1
+        if self.one_batch:
+            require_dense(k, v, "queries of another batch")
         if used is not None:
             check_used(used, batch, k.shape[2])
             self.given["seqused_k"] = used
@@ -153,6 +172,7 @@ class _Call:
     def ragged(self, cu_q: torch.Tensor | None, cu_k: torch.Tensor | None, positions: bool) -> None:
         """Checks [total, heads, width] tensors with their offsets; ``positions``: some function
         asks for them."""
+        require_dense(self.k, self.v, "cu_seqlens")
         q, k, v = self._require_rank(3)
         if cu_q is None or cu_k is None:
             missing = "cu_seqlens_q" if cu_q is None else "cu_seqlens_k"
@@ -170,6 +190,7 @@ class _Call:
 
     def paged(self, table: torch.Tensor, used: torch.Tensor | None) -> None:
         """Checks [B, H, N, D] queries and [pages, page size, K, …] keys."""
+        require_dense(self.k, self.v, "block_table")
         q, k, v = self._require_rank(4)
         if k.shape[:3] != v.shape[:3]:
             self._refuse("k and v must have the same pages and heads")
@@ -183,18 +204,18 @@ class _Call:
         check_table(table, used, q.shape[0], k.shape[0], self.page)
         self.given["block_table"] = table
 
-    def _require_rank(self, rank: int) -> list[torch.Tensor]:
-        tensors = [self.given[name] for name in "qkv"]
-        if any(x.dim() != rank for x in tensors):
+    def _require_rank(self, rank: int) -> tuple[torch.Tensor, Side, Side]:
+        tensors = self.q, self.k, self.v
+        if any(len(x.shape) != rank for x in tensors):
             self._refuse(f"they must have {rank} dimensions here")
         return tensors
 
     def _refuse(self, rule: str) -> None:
-        shapes = ", ".join(str(tuple(x.shape)) for x in list(self.given.values())[:3])
+        shapes = ", ".join(str(tuple(x.shape)) for x in (self.q, self.k, self.v))
         raise BindError(f"q, k, v have shapes {shapes}: {rule}")
 
     def _heads(self, query_dim: int, key_dim: int) -> None:
-        q, k = self.given["q"], self.given["k"]
+        q, k = self.q, self.k
         heads, shared = q.shape[query_dim], k.shape[key_dim]
         if q.shape[-1] != k.shape[-1]:
             self._refuse("q and k must have the same head size")
@@ -225,11 +246,12 @@ class _Call:
         table, used = self.given.pop("block_table"), self.given.get("seqused_k")
         for name in "kv":
             self.given[name] = copied(self.given[name], table, used if name == "v" else None)
+        self.k, self.v = self.given["k"], self.given["v"]
         self.layout, self.page = DENSE, 0
 
     def _facts(self) -> tuple[Any, ...]:
         """The fields of the form."""
-        q, v = self.given["q"], self.given["v"]
+        q, v = self.q, self.v
         used, table = self.given.get("seqused_k"), self.given.get("block_table")
         return (
             self.layout,
@@ -244,6 +266,9 @@ class _Call:
             self.page,
             None if used is None else used.dtype,
             None if table is None else table.dtype,
+            *_NO_TENSORS,
+            side_of(self.k),
+            side_of(v, self.k),
         )
 
 

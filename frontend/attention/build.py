@@ -11,6 +11,7 @@ import torch
 
 from tilewright.frontend.attention.closure import Closure
 from tilewright.frontend.attention.form import PAGED, RAGGED, Form, Space
+from tilewright.frontend.attention.low_bit import CACHE_NAMES, cached
 from tilewright.frontend.attention.recipe import Recipe
 from tilewright.frontend.attention.source import definition
 from tilewright.frontend.attention.symbols import Symbol, make_symbol
@@ -84,7 +85,7 @@ def _used(ops: Sequence[Op], results: Sequence[Value]) -> tuple[Op, ...]:
 
 # parameters and sizes of the layouts, which closed-over tensors must not be called
 _TAKEN = "q k v seqused_k block_table sinks mask bias first_key end_key sequence first_query"
-_NAMES = (*_TAKEN.split(), *"BHKNMTP")
+_NAMES = (*_TAKEN.split(), *"BHKNMTP", *CACHE_NAMES)
 
 
 def _scores(space: Space) -> tuple[Value, Value]:
@@ -100,6 +101,8 @@ def _scores(space: Space) -> tuple[Value, Value]:
         query = e.reshape(query, (*batch, sizes["k"], sizes["g"], sizes["n"], ONE * inner))
     key, value = _keys(space, "k", inner), _keys(space, "v", outer)
     letters = space.lead.replace("g", "") + "md"
+    if form.keys is not None:
+        query = e.cast(query, tensor_type(key).dtype)
     scores = e.contract(f"{space.lead}nd,{letters}->{space.letters}", query, key)
     return scaled(e, scores, form.scale, ONE * inner), value
 
@@ -107,6 +110,9 @@ def _scores(space: Space) -> tuple[Value, Value]:
 def _keys(space: Space, name: str, width: int) -> Value:
     """Keys or values as [b, k, m, width] ([k, m, width] if ragged)."""
     form, sizes, e = space.form, space.sizes, space.e
+    side = form.keys if name == "k" else form.values
+    if side is not None:
+        return cached(space, name, side)
     if form.layout == RAGGED:
         given = space.parameter(name, (sizes["m"], space.key_heads, ONE * width), form.dtype)
         return e.transpose(given, (1, 0, 2))
@@ -159,6 +165,9 @@ def _dense_limits(space: Space) -> tuple[list[Value], Callable[[], list[Symbol]]
         if form.causal:  # the last query sees the last key
             shift = e.op(m.Sub, used, space.size("n"))
             limits.append(e.compare(column, e.op(m.Add, row, shift), "le"))
+    elif form.causal and (form.keys or form.values):  # as with lengths: the queries are its end
+        shift = e.op(m.Sub, space.size("m"), space.size("n"))
+        limits.append(e.compare(column, e.op(m.Add, row, shift), "le"))
     elif form.causal:
         limits.append(e.compare(row, column, "ge"))
 

@@ -10,6 +10,7 @@ from tilewright.frontend.op_map.emitter import ONE, Emitter
 from tilewright.frontend.torch_dtypes import ir_dtype
 from tilewright.ir import ops_math as m
 from tilewright.ir import ops_tensor as t
+from tilewright.ir.cache_form import CacheForm
 from tilewright.ir.core import Value
 from tilewright.ir.dtypes import I64
 from tilewright.ir.sizes import Size
@@ -22,6 +23,18 @@ Given = tuple[torch.dtype, tuple[bool, ...]]
 
 
 @dataclass(frozen=True)
+class CacheSide:
+    """Keys or values in a low-bit cache; ``zeros``: they have some, else the constant ``zero``.
+    ``shared``: the values are the keys."""
+
+    form: CacheForm
+    scales: torch.dtype
+    zeros: bool
+    zero: int
+    shared: bool = False
+
+
+@dataclass(frozen=True)
 class Form:
     """What decides a program besides the score and mask functions. Batch, heads, lengths, pages
     and documents stay free.
@@ -30,7 +43,8 @@ class Form:
     ``mask`` (bool: take part; else added) and ``bias`` (added) are tensors over the scores, known
     by dtype and by which of their dimensions [B, H, N, M] are 1. ``used`` is the dtype of
     ``seqused_k``, ``table`` that of the block table, ``sinks`` that of the sinks; None: not given.
-    ``heads_last``: the result is [B, N, H, E] (Hugging Face).
+    ``heads_last``: the result is [B, N, H, E] (Hugging Face). ``keys`` and ``values`` say how those
+    lie in a low-bit cache; None: they are tensors.
     """
 
     layout: str
@@ -49,6 +63,8 @@ class Form:
     mask: Given | None = None
     bias: Given | None = None
     heads_last: bool = False
+    keys: CacheSide | None = None
+    values: CacheSide | None = None
 
 
 class Space:

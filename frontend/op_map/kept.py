@@ -12,6 +12,9 @@ KEPT: dict[str, str] = {
     "a contraction with a parameter stays with torch": (
         "bilinear addmm addbmm conv1d conv2d conv3d conv_transpose1d conv_transpose2d lstm gru"
     ),
+    "products with quantised weights have kernels of their own": (
+        "quantized_linear quantized_linears quantized_gated_linear quantized_embedding"
+    ),
     "a table look-up or gather stays with torch": (
         "embedding embedding_bag index_select gather take take_along_dim index_copy index_put "
         "scatter scatter_add index_add index_copy_ index_put_ scatter_ scatter_add_ index_add_ "

@@ -111,7 +111,7 @@ class BlockLowering:
         if value not in self.outer.pair_scalars or self._read_as_numbers(value):
             dtype = self.state.dtype(value)
             dtype = F32 if dtype.is_float and dtype.bits < 32 else dtype
-            shape = [y.inner_block, y.rows]
+            shape = self.state.kept_shape()
             self.scratch["numbers", value] = b.scratch(shape, dtype, f"{value.hint}_kept")
 
     def _read_as_numbers(self, value: Value) -> bool:
@@ -122,6 +122,7 @@ class BlockLowering:
 
     def run(self) -> None:
         """All blocks of this work item."""
+        self.contraction.begin_rows()
         BlockWalk(self.state, self.mask).run(Bodies(self._whole, self._cut))
 
     def _whole(self, first: Value, count: Value) -> None:
@@ -290,9 +291,9 @@ class BlockLowering:
         if not self.info.varies(base):
             return self._block_value(block, base)
         if v in block.stored and self.info.phase[v] < phase:
-            at = [tile.offset, self.state.row_start]
-            kept = self.scratch["numbers", v]
-            return self.build.load(kept, at, [0, 1], self.state.tile_layout, hint=v.hint)
+            at = self.state.kept_at(tile.offset, self.state.row_start)
+            kept, dims = self.scratch["numbers", v], self.state.kept_dims(0, 1)
+            return self.build.load(kept, at, dims, self.state.tile_layout, hint=v.hint)
         if v in self.mask.conditions and not block.masked:
             return self.build.number(True, BOOL)
         if isinstance(op, s.Contract):
@@ -326,7 +327,8 @@ class BlockLowering:
             memory = self.scratch["numbers", value]
             dtype = getattr(memory.type, "dtype", F32)
             x = b(m.Cast, x, dtype=dtype) if self.state.dtype(value) != dtype else x
-            b.store(x, memory, [tile.offset, self.state.row_start], [0, 1])
+            at = self.state.kept_at(tile.offset, self.state.row_start)
+            b.store(x, memory, at, self.state.kept_dims(0, 1))
 
     def _full(self, x: Value) -> Value:
         """A tile of all positions and rows, widened if it did not vary with one of them."""

@@ -36,7 +36,7 @@ class BlockWalk:
     def __init__(self, state: LoweringState, mask: MaskRange) -> None:
         self.state, self.mask = state, mask
         self.build, self.info, self.schedule = state.build, state.info, state.schedule
-        self.unit = state.unit
+        self.unit, self.align = state.unit, state.schedule.align
 
     def run(self, bodies: Bodies) -> None:
         """All blocks of the work item's rows."""
@@ -45,6 +45,8 @@ class BlockWalk:
         span = window.find(b.size(self.info.inner.size))
         if self.info.splits:
             span = window.part(span)
+        first = b.mul(b.div(span[0], self.align), self.align)  # the masks hide what comes before
+        span = (first, *span[1:]) if self.align > 1 else span
         if self.mask.tests:
             self._tested(span, MaskTests(self.state, self.mask, window), bodies)
         else:
@@ -59,7 +61,10 @@ class BlockWalk:
             with b.loop(first, last, size, hint="block") as loop:
                 bodies.cut(loop.counter, b.minimum(b.sub(last, loop.counter), size), last)
             return
-        start = b.minimum(b.maximum(start, first), last)
+        start = b.maximum(start, first)
+        if self.align > 1:
+            start = b.mul(b.div(b.add(start, self.align - 1), self.align), self.align)
+        start = b.minimum(start, last)
         units = b.div(b.maximum(b.sub(end, start), 0), self.unit)
         end = b.add(start, b.mul(units, self.unit))
         with b.loop(start, end, size, hint="block") as loop:

@@ -15,6 +15,8 @@ from tilewright.ir import ops_tile as t
 from tilewright.ir.core import Value
 from tilewright.ir.dtypes import F32
 from tilewright.ir.layout import Layout
+from tilewright.passes.to_tile.cached.info import cached_of
+from tilewright.passes.to_tile.cached.scores import KeyScores
 from tilewright.passes.to_tile.kernel_info import strip_casts
 from tilewright.passes.to_tile.rows import RowLowering
 from tilewright.passes.to_tile.shared_operand import (
@@ -36,12 +38,27 @@ class Contraction:
         self.state, self.rows = state, rows
         self.build, self.schedule = state.build, state.schedule
         self.inner: dict[Value, InnerOperand] = {}
+        self.cached: dict[s.Contract, KeyScores] = {}
         for op in state.info.graph.body.ops:
             if isinstance(op, s.Contract) and not rows.pairs_for(op):
                 self._operand(op)  # here, so that its scratch is known to all blocks
 
+    def begin_rows(self) -> None:
+        """Products with cached keys want the rows as bytes."""
+        if not self.schedule.positions_on_lanes:
+            return
+        for op in self.state.info.graph.body.ops:
+            if isinstance(op, s.Contract):
+                row, inner = self.rows.row_side(op)
+                keys = cached_of(self.state.info, inner)
+                assert keys is not None, "the schedule is for cached keys alone"
+                self.cached[op] = KeyScores(self.state, keys, self.state.packed[row])
+                self.cached[op].begin_rows()
+
     def begin_block(self, first: Value, count: Value, limit: Value) -> None:
         """Converts the shared operands of a block where they cannot be read in place."""
+        for scores in self.cached.values():
+            scores.begin_block(first)
         for operand in self.inner.values():
             operand.begin_block(first, count, limit)
 
@@ -53,6 +70,8 @@ class Contraction:
 
     def tile(self, op: s.Contract, at: Value, limit: Value | None) -> Value:
         """A register tile [positions, rows]; positions at or past ``limit`` repeat the last."""
+        if op in self.cached:
+            return self.cached[op].tile(at, limit)
         if not self.schedule.rows_on_lanes:
             return self._across_lanes(op, at, limit)
         if self.rows.pairs_for(op):

@@ -9,8 +9,11 @@ from tilewright.ir import ops_stream as s
 from tilewright.ir.core import Graph, Op, Value
 from tilewright.ir.dtypes import F64
 from tilewright.ir.errors import UnsupportedError
+from tilewright.ir.ops_cache import CachedStream
+from tilewright.ir.ops_lowbit import StreamDequantize
 from tilewright.ir.sizes import Size, product
 from tilewright.ir.types import Axis, StreamType
+from tilewright.passes.to_tile.lowbit.info import has_packed_weights, weight_axis
 
 
 @dataclass
@@ -83,7 +86,7 @@ class KernelInfo:
 def is_row_kernel(graph: Graph) -> bool:
     """True if every result is a row computed from rows: nothing is summed along a loop or over two
     operands' shared axis, so that the element's axis can lie on lanes."""
-    stream = (s.Reduce, s.Scan, s.Contract)
+    stream = (s.Reduce, s.Scan, s.Contract, StreamDequantize)
     types = [v.type for op in graph.body.ops for v in op.results]
     element = any(isinstance(x, StreamType) and x.element for x in types)
     return element and not any(isinstance(op, stream) for op in graph.body.ops)
@@ -100,6 +103,11 @@ def analyse(graph: Graph) -> KernelInfo:
         return KernelInfo(graph, Axis("", Size.of(1)), (), loops, depends, made=made)
     if not loops:
         raise UnsupportedError(f"{graph.name}: a kernel without a loop")
+    if has_packed_weights(graph):
+        weights = weight_axis(graph)
+        rows = tuple(a for a in loops if a != weights)
+        depends = _depends(graph, "")
+        return KernelInfo(graph, Axis("", Size.of(1)), (weights,), rows, depends, made=made)
     inner = loops[-1]
     if set(reduced) - {inner.name}:
         raise UnsupportedError(f"{graph.name}: reductions over more than one loop")
@@ -118,7 +126,14 @@ def analyse(graph: Graph) -> KernelInfo:
 def _check_dtypes(graph: Graph) -> None:
     for op in graph.body.ops:
         for value in op.results:
-            if isinstance(value.type, StreamType) and value.type.dtype == F64:
+            if not isinstance(value.type, StreamType):
+                continue
+            if not value.type.dtype.addressable:
+                kind = value.type.dtype
+                raise UnsupportedError(
+                    f"{op.name} of {kind}, which memory holds packed only", op.loc
+                )
+            if value.type.dtype == F64:
                 raise UnsupportedError(f"{op.name} in f64: kernels compute in f32", op.loc)
 
 
@@ -130,7 +145,7 @@ def _loops(graph: Graph) -> tuple[Axis, ...]:
 def _depends(graph: Graph, inner: str) -> dict[Value, frozenset[str]]:
     out: dict[Value, frozenset[str]] = {}
     for op in graph.body.ops:
-        if isinstance(op, s.Source):
+        if isinstance(op, s.Source | StreamDequantize | CachedStream):
             found = frozenset(a for dim in op.dims for a in dim)
         elif isinstance(op, s.Index):
             found = frozenset({op.axis})
@@ -148,7 +163,7 @@ def _depends(graph: Graph, inner: str) -> dict[Value, frozenset[str]]:
 
 
 def _is_inner_element(op: Op, depends: dict[Value, frozenset[str]], inner: str) -> bool:
-    if not isinstance(op, s.Source | s.Gather):
+    if not isinstance(op, s.Source | s.Gather | CachedStream):
         return False
     assert isinstance(op.type, StreamType)
     return bool(op.type.element) and inner in depends[op.result]

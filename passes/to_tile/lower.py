@@ -17,11 +17,14 @@ from tilewright.ir.types import BufferType, StreamType, TensorType
 from tilewright.passes.canonicalise import canonicalise_graph
 from tilewright.passes.expand_math import expand_math_graph
 from tilewright.passes.to_tile.block import BlockLowering
+from tilewright.passes.to_tile.cached.info import cached_schedule
 from tilewright.passes.to_tile.kernel_info import KernelInfo, analyse, is_row_kernel
+from tilewright.passes.to_tile.lowbit.info import has_packed_weights
+from tilewright.passes.to_tile.lowbit.kernel import PackedKernel
 from tilewright.passes.to_tile.narrow import narrow_positions
 from tilewright.passes.to_tile.row_kernel import lower_row_kernel
 from tilewright.passes.to_tile.rows import RowLowering
-from tilewright.passes.to_tile.schedule import Schedule, choose_schedule, row_schedule
+from tilewright.passes.to_tile.schedule import Schedule, row_schedule
 from tilewright.passes.to_tile.state import LoweringState
 
 
@@ -57,9 +60,9 @@ def kernel_to_tile(graph: Graph, target: Target, rows: int, units: dict[str, int
     graph = canonicalise_graph(narrow_positions(graph))
     info = analyse(graph)
     check_covered(info)
-    schedule = row_schedule(target) if is_row_kernel(graph) else choose_schedule(target, rows)
+    schedule = row_schedule(target) if is_row_kernel(graph) else cached_schedule(info, target, rows)
     try:
-        program = _Program(info, schedule, units).run(target)
+        program = _Program(info, schedule, units).run(target, rows)
     except VerifyError as error:
         raise UnsupportedError(f"no tile form: {error.message}", error.location) from error
     return canonicalise_graph(expand_math_graph(canonicalise_graph(program)))
@@ -88,9 +91,17 @@ class _Program:
         self.params = tuple(params)
         self.state = LoweringState(info, schedule, buffers)
 
-    def run(self, target: Target) -> Graph:
+    def run(self, target: Target, row_class: int) -> Graph:
         rows = RowLowering(self.state)
-        if is_row_kernel(self.info.graph):
+        grid = [(axis.size, 1) for axis in self.info.grid]
+        if self.info.splits:
+            grid.append((self.info.inner.size, self.schedule.inner_part))
+        grid.append((self.info.row_count, self.schedule.rows))
+        if has_packed_weights(self.info.graph):
+            packed = PackedKernel(self.state, target, row_class)
+            packed.lower(self.sinks)
+            grid = packed.grid
+        elif is_row_kernel(self.info.graph):
             lower_row_kernel(self.state, rows, self.sinks)
         else:
             block = BlockLowering(self.state, rows)
@@ -98,10 +109,6 @@ class _Program:
             block.run()
             rows.finish([sink for sink in self.sinks if not self.info.per_position(sink)])
         body = Region(self.params, tuple(self.state.build.top.ops))
-        grid = [(axis.size, 1) for axis in self.info.grid]
-        if self.info.splits:
-            grid.append((self.info.inner.size, self.schedule.inner_part))
-        grid.append((self.info.row_count, self.schedule.rows))
         attrs = {
             "grid": tuple((size, tile) for size, tile in grid),
             "outputs": len(self.sinks),

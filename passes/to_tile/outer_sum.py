@@ -9,6 +9,8 @@ from tilewright.ir.core import Value
 from tilewright.ir.dtypes import BF16, F32
 from tilewright.ir.layout import Layout
 from tilewright.passes.to_tile.block_range import BlockLike
+from tilewright.passes.to_tile.cached.info import cached_of
+from tilewright.passes.to_tile.cached.sums import ValueSums
 from tilewright.passes.to_tile.kernel_info import strip_casts
 from tilewright.passes.to_tile.rows import RowLowering
 from tilewright.passes.to_tile.shared_operand import (
@@ -38,6 +40,7 @@ class OuterSum:
         self.pair_scalars: set[Value] = set()
         self.pair_vectors: dict[Value, Value] = {}
         self.inner: dict[Value, InnerOperand] = {}
+        self.cached: dict[Value, ValueSums] = {}
         self.turned: Value | None = None
         self.first: Value | None = None  # the position that the packed block starts with
 
@@ -47,6 +50,9 @@ class OuterSum:
         if not y.rows_on_lanes:
             if self.turned is None:
                 self.turned = b.scratch([1, y.rows], F32, "turned")
+            cached = cached_of(self.state.info, vector)
+            if cached is not None and vector not in self.cached:
+                self.cached[vector] = ValueSums(self.state, cached)
             return
         if self._can_pair(scalar, vector):
             self.pair_scalars.add(scalar)
@@ -174,6 +180,11 @@ class OuterSum:
         if rescale is not None:
             assert self.turned is not None
             b.store(rescale, self.turned, [b.index(0), b.index(0)], [0, 1])
+        if vector in self.cached:
+            whole = Layout(2).local(y.rows, 1).replicate(y.lanes)
+            factor = None if rescale is None else self._turned(0, whole)
+            self.cached[vector].accumulate(op, kept, factor, block)
+            return
         length = self.state.info.element(vector)[0].size.constant or 0
         vectors = round_up(length, y.lanes) // y.lanes
         width = min(vectors, y.element_tile)
@@ -217,17 +228,19 @@ class OuterSum:
             if not block.masked and row == 0 and y.prefetch:
                 ahead = {**here, info.inner.name: b.add(here[info.inner.name], y.prefetch)}
                 prefetch_sources(self.state, vector, ahead, {axis.name: 1}, v_layout)
-            p = b.load(kept, [position, b.index(row)], [-1, 0], p_layout, hint="p")
+            where, dims = self.state.kept_at(position, b.index(row)), self.state.kept_dims(-1, 0)
+            p = b.load(kept, where, dims, p_layout, hint="p")
             return b(m.Fma, p, v, total, hint=op.result.hint)
 
         known = None if block.masked else self.state.unit
         acc = b.filled(0.0, F32, layout)
         acc = unrolled(self.state, b.index(0), block.count, y.unroll, acc, step, known)
         old = b.load(sums, at, [0, 1], layout, hint=op.result.hint)
-        factor = None
-        if rescale is not None:
-            assert self.turned is not None
-            factor = b.load(
-                self.turned, [b.index(0), b.index(row)], [-1, 0], p_layout, hint="rescale"
-            )
+        factor = None if rescale is None else self._turned(row, p_layout)
         b.store(add_block(self.state, old, factor, acc), sums, at, [0, 1])
+
+    def _turned(self, row: int, layout: Layout) -> Value:
+        """The factors of some rows from ``row`` on, each in all lanes."""
+        b = self.build
+        assert self.turned is not None
+        return b.load(self.turned, [b.index(0), b.index(row)], [-1, 0], layout, hint="rescale")

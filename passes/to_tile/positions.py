@@ -34,8 +34,9 @@ def _row_by_row(
         b.loop(b.index(0), block.count, lanes, hint="out") as loop,
     ):
         bounds = [(1, "zero", block.count)] if block.masked and lanes > 1 else []
-        dims = [1, -1] if lanes > 1 else [-1, -1]
-        x = b.load(kept, [loop.counter, row], dims, layout, bounds, hint=sink.x.hint)
+        dims = state.kept_dims(1, -1) if lanes > 1 else [-1, -1]
+        where = state.kept_at(loop.counter, row)
+        x = b.load(kept, where, dims, layout, bounds, hint=sink.x.hint)
         _store(state, block, sink, x, at, loop.counter)
 
 

@@ -36,6 +36,10 @@ class Schedule:
     inner_part: int = 768  # positions of a work item where the inner axis can be shared out
     sum_chunk: int = 128  # products added up before they join a longer sum
     prefetch: int = 0  # positions ahead that streamed operands are asked for
+    align: int = 1  # blocks start on multiples of it: cached tokens lie packed (cached/)
+    positions_on_lanes: bool = False  # rows in registers: keys of a cache lie on lanes
+    signed_bytes: bool = False  # the 8-bit dot instruction overflows on unsigned bytes
+    kept_by_row: bool = False  # what phases keep lies [row, position] in scratch
 
 
 def row_classes(target: Target) -> tuple[int, ...]:

@@ -9,6 +9,8 @@ from tilewright.ir import ops_stream as s
 from tilewright.ir.core import Value
 from tilewright.ir.dtypes import F32
 from tilewright.ir.layout import Layout
+from tilewright.passes.to_tile.cached.info import cached_of
+from tilewright.passes.to_tile.cached.unpacked import UnpackedBlock
 from tilewright.passes.to_tile.elements import index_at, rolled
 from tilewright.passes.to_tile.gathers import integer_at, positions_in_memory
 from tilewright.passes.to_tile.rows import RowLowering
@@ -25,7 +27,11 @@ class InnerOperand:
         self.source = self._direct_source()
         self.converted: Value | None = None
         self.first: Value | None = None  # the position that the copy starts with
-        if self.source is None and state.schedule.rows_on_lanes:
+        self.unpacked: UnpackedBlock | None = None
+        cached = cached_of(state.info, value)
+        if cached is not None and state.schedule.rows_on_lanes:
+            self.unpacked = UnpackedBlock(state, cached)
+        elif self.source is None and state.schedule.rows_on_lanes:
             shape = [state.schedule.inner_block, state.padded(self.axis)]
             self.converted = self.build.scratch(shape, F32, f"{value.hint}_block")
 
@@ -40,6 +46,8 @@ class InnerOperand:
         """Fills the converted copy for a block, in whole register tiles (the last ones
         repeated)."""
         self.first = first
+        if self.unpacked is not None:
+            self.unpacked.fill(first, count, limit)
         if self.converted is None:
             return
         b, lanes = self.build, self.state.schedule.lanes
@@ -76,6 +84,10 @@ class InnerOperand:
         """A tile: positions along tile dimension ``dims[0]``, elements along ``dims[1]`` (-1:
         one)."""
         b = self.build
+        if self.unpacked is not None:
+            assert self.first is not None
+            offset = b.sub(at, self.first)
+            return self.unpacked.load(offset, element, dims, layout, self.value.hint)
         if self.source is None:
             assert self.converted is not None and self.first is not None
             offset = b.sub(at, self.first)

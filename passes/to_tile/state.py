@@ -15,6 +15,7 @@ from tilewright.ir.core import Value
 from tilewright.ir.dtypes import I64, DType
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.layout import Layout
+from tilewright.ir.ops_cache import CachedStream
 from tilewright.ir.sizes import Size, product
 from tilewright.ir.types import Axis, StreamType
 from tilewright.passes.to_tile.emitter import TileBuilder
@@ -70,7 +71,8 @@ class LoweringState:
     @property
     def unit(self) -> int:
         """What the positions of a block without bounds are a multiple of."""
-        return math.lcm(self.schedule.inner_tile, self.schedule.lanes)
+        y = self.schedule
+        return math.lcm(y.inner_tile, y.lanes, y.align)
 
     @property
     def tile_layout(self) -> Layout:
@@ -80,7 +82,22 @@ class LoweringState:
             return (
                 Layout(2).local(self.tile_positions, self.tile_rows // y.lanes).spatial(1, y.lanes)
             )
+        if y.positions_on_lanes:
+            return Layout(2).local(1, y.rows).spatial(self.tile_positions, 1)
         return Layout(2).spatial(self.tile_positions, y.rows)
+
+    def kept_shape(self) -> list[int]:
+        """Scratch for a number of every position and row of a block."""
+        y = self.schedule
+        return [y.rows, y.inner_block] if y.kept_by_row else [y.inner_block, y.rows]
+
+    def kept_at(self, position: Value, row: Value) -> list[Value]:
+        """Where it starts at a position and a row."""
+        return [row, position] if self.schedule.kept_by_row else [position, row]
+
+    def kept_dims(self, position: int, row: int) -> list[int]:
+        """Which tile dimensions run along it."""
+        return [row, position] if self.schedule.kept_by_row else [position, row]
 
     @property
     def row_layout(self) -> Layout:
@@ -147,7 +164,7 @@ class LoweringState:
         return b(m.Add, here, self.number_of(at, dtype, layout.rank), hint=hint)
 
     def source_index(
-        self, op: s.Source | s.Sink, at: dict[str, Value]
+        self, op: s.Source | s.Sink | CachedStream, at: dict[str, Value]
     ) -> tuple[list[Value], list[str]]:
         """Start index per dimension from positions of axes (missing ones start at 0), and the axis
         that runs innermost along each dimension."""
@@ -166,8 +183,8 @@ class LoweringState:
             runs.append(dim[-1] if dim else "")
         return indices, runs
 
-    def _axis_sizes(self, op: s.Source | s.Sink) -> dict[str, Size]:
-        type_ = op.type if isinstance(op, s.Source) else op.x.type
+    def _axis_sizes(self, op: s.Source | s.Sink | CachedStream) -> dict[str, Size]:
+        type_ = op.x.type if isinstance(op, s.Sink) else op.type
         assert isinstance(type_, StreamType)
         return {a.name: a.size for a in type_.axes}
 

@@ -12,11 +12,13 @@ from typer.testing import CliRunner
 
 from tests.docs.tour import missing, python_blocks, renewed, shown_blocks
 from tilewright.cli import app
+from tilewright.lowbit import choose_layout
 from tilewright.runtime.backends import kernel_cache
 from tilewright.runtime.settings import settings
 
 ROOT = Path(__file__).parent.parent.parent
 TOUR = ROOT / "docs" / "tour.md"
+PAGES = ["docs/tour.md", "docs/quantize.md", "docs/lowbit.md", "docs/kv_cache.md", "README.md"]
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +57,7 @@ def test_the_tour_shows_what_the_commands_print(update_golden: bool) -> None:
         assert not lost, f"{block.command} does not print this any more:\n" + "\n".join(lost)
 
 
-@pytest.mark.parametrize("page", ["docs/tour.md", "README.md"])
+@pytest.mark.parametrize("page", PAGES)
 def test_the_python_in_the_pages_runs(page: str, tmp_path: Path) -> None:
     found = python_blocks((ROOT / page).read_text(encoding="utf-8"))
     assert found
@@ -63,6 +65,12 @@ def test_the_python_in_the_pages_runs(page: str, tmp_path: Path) -> None:
         path = tmp_path / f"block_{at}.py"  # a file, because Dynamo reads the source
         path.write_text(text, encoding="utf-8")
         runpy.run_path(str(path))
+
+
+def test_the_costs_of_packings_are_those_shown() -> None:
+    page = (ROOT / "docs" / "lowbit.md").read_text(encoding="utf-8")
+    choice = choose_layout("u6", 32, activation="int8", target="znver4")
+    assert choice.explain() in page
 
 
 PAGE = """

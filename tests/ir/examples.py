@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tests.ir.formulas import BINARY, PLAIN, UNARY
+from tests.ir.shared_programs import SHARED, UNDEFINED
 from tilewright.ir.core import Module, Op
 from tilewright.ir.parser import parse
 
@@ -129,6 +130,10 @@ def _examples() -> Iterator[Example]:
     yield from _stream_examples()
     yield from _tile_examples()
     yield from _index_examples()
+    for name, lines in SHARED.items():
+        yield _tile(name, lines, T, want=T)
+    # which has a value only lane by lane
+    yield _tile("tile.undefined", UNDEFINED, T, want=None, out="1 x 8")
 
 
 def _tensor_examples() -> Iterator[Example]:

@@ -102,3 +102,23 @@ BINARY: dict[str, Callable[..., float]] = {
     "smaller": lambda a, b: a if a < b else b,
     "scale2": _scale2,
 }
+
+
+def _bits(f: Callable[[int, int], int]) -> Callable[[int, int, int, bool], int]:
+    """A function of patterns of so many bits as one of integers, which may have a sign."""
+
+    def of_integers(a: int, b: int, bits: int, signed: bool) -> int:
+        whole = 1 << bits
+        pattern = f(a % whole, b % whole) % whole
+        return pattern - whole if signed and pattern >= whole // 2 else pattern
+
+    return of_integers
+
+
+BITS: dict[str, Callable[[int, int, int, bool], int]] = {
+    "bit_and": _bits(lambda a, b: a & b),
+    "bit_or": _bits(lambda a, b: a | b),
+    "bit_xor": _bits(lambda a, b: a ^ b),
+    "shift_left": _bits(lambda a, b: a << b),
+    "shift_right": _bits(lambda a, b: a >> b),
+}

@@ -104,7 +104,11 @@ def test_rounding_is_idempotent_and_held_in_the_host(dtype: DType) -> None:
     np.testing.assert_array_equal(dtype.round(once), once)
 
 
-@pytest.mark.parametrize("dtype", [d for d in TABLE.values() if d.is_float], ids=str)
+# With a mantissa of no bits, or 1 the smallest denormal, 1 is odd and half a step goes up.
+EVEN_ONE = [d for d in TABLE.values() if d.is_float and d.mantissa and d.name != "f3e1m1"]
+
+
+@pytest.mark.parametrize("dtype", EVEN_ONE, ids=str)
 def test_epsilon_is_the_step_at_one(dtype: DType) -> None:
     one = np.float64(1)
     assert rounded(dtype, one + dtype.epsilon) == 1 + dtype.epsilon

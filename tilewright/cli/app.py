@@ -8,7 +8,18 @@ import typer
 from typer.core import TyperGroup
 
 import tilewright
-from tilewright.cli import bench, cache, compile, doctor, explain, opt, run, simulate
+from tilewright.cli import (
+    bench,
+    cache,
+    checkpoint,
+    compile,
+    doctor,
+    explain,
+    layout,
+    opt,
+    run,
+    simulate,
+)
 from tilewright.cli.output import complain, friendly_warnings, say
 from tilewright.ir.errors import TilewrightError
 
@@ -58,10 +69,12 @@ app.command("compile")(compile.compile_)
 app.command("opt")(opt.opt)
 app.command("explain")(explain.explain)
 app.command("simulate")(simulate.simulate)
+app.command("layout")(layout.layout)
 app.command("doctor")(doctor.show)
 _PASSED_ON = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 app.command("bench", context_settings=_PASSED_ON)(bench.bench)
 app.add_typer(cache.app, name="cache")
+app.add_typer(checkpoint.app, name="checkpoint")
 
 
 def main() -> None:

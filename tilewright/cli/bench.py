@@ -7,13 +7,14 @@ import sys
 
 import typer
 
-WHAT = ("attention", "cross_entropy", "demo", "masks", "readme")
+WHAT = ("attention", "cross_entropy", "demo", "kv_cache", "lowbit", "masks", "readme", "simulator")
 
 
 def bench(
     context: typer.Context,
     what: str = typer.Argument(
-        help="What to measure: attention, cross_entropy, demo, masks, readme (the table)."
+        help="What to measure: attention, cross_entropy, demo, kv_cache, lowbit, masks, "
+        "simulator; or readme (the table)."
     ),
 ) -> None:
     """Measure against PyTorch; options after the name go to it (``--json``, ``--save``, …)."""

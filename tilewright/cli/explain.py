@@ -92,12 +92,32 @@ def _show_kernel(kernel: KernelFacts, target: str) -> None:
     say(f"  {plural(len(kernel.channels), 'channel')}, the deepest holds {kernel.deepest} elements")
     channels = [(c.name, c.depth) for c in kernel.channels]
     table(("channel", "depth"), channels, right=("depth",), indent=4)
-    if kernel.layouts and not kernel.inner:
+    if kernel.packed:
+        _show_packed(kernel, target)
+    elif kernel.layouts and not kernel.inner:
         say(f"  a row's elements on lanes, {kernel.layouts[0].schedule.rows} rows a work item")
     elif kernel.layouts:
         say(f"  layouts for {target}, chosen by the number of rows at the call")
         columns = ("rows", "layout", "rows a block", "register tile", "block of the stream")
         table(columns, [_layout_row(layout) for layout in kernel.layouts], indent=4)
+
+
+def _show_packed(kernel: KernelFacts, target: str) -> None:
+    """Schedules of packed weights, and why the bits lie as they do."""
+    say(f"  layouts for {target}: rows in registers, the weights' rows on lanes")
+    columns = ("rows", "register tile", "rows of a work item")
+    rows = [
+        (
+            f"up to {facts.up_to_rows}" if facts.up_to_rows else "any number",
+            f"{facts.schedule.rows} x {facts.schedule.vectors * facts.schedule.lanes}",
+            str(facts.schedule.item_rows),
+        )
+        for facts in kernel.packed
+    ]
+    table(columns, rows, indent=4)
+    for text in kernel.packings:
+        for line in text.splitlines():
+            say(f"  {line}")
 
 
 def _show_loop(kind: str, axes: Sequence[str], meaning: str) -> None:

@@ -10,9 +10,12 @@ from tilewright.ir.target import Target
 from tilewright.ir.types import Axis
 from tilewright.passes.canonicalise import canonicalise_graph
 from tilewright.passes.channels import Channel, find_channels
+from tilewright.passes.choose_layout import choose_layout
 from tilewright.passes.pipeline import TO_KERNELS, run_passes
 from tilewright.passes.reorder import MOST_ROUNDS, RULES
 from tilewright.passes.to_tile.kernel_info import KernelInfo, analyse, is_row_kernel
+from tilewright.passes.to_tile.lowbit.info import has_packed_weights, packed_products
+from tilewright.passes.to_tile.lowbit.schedule import PackedSchedule, packed_schedule
 from tilewright.passes.to_tile.lower import kernel_to_tile
 from tilewright.passes.to_tile.mask_range import Bound, find_mask_range
 from tilewright.passes.to_tile.schedule import (
@@ -54,6 +57,14 @@ class LayoutFacts:
 
 
 @dataclass(frozen=True)
+class PackedFacts:
+    """How weights of few bits are read: the schedule of every row class, the packings' costs."""
+
+    up_to_rows: int
+    schedule: PackedSchedule
+
+
+@dataclass(frozen=True)
 class KernelFacts:
     """One kernel: loops, channels, mask intervals, layouts; why it has no machine code, if so.
 
@@ -71,6 +82,8 @@ class KernelFacts:
     intervals: tuple[str, ...] = ()
     tests: tuple[str, ...] = ()
     layouts: tuple[LayoutFacts, ...] = ()
+    packed: tuple[PackedFacts, ...] = ()
+    packings: tuple[str, ...] = ()
     problem: str = ""
 
 
@@ -156,14 +169,40 @@ def _kernel(graph: Graph, target: Target) -> KernelFacts:
         tuple(_interval(info, bound) for bound in mask.bounds),
         tuple(f"%{test.hint}" for test in mask.tests),
         _layouts(graph, target),
+        _packed(graph, target),
+        _packings(graph, target),
     )
 
 
 def _layouts(graph: Graph, target: Target) -> tuple[LayoutFacts, ...]:
     """The schedule of every row class; rows computed by themselves have one class."""
+    if has_packed_weights(graph):
+        return ()
     if is_row_kernel(graph):
         return (LayoutFacts(0, row_schedule(target)),)
     return tuple(LayoutFacts(rows, choose_schedule(target, rows)) for rows in row_classes(target))
+
+
+def _packed(graph: Graph, target: Target) -> tuple[PackedFacts, ...]:
+    """The schedule of every row class of a kernel with packed weights."""
+    if not has_packed_weights(graph):
+        return ()
+    count = len(packed_products(graph))
+    classes = row_classes(target)
+    return tuple(PackedFacts(rows, packed_schedule(target, rows, count)) for rows in classes)
+
+
+def _packings(graph: Graph, target: Target) -> tuple[str, ...]:
+    """For every packed weight its packing, and what the alternatives cost."""
+    if not has_packed_weights(graph):
+        return ()
+    found = []
+    for product in packed_products(graph):
+        activation = "int8" if product.integer else "float"
+        dtype, group = product.weights.dtype, product.packing.group
+        choice = choose_layout(dtype, group, target, activation=activation)
+        found.append(f"packed as {product.packing}; the costs of all packings:\n{choice.explain()}")
+    return tuple(found)
 
 
 def _axes(axes: tuple[Axis, ...]) -> tuple[str, ...]:

@@ -48,9 +48,10 @@ class InputShape:
 
 def named_dtype(name: str) -> DType:
     """A dtype by name. Raises SettingError with the known names."""
-    if name not in TABLE:
-        raise SettingError(f"unknown dtype {name!r}; known: {', '.join(TABLE)}")
-    return TABLE[name]
+    known = {row.name: row for row in TABLE.values() if row.addressable}
+    if name not in known:
+        raise SettingError(f"unknown dtype {name!r}; known: {', '.join(known)}")
+    return known[name]
 
 
 _INPUT = re.compile(r"(\d+(?:x\d+)*)?(?::(\w+))?", re.ASCII)

@@ -1,0 +1,116 @@
+"""The figures of low-bit products, as a command: ``python -m tilewright.bench.lowbit``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Annotated
+
+import torch
+import typer
+
+from tilewright.bench import lowbit_workloads as w
+from tilewright.bench import machine
+from tilewright.bench.command import AsJson, Quick, Save, Seconds, deliver
+from tilewright.bench.lowbit_peers import has_onnxruntime
+from tilewright.bench.lowbit_workloads import Problem, Shape
+from tilewright.bench.records import Comparison, Goal, Quantity, Record
+from tilewright.bench.timing import QUICK, Effort
+from tilewright.lowbit import bits_of, code_dtypes
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+NO_GOAL = Goal()
+READING_GOAL = Goal(1.5, 1.15)
+FORMAT_GOAL = Goal(1.6, 1.2)
+DENSE_GOAL = Goal(1.0)
+
+# each with its goals on a machine with AVX-512, and on one without
+PEERS: tuple[tuple[Problem, Goal, Goal], ...] = (
+    (Problem(1, 4, "int8", "onnxruntime"), Goal(1.8), Goal(1.0)),
+    (Problem(1, 8, "int8", "onnxruntime"), Goal(1.7), Goal(1.0)),
+    (Problem(1, 2, "int8", "onnxruntime"), Goal(2.0), Goal(1.2)),
+    (Problem(16, 4, "int8", "onnxruntime"), Goal(2.0, 2.5), Goal(1.0, 1.3)),
+    (Problem(256, 4, "int8", "onnxruntime"), Goal(1.5, 2.5), Goal(1.0, 1.3)),
+    (Problem(1, 4, "float", "onnxruntime"), Goal(2.5), Goal(2.0)),
+    (Problem(1, 4, "float", "torch int4 bf16"), Goal(1.5), Goal(1.5)),
+)
+
+
+@app.command()
+def lowbit(
+    as_json: AsJson = False,
+    save: Save = False,
+    quick: Quick = False,
+    only: Annotated[str, typer.Option(help="Only what has this in its name.")] = "",
+    seconds: Seconds = 4.0,
+) -> None:
+    """Measures products with quantised weights against onnxruntime, torch and memory itself."""
+    if save and (quick or only):
+        raise typer.BadParameter("only a whole run is saved: leave out --quick and --only")
+    record = run(Effort(seconds=seconds), quick=quick, only=only)
+    deliver(record, as_json, save)
+
+
+def run(effort: Effort, *, quick: bool = False, only: str = "") -> Record:
+    """All figures with ``only`` in their names. ``quick`` holds nothing to its goals."""
+    torch.set_num_threads(machine.THREADS)
+    date = machine.now()
+    here = machine.measure_machine(machine.describe_machine(), quick)
+    effort = QUICK if quick else effort
+    shape = Shape(256, 512) if quick else Shape()
+    with torch.inference_mode():
+        rows = (
+            *_beside_peers(shape, effort, here.wide, only),
+            *_beside_dense(shape, effort, quick, only),
+        )
+        figures = (*_widths(shape, effort, only), *_formats(shape, effort, only))
+    details = {"onnxruntime": has_onnxruntime(), "shape": vars(shape)}
+    record = Record("lowbit", date, here, rows, figures, details)
+    return record.without_goals() if quick else record
+
+
+def _said(name: str, only: str) -> bool:
+    """Whether a figure is wanted; names it on the way."""
+    if only not in name:
+        return False
+    typer.secho(name, err=True, dim=True)
+    return True
+
+
+def _beside_peers(shape: Shape, effort: Effort, wide: bool, only: str) -> Iterator[Comparison]:
+    for problem, with_avx512, without in PEERS:
+        goal = with_avx512 if wide else without
+        if problem.peer == "onnxruntime" and not has_onnxruntime():
+            typer.secho(f"{problem.name}: onnxruntime is not installed", err=True)
+        elif _said(f"{problem.name}, {problem.peer}", only):
+            yield w.compare(replace(problem, goal=goal), shape, effort, machine.THREADS)
+
+
+def _beside_dense(shape: Shape, effort: Effort, quick: bool, only: str) -> Iterator[Comparison]:
+    for bits in range(1, 9):
+        problem = Problem(8 if quick else 256, bits, "float", "torch f32", DENSE_GOAL)
+        if _said(f"{problem.name}, {problem.peer}", only):
+            yield w.compare(problem, shape, effort, machine.THREADS)
+
+
+def _widths(shape: Shape, effort: Effort, only: str) -> Iterator[Quantity]:
+    for bits in range(1, 9):
+        name = f"M=1, u{bits}, int8: time, as a multiple of reading its bytes"
+        if _said(name, only):
+            found = w.against_reading(shape, bits, "int8", effort)
+            goal = READING_GOAL if bits >= 3 else NO_GOAL
+            yield Quantity(name, found.pop("value"), "times", goal, found)
+
+
+def _formats(shape: Shape, effort: Effort, only: str) -> Iterator[Quantity]:
+    """Every float format, and nf4."""
+    for name in (*code_dtypes("float"), *code_dtypes("table")):
+        bits = bits_of(name)
+        title = f"M=1, {name}: time, as a multiple of u{bits}'s"
+        if _said(title, only):
+            found = w.against_integer(shape, name, bits, effort)
+            yield Quantity(title, found.pop("value"), "times", FORMAT_GOAL, found)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,1 @@
+"""Quantising the layers of a model, and multiplying by quantised weights."""

@@ -1,0 +1,97 @@
+"""Codes as f32, one in each lane: by a table in registers, or from their bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from tilewright.ir import ops_math as m
+from tilewright.ir.core import Value
+from tilewright.ir.dtypes import F32, I32, DType
+from tilewright.ir.layout import Layout
+from tilewright.ir.ops_lowbit import Lookup, View, decoded
+from tilewright.ir.packing import Packing
+from tilewright.ir.target import Target
+from tilewright.passes.to_tile.emitter import TileBuilder
+from tilewright.passes.to_tile.lowbit.cost import slots
+from tilewright.passes.to_tile.lowbit.unpack import code_moves, constant, emit_moves
+
+MAGIC = 0x4B000000  # the bits of 2**23, whose mantissa counts in ones
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Gives code number ``code`` of a chunk, less the constant zero, as a tile of f32.
+
+    ``way`` is ``table``, ``integer`` or ``float``.
+    """
+
+    way: str
+    packing: Packing
+    dtype: DType
+    zero: int
+
+    def emit(self, b: TileBuilder, words: Sequence[Value], code: int) -> Value:
+        return _WAYS[self.way](self, b, words, code)
+
+    def instructions(self, target: Target) -> int:
+        """Of a chunk."""
+        b = TileBuilder()
+        words = [b.filled(0, I32, Layout(2).spatial(1, 4)) for _ in range(self.packing.words)]
+        for code in range(self.packing.chunk):
+            self.emit(b, words, code)
+        return sum(slots(op, target) for op in b.top.ops)
+
+
+@lru_cache(maxsize=1024)
+def decoder(packing: Packing, dtype: DType, zero: int, target: Target) -> Decoder:
+    """The way with the fewest instructions for a dtype on a target."""
+    signed = dtype.is_float and dtype.bits == 1 + dtype.exponent + dtype.mantissa
+    ways = ["integer"] if dtype.is_int else ["float"] if signed else []
+    if not ways or target.lanes > 4:
+        ways.append("table")
+    found = [Decoder(way, packing, dtype, zero) for way in ways]
+    return min(found, key=lambda d: d.instructions(target))
+
+
+def table_values(dtype: DType, bits: int, zero: int) -> tuple[float, ...]:
+    """What every code stands for."""
+    codes = np.arange(1 << bits, dtype=np.uint8)
+    return tuple(float(v) for v in decoded(codes, dtype) - zero)
+
+
+def _by_table(d: Decoder, b: TileBuilder, words: Sequence[Value], code: int) -> Value:
+    loose = (1 << 32) - (1 << d.packing.bits)
+    index = emit_moves(b, words, code_moves(d.packing, code), loose)
+    values = table_values(d.dtype, d.packing.bits, d.zero)
+    return b(Lookup, index, values=values, hint="w")
+
+
+def _by_integer(d: Decoder, b: TileBuilder, words: Sequence[Value], code: int) -> Value:
+    """The code as the lowest bits of 2**23 + code, which is exact."""
+    bits = emit_moves(b, words, code_moves(d.packing, code))
+    bits = b(m.BitOr, bits, constant(b, MAGIC), hint="bits")
+    large = b(View, bits, dtype=F32, layout=bits.type.layout, hint="large")  # type: ignore[union-attr]
+    return b(m.Sub, large, b.number(float(2**23 + d.zero), F32), hint="w")
+
+
+def _by_float(d: Decoder, b: TileBuilder, words: Sequence[Value], code: int) -> Value:
+    """Sign, exponent and mantissa at the places that f32 has them; the exponent's other bias is a
+    factor. Denormals come out right, because a multiplication makes them."""
+    mantissa, width = d.dtype.mantissa, d.packing.bits - 1
+    places = [*range(23 - mantissa, 23 - mantissa + width), 31]
+    bits = emit_moves(b, words, code_moves(d.packing, code, places))
+    small = b(View, bits, dtype=F32, layout=bits.type.layout, hint="small")  # type: ignore[union-attr]
+    bias = (1 << (d.dtype.exponent - 1)) - 1
+    large = b(m.Mul, small, b.number(2.0 ** (127 - bias), F32), hint="w")
+    return b(m.Sub, large, b.number(float(d.zero), F32), hint="w") if d.zero else large
+
+
+_WAYS: dict[str, Callable[[Decoder, TileBuilder, Sequence[Value], int], Value]] = {
+    "table": _by_table,
+    "integer": _by_integer,
+    "float": _by_float,
+}

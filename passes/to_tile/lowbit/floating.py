@@ -1,0 +1,84 @@
+"""Products with activations in f32: codes become f32 in registers, a group is summed, then
+scaled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tilewright.ir import ops_math as m
+from tilewright.ir import ops_stream as s
+from tilewright.ir.core import Value
+from tilewright.ir.dtypes import F32
+from tilewright.ir.target import Target
+from tilewright.passes.to_tile.lowbit.decode import decoder
+from tilewright.passes.to_tile.lowbit.info import PackedProduct
+from tilewright.passes.to_tile.lowbit.schedule import PackedSchedule
+from tilewright.passes.to_tile.lowbit.tiles import (
+    Place,
+    load_column,
+)
+from tilewright.passes.to_tile.lowbit.walk import GroupBody, Tiles, Units, walk_groups
+from tilewright.passes.to_tile.lowbit.weights import WeightStream
+from tilewright.passes.to_tile.state import LoweringState
+
+
+class FloatProduct:
+    """The sums of one product for a register tile of each vector."""
+
+    def __init__(
+        self,
+        state: LoweringState,
+        product: PackedProduct,
+        schedule: PackedSchedule,
+        target: Target,
+    ) -> None:
+        assert isinstance(product.activations, s.Source)
+        self.b, self.shapes, self.product = state.build, schedule.shapes, product
+        weights = product.weights
+        self.packing = product.packing
+        self.stream = WeightStream(state, product, schedule)
+        self.x = state.buffers[product.activations.tensor]
+        zero = weights.zero if self.stream.zeros is None else 0
+        self.group_zeros: Tiles = []
+        self.decoder = decoder(self.packing, weights.dtype, zero, target)
+
+    def run(self, place: Place) -> Tiles:
+        """[rows, lanes] in f32 for each vector."""
+        p = self.packing
+        group = max(1, min(p.group, self.product.length))
+        slots = p.padded_group
+        units = Units(group, p.chunk, slots, self.product.length)
+        zeros = [self.b.filled(0.0, F32, self.shapes.sums) for _ in place.blocks]
+        body = GroupBody(
+            lambda group: self.start(place, zeros, group),
+            lambda sums, chunk, units, first: self.chunk(place, sums, chunk, units, first),
+            lambda totals, sums, group: self.finish(place, totals, sums, group),
+        )
+        return walk_groups(self.b, units, body, zeros)
+
+    def start(self, place: Place, zeros: Tiles, group: Value) -> Tiles:
+        """The sums of a group, and the zeros that its codes lose."""
+        self.group_zeros = []
+        if self.stream.zeros is not None:
+            self.group_zeros = [self.stream.zero(block, group) for block in place.blocks]
+        return list(zeros)
+
+    def chunk(
+        self, place: Place, sums: Tiles, chunk: Value, units: Sequence[int], first: Value
+    ) -> Tiles:
+        b, words, sums = self.b, self.stream.chunk(place, chunk), list(sums)
+        for number, unit in enumerate(units):
+            x = load_column(b, self.shapes, self.x, place, b.add(first, number))
+            for at, given in enumerate(words):
+                w = self.decoder.emit(b, given, unit)
+                if self.group_zeros:
+                    w = b(m.Sub, w, self.group_zeros[at], hint="w")
+                sums[at] = b(m.Fma, x, w, sums[at], hint="sum")
+        return sums
+
+    def finish(self, place: Place, totals: Tiles, sums: Tiles, group: Value) -> Tiles:
+        b, out = self.b, []
+        for block, before, tile in zip(place.blocks, totals, sums, strict=True):
+            scale = self.stream.scale(block, group)
+            out.append(b(m.Fma, tile, scale, before, hint="total"))
+        return out

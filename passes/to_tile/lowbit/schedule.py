@@ -1,0 +1,46 @@
+"""Tile sizes of kernels with packed weights, from the target's registers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tilewright.ir.target import Target
+from tilewright.passes.to_tile.lowbit.tiles import TileShapes
+
+PREFETCH = 256  # words: 1 KB further on in each stream of codes
+
+
+@dataclass(frozen=True)
+class PackedSchedule:
+    """``vectors`` blocks of weights side by side, ``rows`` rows of activations in registers,
+    ``item_rows`` rows of a work item; ``prefetch`` words ahead of a stream are asked for."""
+
+    lanes: int
+    vectors: int
+    rows: int
+    item_rows: int
+    prefetch: int = 0
+
+    @property
+    def shapes(self) -> TileShapes:
+        return TileShapes(self.rows, self.lanes)
+
+
+def packed_schedule(target: Target, rows: int, products: int) -> PackedSchedule:
+    """For up to ``rows`` rows (0: many) and some products with the same rows.
+
+    Every row and vector has a group's sum and a total in registers; codes being unpacked, scales
+    and masks need a few more.
+    """
+    if target.lanes == 1:  # plain loops: every row more is text to compile, and work for one row
+        return PackedSchedule(1, 1, 2, 96)
+    room = (target.registers - 6) // 2 // products
+    if rows and rows <= 8:
+        tile = min(rows, max(1, room))
+        vectors = max(1, min(4, room // tile))
+        item = -(-rows // tile) * tile
+        return PackedSchedule(target.lanes, vectors, tile, item, PREFETCH)
+    # codes unpacked once serve all rows, activations broadcast once all vectors: about a square
+    vectors = 3 if room >= 12 else 2 if room >= 6 else 1
+    tile = max(1, min(room // vectors, 4))
+    return PackedSchedule(target.lanes, vectors, tile, tile * max(1, 96 // tile))

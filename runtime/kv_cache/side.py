@@ -1,0 +1,158 @@
+"""The keys or the values of a cache: memory that grows, new tokens quantised into it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from tilewright.ir.cache_form import BLOCK, CacheForm
+from tilewright.ir.errors import BindError
+from tilewright.runtime.kv_cache.quantise import Coded, quantise
+from tilewright.runtime.kv_cache.tokens import CachedTokens
+from tilewright.runtime.kv_cache.words import clear_from, write_keys, write_values
+
+
+@dataclass(frozen=True)
+class New:
+    """Tokens from number ``start`` on, as they came and as codes."""
+
+    start: int
+    x: torch.Tensor
+    coded: Coded
+
+
+class Side:
+    """Tokens of one form. ``symmetric``: signed codes without zeros."""
+
+    def __init__(
+        self,
+        form: CacheForm,
+        symmetric: bool,
+        lead: tuple[int, int],
+        scale_dtype: torch.dtype,
+        name: str,
+    ) -> None:
+        self.form, self.symmetric, self.name = form, symmetric, name
+        self.length, self.capacity = 0, 0
+        self.words = _zeros((*lead, 0, form.columns), torch.int32)
+        beside = (*lead, *form.scale_shape(0))
+        self.scales = _zeros(beside, scale_dtype)
+        self.zeros = None if symmetric else _zeros(beside, scale_dtype)
+        # tokens of a group that is not full yet
+        self.open = _zeros((*lead, 0, form.width), torch.float32)
+        self._seen: CachedTokens | None = None  # what attention reads, until something changes
+
+    def reserve(self, tokens: int) -> None:
+        """Memory for so many tokens."""
+        if tokens <= self.capacity:
+            return
+        self._seen = None
+        self.capacity = -(-tokens // BLOCK) * BLOCK
+        self.words = _grown(self.words, 2, self.form.rows(self.capacity))
+        dim = 3 if self.form.by == "token" else 2
+        size = self.form.scale_shape(self.capacity)[dim - 2]
+        self.scales = _grown(self.scales, dim, size)
+        if self.zeros is not None:
+            self.zeros = _grown(self.zeros, dim, size)
+
+    def code(self, x: torch.Tensor) -> New:
+        """Codes for x [batch, heads, tokens, width] behind what is there; changes nothing."""
+        start = self.length
+        if self.form.by == "channel":  # the open group again, with what joins it
+            start -= self.open.shape[2]
+            x = torch.cat((self.open.to(x.dtype), x), 2)
+        coded = quantise(x, self.form, self.symmetric, self.scales.dtype, self.name)
+        return New(start, x, coded)
+
+    def append(self, new: New) -> None:
+        """Takes in what ``code`` made."""
+        self._seen = None
+        start, x, coded = new.start, new.x, new.coded
+        stop = start + x.shape[2]
+        if stop > self.capacity:
+            self.reserve(max(stop, 2 * self.capacity, 4 * BLOCK))
+        if start < self.length:
+            clear_from(self.form, self.words, start)
+        write = write_keys if self.form.keys else write_values
+        write(self.form, self.words, coded.codes, start)
+        self._beside(self.scales, coded.scales, start)
+        if self.zeros is not None and coded.zeros is not None:
+            self._beside(self.zeros, coded.zeros, start)
+        self.length = stop
+        if self.form.by == "channel":
+            kept = stop % self.form.group
+            self.open = x[:, :, x.shape[2] - kept :].clone()
+
+    def _beside(self, memory: torch.Tensor, new: torch.Tensor, start: int) -> None:
+        if self.form.by == "token":
+            memory[..., start : start + new.shape[3]] = new
+        else:
+            first = start // self.form.group
+            memory[:, :, first : first + new.shape[2]] = new
+
+    def check_cut(self, length: int) -> None:
+        """BindError if tokens before ``length`` cannot be kept without the others: by channel a
+        group's scales were made for all of its tokens, unless it is still open."""
+        first = self.length - self.open.shape[2]
+        if self.form.by == "channel" and length % self.form.group and length < first:
+            raise BindError(
+                f"{self.name}: {length} tokens are no whole groups of {self.form.group}; truncate "
+                "to a multiple of it"
+            )
+
+    def truncate(self, length: int) -> None:
+        """Forgets the tokens from number ``length`` on, which ``check_cut`` allows."""
+        self._seen = None
+        if self.form.by == "channel":
+            first = self.length - self.open.shape[2]
+            if length <= first:
+                self.open = self.open[:, :, :0]
+            else:
+                self._reopen(length, first)
+                return
+        clear_from(self.form, self.words, length)
+        self.length = length
+
+    def _reopen(self, length: int, first: int) -> None:
+        """Makes the open group anew from fewer of its tokens."""
+        kept = self.open[:, :, : length - first].clone()
+        self.open = self.open[:, :, :0]
+        clear_from(self.form, self.words, first)
+        self.length = first
+        self.append(self.code(kept))
+
+    def tokens(self) -> CachedTokens:
+        """What attention reads: views, nothing is copied."""
+        if self._seen is None:
+            self._seen = self._views()
+        return self._seen
+
+    def _views(self) -> CachedTokens:
+        rows, columns = self.form.scale_shape(self.length)
+        zeros = None if self.zeros is None else self.zeros[:, :, :rows, :columns]
+        zero = 1 << (self.form.bits - 1) if self.symmetric else 0
+        scales = self.scales[:, :, :rows, :columns]
+        return CachedTokens(self.form, self.length, self.words, scales, zeros, zero)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held, reserved ones included."""
+        held = [self.words, self.scales, self.open, *([] if self.zeros is None else [self.zeros])]
+        return sum(x.numel() * x.element_size() for x in held)
+
+
+def _zeros(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """Memory that can be written with and without torch.inference_mode()."""
+    with torch.inference_mode(False):
+        return torch.zeros(shape, dtype=dtype)
+
+
+def _grown(memory: torch.Tensor, dim: int, size: int) -> torch.Tensor:
+    """A longer tensor of zeros with what was there at its start."""
+    shape = list(memory.shape)
+    shape[dim] = size
+    out = _zeros(shape, memory.dtype)
+    out.narrow(dim, 0, memory.shape[dim]).copy_(memory)
+    return out

@@ -1,0 +1,23 @@
+"""Which way of keeping a layer's tokens is the cheapest on this machine."""
+
+from __future__ import annotations
+
+from tilewright.ir.errors import SettingError
+from tilewright.passes.rematerialise import ABSORBED, KEYS_AND_VALUES, REMADE, Balance, Layer
+from tilewright.runtime.targets import host_target
+
+
+def choose_way(
+    layer: Layer, rows: int, tokens: int, most_bytes: float | None, way: str | None
+) -> str:
+    """``way`` if it is given and there is one for this layer (SettingError), else the fastest that
+    keeps at most ``most_bytes`` for a token (UnsupportedError if none does)."""
+    known = layer.costs(rows, tokens)
+    if way is None:
+        return layer.choose(rows, tokens, Balance.of(host_target()), most_bytes)
+    if way not in known:
+        raise SettingError(f"way={way!r}; this layer has: {', '.join(known)}")
+    return way
+
+
+__all__ = ["ABSORBED", "KEYS_AND_VALUES", "REMADE", "Layer", "choose_way"]

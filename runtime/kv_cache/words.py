@@ -1,0 +1,111 @@
+"""Codes of new tokens as words, in torch: a few operations however many tokens there are."""
+
+from __future__ import annotations
+
+import torch
+
+from tilewright.ir.cache_form import LANES, CacheForm
+from tilewright.ir.packing import QUAD
+
+FEW = 4  # tokens that are written one by one instead of as a chunk
+
+
+def split(x: torch.Tensor, dim: int, sizes: tuple[int, ...]) -> torch.Tensor:
+    """A view with a dimension as several."""
+    at = dim % x.dim()
+    return x.view(*x.shape[:at], *sizes, *x.shape[at + 1 :])
+
+
+def quads(codes: torch.Tensor, planes: tuple[int, ...]) -> torch.Tensor:
+    """Codes [..., chunk] as words [..., words] of ``Packing.quads``.
+
+    Plane by plane: quad k // 4 of a plane of f bits lies in word quad // (8 / f), k mod 4 says in
+    which byte of it, quad mod (8 / f) how far up in the byte.
+    """
+    wide, low, found = codes.int(), 0, []
+    for width in planes:
+        fields = 8 // width
+        plane = (wide >> low) & ((1 << width) - 1)
+        shaped = split(plane, -1, (-1, fields, QUAD))
+        up = 8 * torch.arange(QUAD) + width * torch.arange(fields)[:, None]
+        moved = shaped << up.int()
+        found.append(moved.sum((-2, -1), dtype=torch.int32))  # no two have a bit in common
+        low += width
+    return torch.cat(found, -1)
+
+
+def key_words(form: CacheForm, codes: torch.Tensor) -> torch.Tensor:
+    """Codes [batch, heads, tokens, width] as [batch, heads, tokens, columns / 16]: a lane each."""
+    p = form.packing
+    groups, chunks = p.groups(form.width), p.chunks(form.width)
+    short = groups * p.group - form.width
+    even = torch.nn.functional.pad(codes, (0, short))
+    even = split(even, -1, (groups, p.group))
+    padded = torch.nn.functional.pad(even, (0, p.padded_group - p.group)).flatten(-2)
+    padded = torch.nn.functional.pad(padded, (0, chunks * p.chunk - padded.shape[-1]))
+    return quads(split(padded, -1, (chunks, p.chunk)), p.planes).flatten(-2)
+
+
+def write_keys(form: CacheForm, words: torch.Tensor, codes: torch.Tensor, start: int) -> None:
+    """Writes tokens from number ``start`` on: each is a lane of its block, in all words."""
+    made = key_words(form, codes)
+    stop, count = start + codes.shape[2], made.shape[3]
+    lanes = split(words, 3, (count, LANES))
+    first, at = start, 0
+    while first < stop:  # the rest of a block, whole blocks, what begins a block
+        block, lane = divmod(first, LANES)
+        if lane or stop - first < LANES:
+            taken = min(LANES - lane, stop - first)
+            part = made[:, :, at : at + taken].transpose(2, 3)
+            lanes[:, :, block, :, lane : lane + taken] = part
+        else:
+            blocks = (stop - first) // LANES
+            taken = blocks * LANES
+            part = split(made[:, :, at : at + taken], 2, (blocks, LANES))
+            lanes[:, :, block : block + blocks] = part.transpose(3, 4)
+        first, at = first + taken, at + taken
+
+
+def write_values(form: CacheForm, words: torch.Tensor, codes: torch.Tensor, start: int) -> None:
+    """Adds tokens from number ``start`` on to words whose bits for them are 0."""
+    p, tokens = form.packing, codes.shape[2]
+    if tokens <= FEW:
+        for at in range(tokens):
+            _write_value(form, words, codes[:, :, at].int(), start + at)
+        return
+    first, before = divmod(start, p.chunk)
+    chunks = -(-(before + tokens) // p.chunk)
+    after = chunks * p.chunk - before - tokens
+    pad = (0, form.padded - form.width, before, after)
+    padded = split(torch.nn.functional.pad(codes, pad), 2, (chunks, p.chunk))
+    made = quads(padded.transpose(3, 4), p.planes).transpose(3, 4)  # [.., chunks, words, channels]
+    words[:, :, first : first + chunks] |= made.flatten(3)
+
+
+def _write_value(form: CacheForm, words: torch.Tensor, codes: torch.Tensor, token: int) -> None:
+    """One token's codes [batch, heads, width], int32."""
+    row, at = divmod(token, form.packing.chunk)
+    for piece in form.packing.pieces(at):
+        column = piece.word * form.padded
+        bits = (codes >> piece.low) & ((1 << piece.width) - 1)
+        words[:, :, row, column : column + form.width] |= bits << piece.at
+
+
+def clear_from(form: CacheForm, words: torch.Tensor, length: int) -> None:
+    """Makes all tokens from number ``length`` on code 0."""
+    if form.keys:
+        block, lane = divmod(length, LANES)
+        if lane:
+            split(words, 3, (-1, LANES))[:, :, block, :, lane:] = 0
+            block += 1
+        words[:, :, block:] = 0
+        return
+    p = form.packing
+    chunk, kept = divmod(length, p.chunk)
+    if kept:
+        ones = torch.zeros(p.chunk, dtype=torch.uint8)
+        ones[:kept] = (1 << p.bits) - 1
+        mask = quads(ones, p.planes).repeat_interleave(form.padded)
+        words[:, :, chunk] &= mask
+        chunk += 1
+    words[:, :, chunk:] = 0

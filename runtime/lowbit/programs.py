@@ -1,0 +1,103 @@
+"""Compiled products: one program for a form, one for several forms that run side by side."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import TypeVar
+
+import torch
+
+from tilewright.ir.core import Graph
+from tilewright.ir.errors import UnsupportedError
+from tilewright.ir.target import Target, named_target
+from tilewright.ir.types import TensorType
+from tilewright.passes.pipeline import TO_KERNELS, run_passes
+from tilewright.passes.specialise import specialise
+from tilewright.passes.to_tile import kernel_to_tile
+from tilewright.passes.to_tile.lowbit.activations import quantise_rows
+from tilewright.passes.to_tile.schedule import row_classes
+from tilewright.passes.to_tile.side_by_side import side_by_side
+from tilewright.runtime.backends import default_backend
+from tilewright.runtime.family import Call
+from tilewright.runtime.lowbit.form import LinearBuilder, LinearForm
+from tilewright.runtime.program import Program
+from tilewright.runtime.targets import host_target
+from tilewright.runtime.tile_kernel import make_tile_kernel
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+@cache
+def kernel_target() -> Target:
+    """What kernels of this process are compiled for."""
+    return named_target("scalar") if default_backend() == "numba" else host_target()
+
+
+class Once(dict[K, V]):
+    """What is made at the first look-up of a key, by one thread."""
+
+    def __init__(self, make: Callable[[K], V]) -> None:
+        super().__init__()
+        self.make, self.lock = make, threading.Lock()
+
+    def __missing__(self, key: K) -> V:
+        with self.lock:
+            if key not in self:
+                self[key] = self.make(key)
+            return self[key]
+
+
+def _program(form: LinearForm) -> Program:
+    program = Program(LinearBuilder(form).module())
+    if not program.supported:
+        raise UnsupportedError(f"no kernel: {program.steps[0].reason}")
+    return program
+
+
+def _rounding(form: LinearForm) -> Call:
+    program = quantise_rows(form.length, form.activation_group, form.x, kernel_target())
+    return make_tile_kernel(program, kernel_target(), default_backend())
+
+
+PROGRAMS: Once[LinearForm, Program] = Once(_program)
+ROUNDING: Once[LinearForm, Call] = Once(_rounding)
+
+
+class SideBySide:
+    """Several forms of the same activations as one kernel for each class of row counts."""
+
+    def __init__(self, forms: tuple[LinearForm, ...]) -> None:
+        self.forms = forms
+        self.target = kernel_target()
+        self.graphs = [self._stream(f) for f in forms]
+        self.classes = row_classes(self.target)
+        self.kernels: Once[int, Call] = Once(self._make)
+
+    def __call__(self, rows: int, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The results of all forms; ``tensors`` are the shared ones, then each form's own."""
+        known = next((c for c in self.classes if c and rows <= c), 0)
+        return self.kernels[known](*tensors)
+
+    def _stream(self, form: LinearForm) -> Graph:
+        kernels = run_passes(LinearBuilder(form).module(), TO_KERNELS).graphs
+        if len(kernels) != 1:
+            raise UnsupportedError("products side by side must be one kernel each")
+        return specialise(kernels[0], {})
+
+    def _make(self, rows: int) -> Call:
+        programs = [kernel_to_tile(g, self.target, rows, _units(g)) for g in self.graphs]
+        return make_tile_kernel(side_by_side(programs), self.target, default_backend())
+
+
+def _units(graph: Graph) -> dict[str, int]:
+    """All inputs are contiguous."""
+    types = {p.hint: p.type for p in graph.params}
+    return {h: len(x.shape) - 1 for h, x in types.items() if isinstance(x, TensorType)}
+
+
+TOGETHER: Once[tuple[LinearForm, ...], SideBySide] = Once(SideBySide)
+
+__all__: Sequence[str] = ("PROGRAMS", "ROUNDING", "TOGETHER", "kernel_target")

@@ -1,0 +1,53 @@
+"""Low-bit weights beyond ``tilewright.QuantizedTensor``: which packing a width gets and why."""
+
+from __future__ import annotations
+
+from tilewright.ir.dtypes import TABLE, DType
+from tilewright.ir.errors import SettingError
+from tilewright.passes.choose_layout import LayoutChoice
+from tilewright.passes.choose_layout import choose_layout as _choose_layout
+from tilewright.runtime.lowbit.programs import kernel_target
+from tilewright.runtime.quantized.tensor import QuantizedTensor
+from tilewright.runtime.targets import resolve_target
+
+
+def choose_layout(
+    dtype: str | DType,
+    group: int,
+    *,
+    activation: str = "int8",
+    shape: str = "decode",
+    target: str | None = None,
+) -> LayoutChoice:
+    """The packings of a dtype in groups of ``group``, cheapest first; ``.packing`` is the choice,
+    ``.explain()`` the table of costs.
+
+    ``activation``: "int8" or "float"; ``shape``: "decode" or "prefill"; ``target``: this machine
+    if not given. Raises SettingError, TargetError, UnsupportedError.
+    """
+    row = dtype if isinstance(dtype, DType) else _dtype_named(dtype)
+    where = resolve_target(target) if target is not None else kernel_target()
+    return _choose_layout(row, group, where, activation=activation, shape=shape)
+
+
+def prepared(weight: QuantizedTensor, activation: str = "int8") -> QuantizedTensor:
+    """The weight [N, K] in the packing that this machine reads best with these activations."""
+    choice = choose_layout(weight.dtype, weight.layout.group, activation=activation)
+    return weight.with_layout(choice.packing)
+
+
+def code_dtypes(kind: str = "") -> tuple[str, ...]:
+    """Names of the dtypes that weights may have: of a ``kind`` (int, uint, float, table) or all."""
+    known = (d for d in TABLE.values() if d.bits <= 8 and d.name not in ("bool", "e8m0"))
+    return tuple(d.name for d in known if kind in ("", d.kind))
+
+
+def bits_of(dtype: str) -> int:
+    """Bits of a code. Raises SettingError."""
+    return _dtype_named(dtype).bits
+
+
+def _dtype_named(name: str) -> DType:
+    if name not in TABLE:
+        raise SettingError(f"no dtype {name!r}; weights may be {', '.join(code_dtypes())}")
+    return TABLE[name]
