@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from tilewright.ir.bit_patterns import from_bits, recut, to_bits
 from tilewright.ir.core import Op, Value, attribute, operand
 from tilewright.ir.dtypes import BOOL, F32, I32, U8, DType
 from tilewright.ir.errors import UnsupportedError
@@ -215,21 +216,15 @@ class View(TileOp, name="tile.view", traits=("pure",)):
 
     def reference(self, x: Any) -> Any:
         type_ = self.register(self.x)
-        held = np.asarray(x).astype(_storage(type_.dtype))
-        out = np.zeros(self.layout.shape, _storage(self.dtype))
-        source, target = type_.layout.table(), self.layout.table()
-        for lane in range(self.layout.lanes):
-            bits = np.array([held[row[lane]] for row in source], held.dtype).view(out.dtype)
-            for value, row in zip(bits, target, strict=True):
-                out[row[lane]] = value
+        source, target = (
+            tuple(np.moveaxis(np.array(layout.table()), -1, 0))
+            for layout in (type_.layout, self.layout)
+        )
+        bits = to_bits(np.asarray(x), type_.dtype)[source]
+        cut = recut(bits, type_.dtype.bits, self.layout.registers, self.dtype.bits)
+        out = np.zeros(self.layout.shape, self.dtype.host)
+        out[target] = from_bits(cut, self.dtype)
         return out
-
-
-def _storage(dtype: DType) -> np.dtype[Any]:
-    """The NumPy dtype whose bits are those of ``dtype``."""
-    if dtype.is_float and dtype.bits != 8 * np.dtype(dtype.host).itemsize:
-        raise UnsupportedError(f"the bits of {dtype} in the interpreter")
-    return np.dtype(dtype.host)
 
 
 class Lookup(TileOp, name="tile.lookup", traits=("pure",)):

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tilewright.ir.core import Value, attribute, operand
+from tilewright.ir.core import Graph, Value, attribute, operand
+from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.layout import Layout
 from tilewright.ir.ops_index import TileOp
 from tilewright.ir.ops_tile import Access
@@ -95,3 +96,17 @@ class Undefined(TileOp, name="tile.undefined", traits=("pure",)):
 
 
 GPU_OPS = (CopyAsync, Barrier, Commit, Wait, Undefined)
+
+
+def refuse_gpu_ops(graph: Graph, backend: str) -> None:
+    """Raises UnsupportedError at the first operation of a tile program that only GPU back ends
+    take."""
+    for op in graph.body.walk():
+        shared = any(isinstance(v.type, SharedType) for v in op.results)
+        if shared or isinstance(op, GPU_OPS):
+            what = str(op.result.type) if shared else op.name
+            raise UnsupportedError(
+                f"{what} in the {backend} back end: GPU back ends have it; on a CPU use scratch "
+                "memory, or evaluate(module, …, lanes=True)",
+                op.loc,
+            )

@@ -15,6 +15,7 @@ from tilewright.backends.mlir.registers import (
     held_type,
     is_uniform,
     physical,
+    refuse_what_vectors_lack,
     register_map,
     spread,
 )
@@ -49,6 +50,7 @@ def _aligned(size: int) -> int:
 
 def emit_module(graph: Graph, target: Target, symbol: str) -> str:
     """MLIR text of a module with one function ``symbol`` that works through the kernel's items."""
+    refuse_what_vectors_lack(graph)
     return _Program(graph, target).run(symbol)
 
 

@@ -10,12 +10,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tilewright.backends.mlir.text import MlirText
+from tilewright.ir.core import Graph
 from tilewright.ir.dtypes import DType
+from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.layout import Layout
+from tilewright.ir.ops_tile_memory import refuse_gpu_ops
 from tilewright.ir.types import RegisterType
 
 # bf16 is kept as its bits: LLVM would turn operations on it into calls where the CPU has none
 _ELEMENT = {"bool": "i1", "u8": "i8", "bf16": "i16"}
+
+
+def refuse_what_vectors_lack(graph: Graph) -> None:
+    """Raises UnsupportedError for what only GPUs have, and for layouts that are no products."""
+    refuse_gpu_ops(graph, "mlir")
+    for op in graph.body.walk():
+        for type_ in (v.type for v in op.results):
+            if isinstance(type_, RegisterType) and type_.layout.strides:
+                message = f"{op.name} on {type_.layout} in the mlir back end"
+                raise UnsupportedError(f"{message}: use a layout that is a product", op.loc)
 
 
 def element_type(dtype: DType) -> str:

@@ -34,8 +34,9 @@ from tilewright.ir import ops_tile as t
 from tilewright.ir.core import Graph, Op, Region, Value
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.ops_lowbit import Lookup, LookupBytes, View
+from tilewright.ir.ops_tile_memory import refuse_gpu_ops
 from tilewright.ir.sizes import Size
-from tilewright.ir.types import BufferType, IndexType, ScratchType, SharedType
+from tilewright.ir.types import BufferType, IndexType, ScratchType
 
 TYPES = ("f64", "f32", "i64", "i32", "i16", "i8", "u16", "u8")
 CONSTANTS = ("inf", "nan")
@@ -74,6 +75,7 @@ def emit_source(graph: Graph, symbol: str) -> str:
     that is not of one lane.
     """
     assert symbol.isidentifier() and symbol not in RESERVED, f"{symbol!r} cannot name a function"
+    refuse_gpu_ops(graph, "numba")
     return _Program(graph, symbol).run()
 
 
@@ -150,8 +152,6 @@ class _Program:
             if not isinstance(op, t.Alloc):
                 continue
             assert isinstance(op.type, ScratchType)
-            if isinstance(op.type, SharedType):
-                raise UnsupportedError(f"{op.type} in the numba back end: a GPU has it", op.loc)
             memory_dtype(op.type.dtype)
             name, strides, inner = self.text.name(op.result.hint), [], 1
             for size in reversed(op.type.shape):

@@ -43,21 +43,15 @@ def quantise(
     parted = split(wide, dim, (groups, form.group))
     # not aminmax, which wakes all threads even for one token
     low, high = parted.amin(dim + 1, keepdim=True), parted.amax(dim + 1, keepdim=True)
-    if not bool((low + high).isfinite().all()):
-        raise BindError(f"{name} has NaN or infinite numbers; a cache of codes cannot hold them")
     levels = (1 << form.bits) - 1
     if symmetric:
         half = 1 << (form.bits - 1)
-        size = torch.maximum(-low, high)
-        size = size / max(half - 1, 1)
-        _refuse_large(size, scale_dtype, name)
-        scale = _stored(size, scale_dtype)
+        scale = _stored(torch.maximum(-low, high) / max(half - 1, 1), scale_dtype, name)
         codes = (parted / scale).round().clamp(-half, half - 1) + half
         zero = None
     else:
         size = torch.maximum(high - low, torch.maximum(-low, high) / FARTHEST)
-        _refuse_large(size / levels, scale_dtype, name)
-        scale = _stored(size / levels, scale_dtype)
+        scale = _stored(size / levels, scale_dtype, name)
         zero = (-low / scale).to(scale_dtype).float()
         codes = (parted / scale + zero).round().clamp(0, levels)
     codes = codes.to(torch.uint8).flatten(dim, dim + 1).narrow(dim, 0, length)
@@ -65,17 +59,16 @@ def quantise(
     return Coded(codes, scales, None if zero is None else _beside(zero, form, scale_dtype))
 
 
-def _refuse_large(scale: torch.Tensor, dtype: torch.dtype, name: str) -> None:
-    if bool((scale > torch.finfo(dtype).max).any()):
-        largest = float(scale.max())
-        raise BindError(f"{name}: a scale of {largest:.3g} is no {dtype}; use scale_dtype=float32")
-
-
-def _stored(scale: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def _stored(scale: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
     """As the dtype holds it, rounded up lest the largest number be cut off; never 0."""
     info = torch.finfo(dtype)
     raised = scale * (1 + info.eps)
-    return raised.clamp(info.tiny, info.max).to(dtype).float()
+    if not bool((raised <= info.max).all()):  # false for NaN, too
+        if not bool(raised.isfinite().all()):
+            raise BindError(f"{name} has NaN or infinite numbers; codes cannot hold them")
+        largest = float(scale.max())
+        raise BindError(f"{name}: a scale of {largest:.3g} is no {dtype}; use scale_dtype=float32")
+    return raised.clamp_min(info.tiny).to(dtype).float()
 
 
 def _beside(numbers: torch.Tensor, form: CacheForm, dtype: torch.dtype) -> torch.Tensor:

@@ -17,21 +17,20 @@ def split(x: torch.Tensor, dim: int, sizes: tuple[int, ...]) -> torch.Tensor:
 
 
 def quads(codes: torch.Tensor, planes: tuple[int, ...]) -> torch.Tensor:
-    """Codes [..., chunk] as words [..., words] of ``Packing.quads``.
+    """Codes uint8 [..., chunk] as words int32 [..., words] of ``Packing.quads``.
 
-    Plane by plane: quad k // 4 of a plane of f bits lies in word quad // (8 / f), k mod 4 says in
-    which byte of it, quad mod (8 / f) how far up in the byte.
+    Four codes side by side are a word already, one in each byte. Plane by plane: quad k of a plane
+    of f bits goes into word k // (8 / f), k mod (8 / f) fields up in every byte.
     """
-    wide, low, found = codes.int(), 0, []
+    wide, low, found = codes.contiguous().view(torch.int32), 0, []
     for width in planes:
         fields = 8 // width
-        plane = (wide >> low) & ((1 << width) - 1)
-        shaped = split(plane, -1, (-1, fields, QUAD))
-        up = 8 * torch.arange(QUAD) + width * torch.arange(fields)[:, None]
-        moved = shaped << up.int()
-        found.append(moved.sum((-2, -1), dtype=torch.int32))  # no two have a bit in common
+        mask = int.from_bytes(bytes([(1 << width) - 1] * QUAD), "little", signed=True)
+        plane = split((wide >> low) & mask, -1, (wide.shape[-1] // fields, fields))
+        moved = plane << (width * torch.arange(fields, dtype=torch.int32))
+        found.append(moved.sum(-1, dtype=torch.int32))  # no two have a bit in common
         low += width
-    return torch.cat(found, -1)
+    return torch.cat(found, -1) if len(found) > 1 else found[0]
 
 
 def key_words(form: CacheForm, codes: torch.Tensor) -> torch.Tensor:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -141,9 +141,9 @@ def linears_kernel(
 class Together:
     """Several products of one x with their weights at hand."""
 
-    def __init__(self, calls: tuple[Prepared, ...]) -> None:
+    def __init__(self, calls: tuple[Prepared, ...], given: tuple[object, ...]) -> None:
         self.calls = calls
-        self.given: tuple[object, ...] = ()  # what it is known by
+        self.given = given  # what it is known by
         first = calls[0].form
         groups = {c.form.activation_group for c in calls} if first.integer else set()
         alike = all(c.form.integer == first.integer for c in calls) and len(groups) < 2
@@ -200,21 +200,29 @@ def _ready(
     return x.contiguous(), tuple(map(_for_target, weights))
 
 
-Kept = dict[Any, Any]  # a Prepared or a Together by what it was made of
-_kept: WeakKeyDictionary[QuantizedTensor, Kept] = WeakKeyDictionary()
+_kept: WeakKeyDictionary[QuantizedTensor, dict[Any, Any]] = WeakKeyDictionary()
+C = TypeVar("C")
 
 
-def _kept_calls(weight: QuantizedTensor) -> Kept:
-    """Calls that were made ready for a weight; gone when it goes."""
-    found = _kept.get(weight)
+def _remembered(
+    weights: tuple[QuantizedTensor, ...],
+    biases: tuple[torch.Tensor | None, ...],
+    settings: tuple[object, ...],
+    make: Callable[[], C],
+) -> C:
+    """A call made ready for these tensors and settings, kept as long as the first weight lives."""
+    kept = _kept.get(weights[0])
+    if kept is None:
+        kept = _kept[weights[0]] = {}
+    key = (*settings, *map(id, weights[1:]), *map(id, biases))
+    found: C | None = kept.get(key)
     if found is None:
-        found = _kept[weight] = {}
+        found = make()
+        lanes = weights[0].layout.lanes
+        # a padded copy of a bias would not see that one change
+        if all(b is None or _padded(b, lanes) is b for b in biases):
+            kept[key] = found
     return found
-
-
-def _may_be_kept(biases: tuple[torch.Tensor | None, ...], lanes: int) -> bool:
-    """Whether calls read the biases themselves: a padded copy would not see that one changes."""
-    return all(b is None or _padded(b, lanes) is b for b in biases)
 
 
 def _together(
@@ -223,18 +231,12 @@ def _together(
     biases: tuple[torch.Tensor | None, ...],
     activation: str,
 ) -> Together:
-    kept = _kept_calls(weights[0])
-    key = ("together", x, activation, *map(id, weights[1:]), *map(id, biases))
-    found = kept.get(key)
-    if found is None:
+    def make() -> Together:
         each = zip(weights, biases, strict=True)
-        calls = tuple(_prepare(x, (w,), (b,), activation, None, "") for w, b in each)
-        found = Together(calls)
-        found.given = weights[1:], biases
-        if _may_be_kept(biases, weights[0].layout.lanes):
-            kept[key] = found
-    together: Together = found
-    return together
+        calls = (_prepare(x, (w,), (b,), activation, None, "") for w, b in each)
+        return Together(tuple(calls), (weights[1:], biases))
+
+    return _remembered(weights, biases, ("together", x, activation), make)
 
 
 def _prepared(
@@ -245,16 +247,10 @@ def _prepared(
     residual: torch.dtype | None,
     epilogue: str,
 ) -> Prepared:
-    """The product made ready, kept for the next call with the same tensors."""
-    kept = _kept_calls(weights[0])
-    key = (x, activation, residual, epilogue, *map(id, weights[1:]), *map(id, biases))
-    found = kept.get(key)
-    if found is None:
-        found = _prepare(x, weights, biases, activation, residual, epilogue)
-        if _may_be_kept(biases, weights[0].layout.lanes):
-            kept[key] = found
-    prepared: Prepared = found
-    return prepared
+    settings = x, activation, residual, epilogue
+    return _remembered(
+        weights, biases, settings, lambda: _prepare(x, weights, biases, *settings[1:])
+    )
 
 
 def _prepare(
