@@ -55,7 +55,7 @@ class SharedMemory(Memory):
         array, written = self.array.reshape(-1), self.written.reshape(-1)
         for (element, lane), value in zip(accesses, values, strict=True):
             self._landed(op, element, lane, "writes")
-            same = np.array_equal(array[element], value, equal_nan=True)
+            same = array[element].tobytes() == array.dtype.type(value).tobytes()
             if not (written[element] and same):
                 self._alone(op, element, lane)
             self.writers.setdefault(element, set()).add(lane)
