@@ -47,6 +47,13 @@ def bits_of(dtype: str) -> int:
     return _dtype_named(dtype).bits
 
 
+def finite_codes(dtype: str) -> tuple[int, ...]:
+    """The codes that stand for numbers, not for infinities or NaN. Raises SettingError."""
+    row = _dtype_named(dtype)
+    values = row.decode(range(1 << row.bits))
+    return tuple(code for code, value in enumerate(values) if abs(float(value)) < float("inf"))
+
+
 def _dtype_named(name: str) -> DType:
     if name not in TABLE:
         raise SettingError(f"no dtype {name!r}; weights may be {', '.join(code_dtypes())}")
