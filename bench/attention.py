@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Annotated
 
-import torch
 import typer
 
 from tilewright.bench import costs, machine, workloads
-from tilewright.bench.command import AsJson, Quick, Save, Seconds, deliver
+from tilewright.bench.command import AsJson, Quick, Save, Seconds, begin, deliver, require_whole
 from tilewright.bench.records import Comparison, Goal, Quantity, Record
-from tilewright.bench.timing import QUICK, Effort
+from tilewright.bench.timing import Effort
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 ERROR_GOAL = Goal(2.0, 1.0)
@@ -27,8 +26,7 @@ def attention(
     seconds: Seconds = 4.0,
 ) -> None:
     """Measures attention against PyTorch's own, and what compiling and calling costs."""
-    if save and (quick or only):
-        raise typer.BadParameter("only a whole run is saved: leave out --quick and --only")
+    require_whole(save, quick, only)
     record = run(Effort(seconds=seconds), quick=quick, only=only)
     deliver(record, as_json, save)
 
@@ -38,10 +36,7 @@ def run(effort: Effort, *, quick: bool = False, only: str = "") -> Record:
 
     ``quick`` shrinks everything to seconds and holds nothing to its goals.
     """
-    torch.set_num_threads(machine.THREADS)
-    date = machine.now()  # the load at the start is the start's
-    here = machine.measure_machine(machine.describe_machine(), quick)
-    effort = QUICK if quick else effort
+    date, here, effort = begin(effort, quick)
     rows = tuple(_comparisons(here, effort, quick, only))
     quantities = () if only else (*_derived(rows, here), *_costs(quick))
     record = Record("attention", date, here, rows, quantities)

@@ -5,15 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated
 
+import torch
 import typer
 
+from tilewright.bench import machine
+from tilewright.bench.machine import Machine
 from tilewright.bench.records import Record
 from tilewright.bench.tables import show_record
+from tilewright.bench.timing import QUICK, Effort
 
 AsJson = Annotated[bool, typer.Option("--json", help="Write the record to stdout.")]
 Save = Annotated[bool, typer.Option("--save", help="Write it into bench/results/, too.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Small sizes, to see that it works.")]
 Seconds = Annotated[float, typer.Option(help="How long to measure each comparison.")]
+Only = Annotated[str, typer.Option(help="Only what has this in its name.")]
+
+
+def require_whole(save: bool, quick: bool, only: str) -> None:
+    """Refuses to save a part of a benchmark. Raises BadParameter."""
+    if save and (quick or only):
+        raise typer.BadParameter("only a whole run is saved: leave out --quick and --only")
+
+
+def begin(effort: Effort, quick: bool) -> tuple[str, Machine, Effort]:
+    """The date, the machine as it is now, and how long to measure: torch takes our threads."""
+    torch.set_num_threads(machine.THREADS)
+    date = machine.now()  # the load at the start is the start's
+    here = machine.measure_machine(machine.describe_machine(), quick)
+    return date, here, QUICK if quick else effort
 
 
 def deliver(

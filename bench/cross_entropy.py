@@ -10,11 +10,11 @@ import torch.nn.functional as F
 import typer
 
 import tilewright
-from tilewright.bench import costs, machine
-from tilewright.bench.command import AsJson, Quick, Save, Seconds, deliver
+from tilewright.bench import costs
+from tilewright.bench.command import AsJson, Quick, Save, Seconds, begin, deliver
 from tilewright.bench.programs import cross_entropy_text
 from tilewright.bench.records import Comparison, Goal, Quantity, Record
-from tilewright.bench.timing import QUICK, Effort, interleaved
+from tilewright.bench.timing import Effort, interleaved
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 SCRATCH_GOAL = Goal(8.0, 1.0)  # MB; the logits of the first workload alone are 67
@@ -71,11 +71,9 @@ def cross_entropy(
 
 def run(effort: Effort, *, quick: bool = False) -> Record:
     """All comparisons, and the memory of the first. ``quick`` holds nothing to its goals."""
-    torch.set_num_threads(machine.THREADS)
-    date = machine.now()  # the load at the start is the start's
-    here = machine.measure_machine(machine.describe_machine(), quick)
+    date, here, effort = begin(effort, quick)
     chosen = [w.smaller() for w in WORKLOADS] if quick else list(WORKLOADS)
-    rows = tuple(compare(workload, QUICK if quick else effort) for workload in chosen)
+    rows = tuple(compare(workload, effort) for workload in chosen)
     record = Record("cross_entropy", date, here, rows, (scratch_memory(chosen[0]),))
     return record.without_goals() if quick else record
 

@@ -5,16 +5,24 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import typer
 
 import tilewright
-from tilewright.bench import machine
-from tilewright.bench.command import AsJson, Quick, Save, Seconds, deliver
+from tilewright.bench.command import (
+    AsJson,
+    Only,
+    Quick,
+    Save,
+    Seconds,
+    begin,
+    deliver,
+    require_whole,
+)
 from tilewright.bench.records import Comparison, Goal, Record
-from tilewright.bench.timing import QUICK, Effort, interleaved
+from tilewright.bench.timing import Effort, interleaved
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 NO_GOAL = Goal()
@@ -66,22 +74,18 @@ def kv_cache(
     as_json: AsJson = False,
     save: Save = False,
     quick: Quick = False,
-    only: Annotated[str, typer.Option(help="Only what has this in its name.")] = "",
+    only: Only = "",
     seconds: Seconds = 6.0,
 ) -> None:
     """Measures attention over low-bit caches against the same over a cache in f32."""
-    if save and (quick or only):
-        raise typer.BadParameter("only a whole run is saved: leave out --quick and --only")
+    require_whole(save, quick, only)
     record = run(Effort(seconds=seconds), quick=quick, only=only)
     deliver(record, as_json, save)
 
 
 def run(effort: Effort, *, quick: bool = False, only: str = "") -> Record:
     """All figures with ``only`` in their names. ``quick`` holds nothing to its goals."""
-    torch.set_num_threads(machine.THREADS)
-    date = machine.now()
-    here = machine.measure_machine(machine.describe_machine(), quick)
-    effort = QUICK if quick else effort
+    date, here, effort = begin(effort, quick)
     details: dict[str, Any] = {}
     with torch.inference_mode():
         rows = tuple(_comparisons(effort, quick, only, details))

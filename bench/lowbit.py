@@ -4,18 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Annotated
 
 import torch
 import typer
 
 from tilewright.bench import lowbit_workloads as w
 from tilewright.bench import machine
-from tilewright.bench.command import AsJson, Quick, Save, Seconds, deliver
+from tilewright.bench.command import (
+    AsJson,
+    Only,
+    Quick,
+    Save,
+    Seconds,
+    begin,
+    deliver,
+    require_whole,
+)
 from tilewright.bench.lowbit_peers import has_onnxruntime
 from tilewright.bench.lowbit_workloads import Problem, Shape
 from tilewright.bench.records import Comparison, Goal, Quantity, Record
-from tilewright.bench.timing import QUICK, Effort
+from tilewright.bench.timing import Effort
 from tilewright.lowbit import bits_of, code_dtypes
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -41,22 +49,18 @@ def lowbit(
     as_json: AsJson = False,
     save: Save = False,
     quick: Quick = False,
-    only: Annotated[str, typer.Option(help="Only what has this in its name.")] = "",
+    only: Only = "",
     seconds: Seconds = 4.0,
 ) -> None:
     """Measures products with quantised weights against onnxruntime, torch and memory itself."""
-    if save and (quick or only):
-        raise typer.BadParameter("only a whole run is saved: leave out --quick and --only")
+    require_whole(save, quick, only)
     record = run(Effort(seconds=seconds), quick=quick, only=only)
     deliver(record, as_json, save)
 
 
 def run(effort: Effort, *, quick: bool = False, only: str = "") -> Record:
     """All figures with ``only`` in their names. ``quick`` holds nothing to its goals."""
-    torch.set_num_threads(machine.THREADS)
-    date = machine.now()
-    here = machine.measure_machine(machine.describe_machine(), quick)
-    effort = QUICK if quick else effort
+    date, here, effort = begin(effort, quick)
     shape = Shape(256, 512) if quick else Shape()
     with torch.inference_mode():
         rows = (

@@ -3,6 +3,7 @@ comparison. Decides no goals and prints nothing."""
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -76,13 +77,8 @@ def turning(
     products: Sequence[Callable[[torch.Tensor], Any]], x: torch.Tensor
 ) -> Callable[[], Any]:
     """A call of the next of the products each time."""
-    at = [0]
-
-    def call() -> Any:
-        at[0] = (at[0] + 1) % len(products)
-        return products[at[0]](x)
-
-    return call
+    turns = itertools.cycle(products)
+    return lambda: next(turns)(x)
 
 
 def our_products(

@@ -11,15 +11,13 @@ import tempfile
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-import torch
 import typer
 
-from tilewright.bench import machine
 from tilewright.bench import mask_workloads as w
-from tilewright.bench.command import AsJson, Quick, Save, Seconds, deliver
+from tilewright.bench.command import AsJson, Only, Quick, Save, Seconds, begin, deliver
 from tilewright.bench.mask_workloads import NO_GOAL, Workload
 from tilewright.bench.records import Comparison, Goal, Quantity, Record
-from tilewright.bench.timing import QUICK, Effort
+from tilewright.bench.timing import Effort
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 SHARE_GOAL = Goal(1.25)
@@ -51,7 +49,7 @@ def masks(
     flex: Annotated[
         bool, typer.Option(help="Compile flex_attention, too (minutes; needs a C++ compiler).")
     ] = True,
-    only: Annotated[str, typer.Option(help="Only what has this in its name.")] = "",
+    only: Only = "",
     seconds: Seconds = 6.0,
 ) -> None:
     """Measures masks and scores: time by what they show, beside flex_attention, first calls."""
@@ -63,10 +61,7 @@ def masks(
 
 def run(effort: Effort, *, quick: bool = False, flex: bool = True, only: str = "") -> Record:
     """All figures with ``only`` in their names. ``quick`` holds nothing to its goals."""
-    torch.set_num_threads(machine.THREADS)
-    date = machine.now()  # the load at the start is the start's
-    here = machine.measure_machine(machine.describe_machine(), quick)
-    effort = QUICK if quick else effort
+    date, here, effort = begin(effort, quick)
     details: dict[str, Any] = {}
     shares = tuple(_shares(effort, quick, only))
     rows = tuple(_comparisons(effort, quick, flex, only, details))
