@@ -14,9 +14,9 @@ from tilewright.ir.cache_form import CacheForm
 from tilewright.ir.core import Op, Value, attribute, operand
 from tilewright.ir.dtypes import F32, I32, U8
 from tilewright.ir.errors import UnsupportedError
-from tilewright.ir.ops_stream import Dims, StreamOp
+from tilewright.ir.ops_stream import Dims, StreamOp, over_axes
 from tilewright.ir.ops_tensor import TensorOp
-from tilewright.ir.sizes import Size
+from tilewright.ir.sizes import Size, product
 from tilewright.ir.types import StreamType, TensorType, Type
 
 
@@ -152,24 +152,11 @@ class CachedStream(StreamOp, Cached, name="stream.cached"):
         element = tuple(a.name for a in type_.element)
         self.require(element == tuple(self.dims[3]), "a token's channels are the element")
         self.require(len(self.dims[2]) <= 1, "tokens are one axis")
-        batch, heads, length, _ = (_product(sizes, dim) for dim in self.dims)
+        batch, heads, length, _ = (product(sizes[x] for x in dim) for dim in self.dims)
         self.check_cached(batch, heads, length)
         return type_
 
     def reference_axes(self, *given: Any, sizes: dict[str, int]) -> Any:
         assert isinstance(self.type, StreamType)
         tokens = sizes[self.dims[2][0]] if self.dims[2] else 1
-        values = cached_values(self, given, tokens)
-        names = [x for dim in self.dims for x in dim]
-        order = [a.name for a in self.type.axes]
-        split = values.reshape([sizes[x] for x in names])
-        moved = np.transpose(split, [names.index(a) for a in order if a in names])
-        view = moved.reshape([sizes[a] if a in names else 1 for a in order])
-        return np.broadcast_to(view, [sizes[a] for a in order])
-
-
-def _product(sizes: dict[str, Size], dim: tuple[str, ...]) -> Size:
-    total = Size.of(1)
-    for name in dim:
-        total = total * sizes[name]
-    return total
+        return over_axes(cached_values(self, given, tokens), self.dims, self.type, sizes)

@@ -18,7 +18,7 @@ from tilewright.ir.dtypes import BOOL, F32, I32, U8, DType
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.layout import Layout
 from tilewright.ir.ops_index import TileOp
-from tilewright.ir.ops_stream import Dims, StreamOp
+from tilewright.ir.ops_stream import Dims, StreamOp, over_axes
 from tilewright.ir.ops_tensor import TensorOp
 from tilewright.ir.packing import Packing
 from tilewright.ir.sizes import Size
@@ -189,10 +189,7 @@ class StreamDequantize(StreamOp, Packed, name="stream.dequantize"):
         assert isinstance(self.type, StreamType)
         k = sizes[self.dims[1][0]] if self.dims[1] else 1
         values = dequantised(self, words, scales, extra, k)
-        order = [a.name for a in self.type.axes]
-        used = [a for dim in self.dims for a in dim]
-        view = values.reshape([sizes[a] if a in used else 1 for a in order])
-        return np.broadcast_to(view, [sizes[a] for a in order])
+        return over_axes(values, self.dims, self.type, sizes)
 
 
 class View(TileOp, name="tile.view", traits=("pure",)):

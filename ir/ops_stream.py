@@ -50,6 +50,17 @@ class StreamOp(Op, traits=("pure",)):
         return len(type_.loops) + names.index(name)
 
 
+def over_axes(array: Any, dims: Dims, type_: StreamType, sizes: dict[str, int]) -> Any:
+    """An array whose dimensions consist of the axes ``dims``, viewed over all axes of a stream."""
+    names = [a for dim in dims for a in dim]
+    split = np.reshape(array, [sizes[a] for a in names])
+    order = [a.name for a in type_.axes]
+    have = [a for a in order if a in names]
+    moved = np.transpose(split, [names.index(a) for a in have])
+    view = moved.reshape([sizes[a] if a in names else 1 for a in order])
+    return np.broadcast_to(view, [sizes[a] for a in order])
+
+
 class Source(StreamOp, name="stream.source"):
     """Reads a tensor in the order of the stream. ``dims`` names the axes that make up each
     dimension
@@ -72,13 +83,7 @@ class Source(StreamOp, name="stream.source"):
 
     def reference_axes(self, tensor: Any, sizes: dict[str, int]) -> Any:
         assert isinstance(self.type, StreamType)
-        names = [a for dim in self.dims for a in dim]
-        split = np.reshape(tensor, [sizes[a] for a in names])
-        order = [a.name for a in self.type.axes]
-        have = [a for a in order if a in names]
-        moved = np.transpose(split, [names.index(a) for a in have])
-        view = moved.reshape([sizes[a] if a in names else 1 for a in order])
-        return np.broadcast_to(view, [sizes[a] for a in order])
+        return over_axes(tensor, self.dims, self.type, sizes)
 
 
 INDEXED = "*"  # in the dims of a gather: the next index operand says where

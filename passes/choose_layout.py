@@ -15,7 +15,7 @@ from tilewright.ir.core import Op
 from tilewright.ir.dtypes import I32, DType
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.layout import Layout
-from tilewright.ir.packing import Packing
+from tilewright.ir.packing import QUAD, Packing
 from tilewright.ir.target import Target
 from tilewright.passes.to_tile.emitter import TileBuilder
 from tilewright.passes.to_tile.lowbit.byte_codes import byte_codes
@@ -176,9 +176,9 @@ def _instructions(
     if activation == "int8":
         coded = byte_codes(dtype, target)
         assert coded is not None
-        for quad in range(packing.chunk // 4):
+        for quad in range(packing.chunk // QUAD):
             coded.emit(b, emit_moves(b, words, quad_moves(packing, quad)))
-        return list(b.top.ops), dot_slots(coded.bits, target), packing.chunk // 4
+        return list(b.top.ops), dot_slots(coded.bits, target), packing.chunk // QUAD
     wanted = decoder(packing, dtype, 0, target)
     for code in range(packing.chunk):
         wanted.emit(b, words, code)

@@ -25,7 +25,7 @@ from tilewright.ir.types import BufferType, StreamType, TensorType
 from tilewright.passes.specialise import specialise
 from tilewright.passes.to_tile.kernel_info import analyse, is_row_kernel
 from tilewright.passes.to_tile.narrow import LONGEST
-from tilewright.passes.to_tile.schedule import row_classes
+from tilewright.passes.to_tile.schedule import row_class, row_classes
 from tilewright.passes.to_tile.tables import tables_of, with_tables
 from tilewright.runtime.calls import Signature, key_source
 from tilewright.runtime.report import VariantReport
@@ -117,10 +117,7 @@ class KernelFamily:
         if max(rows, inner) >= LONGEST:
             size = max(rows, inner)
             raise BindError(f"{self.graph.name}: {size} positions; a kernel takes fewer than 2^30")
-        for known in self.classes:
-            if known and rows <= known:
-                return units, static, known
-        return units, static, 0
+        return units, static, row_class(self.classes, rows)
 
     def _complain(self, tensors: tuple[object, ...]) -> None:
         """BindError that says which input does not fit."""

@@ -52,6 +52,11 @@ def row_classes(target: Target) -> tuple[int, ...]:
     return (*few, lanes, 0)
 
 
+def row_class(classes: tuple[int, ...], rows: int) -> int:
+    """The class of a call with so many rows."""
+    return next((known for known in classes if known and rows <= known), 0)
+
+
 def choose_schedule(target: Target, rows: int) -> Schedule:
     """The cheapest schedule for up to ``rows`` rows (0: many) by cycles per multiply-add."""
     if target.lanes == 1:

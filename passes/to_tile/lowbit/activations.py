@@ -11,6 +11,7 @@ from tilewright.ir import ops_tile as t
 from tilewright.ir.core import Graph, Region, Value
 from tilewright.ir.dtypes import F32, I8, I32, DType
 from tilewright.ir.layout import Layout
+from tilewright.ir.packing import QUAD
 from tilewright.ir.sizes import Size
 from tilewright.ir.target import Target
 from tilewright.ir.types import BufferType
@@ -24,7 +25,7 @@ SMALLEST = 1e-36  # below it 127 / largest leaves the range of f32: then all cod
 def quantise_rows(length: int, group: int, dtype: DType, target: Target) -> Graph:
     """The tile program: x [M, length] of ``dtype`` -> codes i8 [M, groups * padded group], scales
     f32 [M, groups] and sums of codes i32 [M, groups]. Groups are padded to whole quads with 0."""
-    groups, padded = -(-length // group), -(-group // 4) * 4
+    groups, padded = -(-length // group), -(-group // QUAD) * QUAD
     rows = Size.of("M")
     x = Value(BufferType((rows, Size.of(length)), dtype, 1), "x")
     codes = Value(BufferType((rows, Size.of(groups * padded)), I8, 1), "codes")

@@ -57,6 +57,7 @@ def decoder(packing: Packing, dtype: DType, zero: int, target: Target) -> Decode
     return min(found, key=lambda d: d.instructions(target))
 
 
+@lru_cache(maxsize=1024)
 def table_values(dtype: DType, bits: int, zero: int) -> tuple[float, ...]:
     """What every code stands for."""
     codes = np.arange(1 << bits, dtype=np.uint8)

@@ -11,19 +11,16 @@ from tilewright.ir.core import Value
 from tilewright.ir.dtypes import F32
 from tilewright.ir.target import Target
 from tilewright.passes.to_tile.lowbit.decode import decoder
+from tilewright.passes.to_tile.lowbit.grouped import GroupedProduct
 from tilewright.passes.to_tile.lowbit.info import PackedProduct
 from tilewright.passes.to_tile.lowbit.schedule import PackedSchedule
-from tilewright.passes.to_tile.lowbit.tiles import (
-    Place,
-    load_column,
-)
-from tilewright.passes.to_tile.lowbit.walk import GroupBody, Tiles, Units, walk_groups
-from tilewright.passes.to_tile.lowbit.weights import WeightStream
+from tilewright.passes.to_tile.lowbit.tiles import Place, load_column
+from tilewright.passes.to_tile.lowbit.walk import Tiles, Units
 from tilewright.passes.to_tile.state import LoweringState
 
 
-class FloatProduct:
-    """The sums of one product for a register tile of each vector."""
+class FloatProduct(GroupedProduct):
+    """A product with activations in f32."""
 
     def __init__(
         self,
@@ -33,35 +30,24 @@ class FloatProduct:
         target: Target,
     ) -> None:
         assert isinstance(product.activations, s.Source)
-        self.b, self.shapes, self.product = state.build, schedule.shapes, product
+        super().__init__(state, product, schedule)
         weights = product.weights
-        self.packing = product.packing
-        self.stream = WeightStream(state, product, schedule)
         self.x = state.buffers[product.activations.tensor]
         zero = weights.zero if self.stream.zeros is None else 0
         self.group_zeros: Tiles = []
         self.decoder = decoder(self.packing, weights.dtype, zero, target)
 
-    def run(self, place: Place) -> Tiles:
-        """[rows, lanes] in f32 for each vector."""
+    def units(self) -> Units:
         p = self.packing
         group = max(1, min(p.group, self.product.length))
-        slots = p.padded_group
-        units = Units(group, p.chunk, slots, self.product.length)
-        zeros = [self.b.filled(0.0, F32, self.shapes.sums) for _ in place.blocks]
-        body = GroupBody(
-            lambda group: self.start(place, zeros, group),
-            lambda sums, chunk, units, first: self.chunk(place, sums, chunk, units, first),
-            lambda totals, sums, group: self.finish(place, totals, sums, group),
-        )
-        return walk_groups(self.b, units, body, zeros)
+        return Units(group, p.chunk, p.padded_group, self.product.length)
 
-    def start(self, place: Place, zeros: Tiles, group: Value) -> Tiles:
+    def start(self, place: Place, group: Value) -> Tiles:
         """The sums of a group, and the zeros that its codes lose."""
         self.group_zeros = []
         if self.stream.zeros is not None:
             self.group_zeros = [self.stream.zero(block, group) for block in place.blocks]
-        return list(zeros)
+        return [self.b.filled(0.0, F32, self.shapes.sums) for _ in place.blocks]
 
     def chunk(
         self, place: Place, sums: Tiles, chunk: Value, units: Sequence[int], first: Value

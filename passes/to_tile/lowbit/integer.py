@@ -15,25 +15,23 @@ from tilewright.ir.core import Value
 from tilewright.ir.dtypes import F32, I8, I32, U8
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.ops_lowbit import StreamDequantize, View
+from tilewright.ir.packing import QUAD
 from tilewright.ir.target import Target
 from tilewright.passes.to_tile.lowbit.byte_codes import byte_codes
+from tilewright.passes.to_tile.lowbit.grouped import GroupedProduct
 from tilewright.passes.to_tile.lowbit.info import PackedProduct
 from tilewright.passes.to_tile.lowbit.schedule import PackedSchedule
-from tilewright.passes.to_tile.lowbit.tiles import (
-    Place,
-    load_column,
-)
+from tilewright.passes.to_tile.lowbit.tiles import Place, load_column
 from tilewright.passes.to_tile.lowbit.unpack import emit_moves, quad_moves
-from tilewright.passes.to_tile.lowbit.walk import GroupBody, Tiles, Units, walk_groups
-from tilewright.passes.to_tile.lowbit.weights import WeightStream
+from tilewright.passes.to_tile.lowbit.walk import Tiles, Units
 from tilewright.passes.to_tile.state import LoweringState
 
 SIGN = 128
 LARGEST_SUM = 2**31 - 1
 
 
-class IntegerProduct:
-    """The sums of one product for a register tile of each vector."""
+class IntegerProduct(GroupedProduct):
+    """A product with activations as bytes."""
 
     def __init__(
         self,
@@ -43,11 +41,9 @@ class IntegerProduct:
         target: Target,
     ) -> None:
         assert isinstance(product.activations, StreamDequantize)
-        self.schedule, shapes = schedule, schedule.shapes
-        self.b, self.shapes, self.product = state.build, shapes, product
-        self.packing, self.other = product.packing, product.activations
+        super().__init__(state, product, schedule)
+        self.other = product.activations
         weights, other = product.weights, self.other
-        self.stream = WeightStream(state, product, schedule)
         self.codes, self.steps = state.buffers[other.words], state.buffers[other.scales]
         self.sums = state.buffers[other.more[0]] if other.extra == "sums" else None
         coded = byte_codes(weights.dtype, target)
@@ -80,20 +76,11 @@ class IntegerProduct:
 
     def units(self) -> Units:
         group = self.other.layout.group
-        per_group = -(-group // 4)
+        per_group = -(-group // QUAD)
         whole, rest = divmod(self.product.length, group)
-        slots = self.packing.padded_group // 4 if self.ratio == 1 else per_group
-        return Units(per_group, self.packing.chunk // 4, slots, whole * per_group + -(-rest // 4))
-
-    def run(self, place: Place) -> Tiles:
-        """[rows, lanes] in f32 for each vector."""
-        zeros = [self.b.filled(0.0, F32, self.shapes.sums) for _ in place.blocks]
-        body = GroupBody(
-            lambda group: self.start(place, group),
-            lambda sums, chunk, units, first: self.chunk(place, sums, chunk, units, first),
-            lambda totals, sums, group: self.finish(place, totals, sums, group),
-        )
-        return walk_groups(self.b, self.units(), body, zeros)
+        slots = self.packing.padded_group // QUAD if self.ratio == 1 else per_group
+        total = whole * per_group + -(-rest // QUAD)
+        return Units(per_group, self.packing.chunk // QUAD, slots, total)
 
     def start(self, place: Place, group: Value) -> Tiles:
         """Minus the constant zero times the sum of the group's activations."""
@@ -110,6 +97,7 @@ class IntegerProduct:
         self, place: Place, sums: Tiles, chunk: Value, units: Sequence[int], first: Value
     ) -> Tiles:
         b, words, sums = self.b, self.stream.chunk(place, chunk), list(sums)
+        form = {"b_bits": self.coded.bits, "b_offset": self.from_}
         for number, unit in enumerate(units):
             x = load_column(b, self.shapes, self.codes, place, b.add(first, number))
             x = b(View, x, dtype=I8, layout=self.shapes.column_bytes, hint="x")
@@ -117,8 +105,7 @@ class IntegerProduct:
             for at, given in enumerate(words):
                 quad = self.coded.emit(b, emit_moves(b, given, wanted))
                 quad = b(View, quad, dtype=U8, layout=self.shapes.vector_bytes, hint="codes")
-                given_bits = {"b_bits": self.coded.bits, "b_offset": self.from_}
-                sums[at] = b(t.Dot, sums[at], x, quad, hint="sum", **given_bits)
+                sums[at] = b(t.Dot, sums[at], x, quad, hint="sum", **form)
         return sums
 
     def finish(self, place: Place, totals: Tiles, sums: Tiles, group: Value) -> Tiles:
