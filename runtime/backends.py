@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from tilewright.ir.evaluate import evaluate_graph
 from tilewright.ir.printer import print_graph
 from tilewright.ir.sizes import Size, parse_size
 from tilewright.ir.target import Target
-from tilewright.ir.types import BufferType, TensorType
+from tilewright.ir.types import BufferType, TensorType, Type
 from tilewright.passes.specialise import specialise
 from tilewright.passes.to_tile import kernel_to_tile
 from tilewright.runtime.cache import Cache
@@ -123,17 +124,27 @@ def anonymous(graph: Graph) -> Graph:
 
 
 def _compile_mlir(variant: Variant, target: Target) -> tuple[NativeParts, bytes]:
-    from tilewright.backends.mlir.build import to_llvm_ir
-    from tilewright.backends.mlir.emit import emit_module, scratch_bytes
-
     program = lower_variant(variant, target)
-    llvm_ir = to_llvm_ir(emit_module(program, target, SYMBOL))
-    data = compile_llvm(llvm_ir, target.cpu, target.features)
-    count = int(program.attrs["outputs"])
-    outputs = tuple(p.type for p in program.params[-count:])
+    return native_parts(program), machine_code(program, target)
+
+
+def native_parts(program: Graph) -> NativeParts:
+    """What a tile program's code needs besides."""
+    from tilewright.backends.mlir.emit import scratch_bytes
+
+    outputs = (p.type for p in program.params[-int(program.attrs["outputs"]) :])
     grid = tuple((Size.of(size), int(tile)) for size, tile in program.attrs["grid"])
     typed = tuple(x for x in outputs if isinstance(x, BufferType))
-    return NativeParts(scratch_bytes(program), grid, typed), data
+    return NativeParts(scratch_bytes(program), grid, typed)
+
+
+def machine_code(program: Graph, target: Target) -> bytes:
+    """A tile program through MLIR and LLVM."""
+    from tilewright.backends.mlir.build import to_llvm_ir
+    from tilewright.backends.mlir.emit import emit_module
+
+    llvm_ir = to_llvm_ir(emit_module(program, target, SYMBOL))
+    return compile_llvm(llvm_ir, target.cpu, target.features)
 
 
 def _input_types(variant: Variant) -> list[BufferType]:
@@ -186,35 +197,35 @@ def _to_numpy(tensor: torch.Tensor) -> Any:
     return wide.detach().numpy()
 
 
-def _from_numpy(array: Any, type_: TensorType) -> torch.Tensor:
+def _from_numpy(array: Any, type_: TensorType | BufferType) -> torch.Tensor:
     import numpy as np
 
     return torch.from_numpy(np.array(array, order="C")).to(TORCH_DTYPES[str(type_.dtype)])
 
 
+def interpreted(
+    graph: Graph, types: Iterable[Type], *tensors: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """What a graph at any level means, in NumPy; its results have these types."""
+    arrays = evaluate_graph(graph, *(_to_numpy(x) for x in tensors))
+    return tuple(
+        _from_numpy(a, x)
+        for a, x in zip(arrays, types, strict=True)
+        if isinstance(x, TensorType | BufferType)
+    )
+
+
 def make_interpreter(variant: Variant, target: Target) -> tuple[Call, VariantReport]:
     """The tile program run by the interpreter: slow, the oracle of the others."""
     program = lower_variant(variant, target)
-
-    def call(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        arrays = evaluate_graph(program, *(_to_numpy(x) for x in tensors))
-        types = [v.type for v in variant.graph.results]
-        return tuple(
-            _from_numpy(a, x)
-            for a, x in zip(arrays, types, strict=True)
-            if isinstance(x, TensorType)
-        )
-
+    types = [v.type for v in variant.graph.results]
+    call = partial(interpreted, program, types)
     return call, _report(variant, target.name, "interpreter", 0, False)
 
 
 def run_on_host(graph: Graph, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """A kernel that no schedule covers yet, in NumPy by the meaning of its stream program."""
-    arrays = evaluate_graph(graph, *(_to_numpy(x) for x in tensors))
-    types = [v.type for v in graph.results]
-    return tuple(
-        _from_numpy(a, x) for a, x in zip(arrays, types, strict=True) if isinstance(x, TensorType)
-    )
+    return interpreted(graph, [v.type for v in graph.results], *tensors)
 
 
 def make_numba(variant: Variant, target: Target) -> tuple[Call, VariantReport]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from tilewright.ir.dtypes import TABLE, DType
-from tilewright.ir.errors import SettingError
 from tilewright.passes.choose_layout import LayoutChoice
 from tilewright.passes.choose_layout import choose_layout as _choose_layout
 from tilewright.runtime.lowbit.programs import kernel_target
+from tilewright.runtime.quantized.checks import weight_dtype
 from tilewright.runtime.quantized.tensor import QuantizedTensor
 from tilewright.runtime.targets import resolve_target
 
@@ -25,7 +25,7 @@ def choose_layout(
     ``activation``: "int8" or "float"; ``shape``: "decode" or "prefill"; ``target``: this machine
     if not given. Raises SettingError, TargetError, UnsupportedError.
     """
-    row = dtype if isinstance(dtype, DType) else _dtype_named(dtype)
+    row = dtype if isinstance(dtype, DType) else weight_dtype(dtype)
     where = resolve_target(target) if target is not None else kernel_target()
     return _choose_layout(row, group, where, activation=activation, shape=shape)
 
@@ -44,17 +44,11 @@ def code_dtypes(kind: str = "") -> tuple[str, ...]:
 
 def bits_of(dtype: str) -> int:
     """Bits of a code. Raises SettingError."""
-    return _dtype_named(dtype).bits
+    return weight_dtype(dtype).bits
 
 
 def finite_codes(dtype: str) -> tuple[int, ...]:
     """The codes that stand for numbers, not for infinities or NaN. Raises SettingError."""
-    row = _dtype_named(dtype)
+    row = weight_dtype(dtype)
     values = row.decode(range(1 << row.bits))
     return tuple(code for code, value in enumerate(values) if abs(float(value)) < float("inf"))
-
-
-def _dtype_named(name: str) -> DType:
-    if name not in TABLE:
-        raise SettingError(f"no dtype {name!r}; weights may be {', '.join(code_dtypes())}")
-    return TABLE[name]

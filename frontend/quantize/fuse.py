@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch.fx import Graph, GraphModule, Node
 
 from tilewright.frontend.quantize.several import GatedCall, LinearsCall, linear_arguments
+from tilewright.runtime.lowbit import EPILOGUES
 
 LINEAR = torch.ops.tilewright.linear.default
 BIAS, RESIDUAL, ACTIVATION, EPILOGUE = 5, 6, -2, -1
@@ -25,7 +26,7 @@ _FUNCTIONS: dict[Any, str] = {
     torch.relu: "relu",
     torch.nn.functional.gelu: "gelu",
 }
-GATES = ("silu", "relu", "gelu_tanh")  # functions that kernels have
+GATES = tuple(filter(None, EPILOGUES))  # functions that kernels have
 _SUMS = (operator.add, operator.iadd, torch.add, "add")
 _PRODUCTS = (operator.mul, operator.imul, torch.mul, "mul")
 

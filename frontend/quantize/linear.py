@@ -12,8 +12,8 @@ from torch.autograd import forward_ad
 from tilewright.frontend.quantize.form import Facts, Parts, facts_of, parts_of
 from tilewright.frontend.quantize.plan import ACTIVATIONS
 from tilewright.frontend.quantize.product import linear_op, product
-from tilewright.frontend.quantize.reference import EPILOGUES
 from tilewright.ir.errors import BindError, SettingError
+from tilewright.runtime.lowbit import FUNCTIONS
 from tilewright.runtime.quantized.tensor import QuantizedTensor
 
 _INPUTS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -48,8 +48,8 @@ def linear(
         raise BindError(f"linear needs a quantised matrix [N, K], not {list(qweight.shape)}")
     rows, columns = qweight.shape
     check(x, bias, rows, columns, activation)
-    if epilogue is not None and epilogue not in EPILOGUES:
-        known = ", ".join(repr(name) for name in EPILOGUES if name)
+    if epilogue is not None and epilogue not in FUNCTIONS:
+        known = ", ".join(repr(name) for name in FUNCTIONS if name)
         raise SettingError(f"epilogue={epilogue!r} must be None or one of {known}")
     if residual is not None and residual.shape != (*x.shape[:-1], rows):
         raise BindError(

@@ -6,11 +6,9 @@ its tensors and ``Facts``. Gradients reach the input, the bias and the residual;
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any
 
 import torch
@@ -18,11 +16,12 @@ import torch
 from tilewright.frontend.quantize.form import Form, select_rows
 from tilewright.frontend.quantize.reference import reference_linear, working_dtype
 from tilewright.ir.errors import BackendMissingError, BindError, TargetError, UnsupportedError
+from tilewright.runtime.lowbit import linear_kernel
 from tilewright.runtime.quantized.tensor import QuantizedTensor
 
 FALLBACKS: Counter[str] = Counter()  # why a product ran in torch instead, and how often
 Optional = torch.Tensor | None
-Kernel = Callable[..., torch.Tensor]
+REFUSALS = (UnsupportedError, BackendMissingError, TargetError)  # of a kernel
 
 
 def product(
@@ -56,31 +55,17 @@ def _by_kernel(
     """The kernel's result for x [M, K], or None where torch has to do; ``FALLBACKS`` says why."""
     if 0 in (*x.shape, weight.shape[0]):
         return None  # nothing to multiply
-    kernel = _kernel()
-    if kernel is None:
-        reason = "there is no kernel for quantised weights in this installation"
-    elif x.device.type != "cpu":
+    if x.device.type != "cpu":
         reason = f"there is no kernel for quantised weights on {x.device.type}"
     else:
         try:
-            return kernel(
+            return linear_kernel(
                 x.contiguous(), weight, bias, activation, residual=residual, epilogue=epilogue
             )
-        except (UnsupportedError, BackendMissingError, TargetError) as error:
+        except REFUSALS as error:
             reason = error.message
     FALLBACKS[reason] += 1
     return None
-
-
-@cache
-def _kernel() -> Kernel | None:
-    """``linear_kernel`` of the runtime, if this installation has it."""
-    try:
-        module = importlib.import_module("tilewright.runtime.lowbit")
-    except ModuleNotFoundError:
-        return None
-    kernel: Kernel = module.linear_kernel
-    return kernel
 
 
 @torch.library.custom_op("tilewright::linear", mutates_args=())

@@ -5,22 +5,12 @@ It also runs where there is no kernel; ``FALLBACKS`` in product.py counts why.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 
-from tilewright.runtime.lowbit import why_not_bytes
+from tilewright.runtime.lowbit import FUNCTIONS, why_not_bytes
 from tilewright.runtime.quantized.tensor import QuantizedTensor
 
-Function = Callable[[torch.Tensor], torch.Tensor]
-EPILOGUES: dict[str, Function] = {
-    "": lambda z: z,
-    "relu": F.relu,
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda z: F.gelu(z, approximate="tanh"),
-}
 INT8_LARGEST = 127.0
 
 
@@ -52,7 +42,7 @@ def reference_linear(
         result = taken.new_zeros(x.shape[0], weight.shape[0])
     if bias is not None:
         result = result + bias.to(work)
-    result = EPILOGUES[epilogue](result)
+    result = FUNCTIONS[epilogue](result)
     if residual is not None:
         result = result + residual.to(work)
     return result.to(x.dtype)

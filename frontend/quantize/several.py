@@ -12,14 +12,12 @@ from torch.fx import Node
 from tilewright.frontend.quantize.direct import QuantizedLinearCall
 from tilewright.frontend.quantize.form import parts_of
 from tilewright.frontend.quantize.linear import through_op
-from tilewright.frontend.quantize.product import weight_of
-from tilewright.frontend.quantize.reference import EPILOGUES
-from tilewright.ir.errors import BackendMissingError, BindError, TargetError, UnsupportedError
-from tilewright.runtime.lowbit import gated_kernel, linears_kernel
+from tilewright.frontend.quantize.product import REFUSALS, weight_of
+from tilewright.ir.errors import BindError
+from tilewright.runtime.lowbit import FUNCTIONS, gated_kernel, linears_kernel
 from tilewright.runtime.quantized.tensor import QuantizedTensor
 
 Product = Sequence[Any]  # what follows x in the arguments of tilewright::linear
-REFUSALS = (UnsupportedError, BackendMissingError, TargetError, BindError)
 NAMES = (
     *("x", "words", "scales", "zeros", "order", "bias", "residual"),
     *("names", "sizes", "tensor_scale", "activation", "epilogue"),
@@ -61,7 +59,7 @@ class _Several:
         flat = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
         try:
             return self.kernel(flat, *more, biases, products[0][-2], **options)
-        except REFUSALS:
+        except (*REFUSALS, BindError):
             return None
 
     def apart(self, x: torch.Tensor, products: Sequence[Product]) -> list[torch.Tensor]:
@@ -83,7 +81,7 @@ class GatedCall(_Several):
         found = self.together(x, (gate, up), *self.weights((gate, up)), epilogue=gate[-1])
         if found is None:
             left, right = self.apart(x, ((*gate[:-1], ""), up))
-            product: torch.Tensor = EPILOGUES[gate[-1]](left) * right
+            product: torch.Tensor = FUNCTIONS[gate[-1]](left) * right
             return product
         result: torch.Tensor = found.reshape(*x.shape[:-1], found.shape[-1])
         return result

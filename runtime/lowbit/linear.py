@@ -30,7 +30,7 @@ from tilewright.runtime.quantized.tensor import QuantizedTensor
 LONGEST_SUM = 1 << 15  # products of two bytes that certainly add up in 32 bits
 _FLOATS = {torch.float32: F32, torch.float16: F16, torch.bfloat16: BF16}
 _BESIDE = {**_FLOATS, torch.uint8: U8}
-_FUNCTIONS: dict[str, Any] = {
+FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "": lambda y: y,
     "relu": torch.relu,
     "silu": torch.nn.functional.silu,
@@ -72,7 +72,7 @@ class Prepared:
         """The kernel that rounds x, if its products are those of bytes."""
         if not self.form.integer:
             return None
-        return ROUNDING[replace(self.form, residual=None, epilogue="")]
+        return ROUNDING[self.form.length, self.form.activation_group, self.form.x]
 
     def shared(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """What all products read of x [M, K]: itself in f32, or its codes, scales and sums."""
@@ -135,7 +135,13 @@ def linears_kernel(
         each = zip(weights, given, strict=True)
         return tuple(linear_kernel(x, w, bias, activation) for w, bias in each)
     x, weights = _ready(x, tuple(weights))
-    return _together(x.dtype, weights, given, activation)(x)
+
+    def make() -> Together:
+        each = zip(weights, given, strict=True)
+        calls = (_prepare(x.dtype, (w,), (b,), activation, None, "") for w, b in each)
+        return Together(tuple(calls), (weights[1:], given))
+
+    return _remembered(weights, given, ("together", x.dtype, activation), make)(x)
 
 
 class Together:
@@ -168,17 +174,22 @@ def _single(
     residual: torch.Tensor | None,
     epilogue: str,
 ) -> torch.Tensor:
-    if x.dtype not in _FLOATS or epilogue not in _FUNCTIONS:
+    if x.dtype not in _FLOATS or epilogue not in FUNCTIONS:
         raise UnsupportedError(f"no kernel for activations of {x.dtype} and {epilogue!r}")
     if epilogue not in EPILOGUES:  # torch's own function, after the product
-        y: torch.Tensor = _FUNCTIONS[epilogue](_single(x, weights, biases, activation, None, ""))
+        y: torch.Tensor = FUNCTIONS[epilogue](_single(x, weights, biases, activation, None, ""))
         return y if residual is None else (y + residual).to(x.dtype)
     if not x.numel() or not weights[0].shape[0]:
         return _without_products(x, weights[0].shape[0], biases, residual, epilogue)
     x, weights = _ready(x, weights)
     residual = _padded(residual, weights[0].layout.lanes)
     kind = None if residual is None else residual.dtype
-    call = _prepared(x.dtype, weights, biases, activation, kind, epilogue)
+    settings = x.dtype, activation, kind, epilogue
+
+    def make() -> Prepared:
+        return _prepare(x.dtype, weights, biases, activation, kind, epilogue)
+
+    call = _remembered(weights, biases, settings, make)
     return call(x) if residual is None else call(x, residual)
 
 
@@ -223,34 +234,6 @@ def _remembered(
         if all(b is None or _padded(b, lanes) is b for b in biases):
             kept[key] = found
     return found
-
-
-def _together(
-    x: torch.dtype,
-    weights: tuple[QuantizedTensor, ...],
-    biases: tuple[torch.Tensor | None, ...],
-    activation: str,
-) -> Together:
-    def make() -> Together:
-        each = zip(weights, biases, strict=True)
-        calls = (_prepare(x, (w,), (b,), activation, None, "") for w, b in each)
-        return Together(tuple(calls), (weights[1:], biases))
-
-    return _remembered(weights, biases, ("together", x, activation), make)
-
-
-def _prepared(
-    x: torch.dtype,
-    weights: tuple[QuantizedTensor, ...],
-    biases: tuple[torch.Tensor | None, ...],
-    activation: str,
-    residual: torch.dtype | None,
-    epilogue: str,
-) -> Prepared:
-    settings = x, activation, residual, epilogue
-    return _remembered(
-        weights, biases, settings, lambda: _prepare(x, weights, biases, *settings[1:])
-    )
 
 
 def _prepare(
@@ -331,7 +314,7 @@ def _without_products(
     for bias in biases:
         part = torch.zeros(x.shape[0], rows)
         part = part if bias is None else part + bias.float()
-        y = _FUNCTIONS[epilogue](part) if y is None else y * part
+        y = FUNCTIONS[epilogue](part) if y is None else y * part
     assert y is not None
     return (y if residual is None else y + residual.float()).to(x.dtype)
 

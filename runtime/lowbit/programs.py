@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from typing import TypeVar
 
 import torch
 
 from tilewright.ir.core import Graph
+from tilewright.ir.dtypes import DType
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.target import Target, named_target
 from tilewright.ir.types import TensorType
 from tilewright.passes.pipeline import TO_KERNELS, run_passes
-from tilewright.passes.specialise import specialise
 from tilewright.passes.to_tile import kernel_to_tile
 from tilewright.passes.to_tile.lowbit.activations import quantise_rows
-from tilewright.passes.to_tile.schedule import row_classes
+from tilewright.passes.to_tile.schedule import row_class, row_classes
 from tilewright.passes.to_tile.side_by_side import side_by_side
 from tilewright.runtime.backends import default_backend
 from tilewright.runtime.family import Call
@@ -57,13 +57,14 @@ def _program(form: LinearForm) -> Program:
     return program
 
 
-def _rounding(form: LinearForm) -> Call:
-    program = quantise_rows(form.length, form.activation_group, form.x, kernel_target())
+def _rounding(key: tuple[int, int, DType]) -> Call:
+    program = quantise_rows(*key, kernel_target())
     return make_tile_kernel(program, kernel_target(), default_backend())
 
 
 PROGRAMS: Once[LinearForm, Program] = Once(_program)
-ROUNDING: Once[LinearForm, Call] = Once(_rounding)
+# by length, group and dtype of the activations
+ROUNDING: Once[tuple[int, int, DType], Call] = Once(_rounding)
 
 
 class SideBySide:
@@ -78,14 +79,13 @@ class SideBySide:
 
     def __call__(self, rows: int, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The results of all forms; ``tensors`` are the shared ones, then each form's own."""
-        known = next((c for c in self.classes if c and rows <= c), 0)
-        return self.kernels[known](*tensors)
+        return self.kernels[row_class(self.classes, rows)](*tensors)
 
     def _stream(self, form: LinearForm) -> Graph:
         kernels = run_passes(LinearBuilder(form).module(), TO_KERNELS).graphs
         if len(kernels) != 1:
             raise UnsupportedError("products side by side must be one kernel each")
-        return specialise(kernels[0], {})
+        return kernels[0]
 
     def _make(self, rows: int) -> Call:
         programs = [kernel_to_tile(g, self.target, rows, _units(g)) for g in self.graphs]
@@ -99,5 +99,3 @@ def _units(graph: Graph) -> dict[str, int]:
 
 
 TOGETHER: Once[tuple[LinearForm, ...], SideBySide] = Once(SideBySide)
-
-__all__: Sequence[str] = ("PROGRAMS", "ROUNDING", "TOGETHER", "kernel_target")

@@ -20,8 +20,9 @@ from tilewright.frontend.quantize.product import (
     linear_op,
     look_up,
 )
-from tilewright.frontend.quantize.reference import EPILOGUES, reference_linear, rounded_to_int8
+from tilewright.frontend.quantize.reference import reference_linear, rounded_to_int8
 from tilewright.ir.errors import BindError, SettingError
+from tilewright.runtime.lowbit import FUNCTIONS
 
 SIZES = st.sampled_from([0, 1, 2, 3, 17, 40])
 LENGTHS = st.sampled_from([0, 1, 2, 31, 32, 33, 100])
@@ -105,18 +106,18 @@ def test_rounding_to_int8_is_what_it_says() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("epilogue", [name for name in EPILOGUES if name])
+@pytest.mark.parametrize("epilogue", [name for name in FUNCTIONS if name])
 def test_epilogue_and_residual(epilogue: str, dtype: torch.dtype) -> None:
     q, x = weight(6, 40), torch.randn(2, 3, 40).to(dtype)
     bias, residual = torch.randn(6), torch.randn(2, 3, 6).to(dtype)
     result = tilewright.linear(x, q, bias, epilogue=epilogue, residual=residual)
     z = exact(x.reshape(6, 40), q.dequantize(), bias)
-    wanted = EPILOGUES[epilogue](z) + residual.reshape(6, 6).double()
+    wanted = FUNCTIONS[epilogue](z) + residual.reshape(6, 6).double()
     eps = torch.finfo(dtype).eps
     assert ((result.reshape(6, 6).double() - wanted).abs() <= 2 * eps * wanted.abs() + 1e-4).all()
 
 
-@pytest.mark.parametrize("epilogue", [None, *(name for name in EPILOGUES if name)])
+@pytest.mark.parametrize("epilogue", [None, *(name for name in FUNCTIONS if name)])
 def test_gradients_reach_input_bias_and_residual(epilogue: str | None) -> None:
     q = weight(6, 40)
     inputs = [torch.randn(3, 40), torch.randn(6), torch.randn(3, 6)]
@@ -125,7 +126,7 @@ def test_gradients_reach_input_bias_and_residual(epilogue: str | None) -> None:
     tilewright.linear(x, q, bias, epilogue=epilogue, residual=residual).square().sum().backward()
     x, bias, residual = theirs
     z = x @ q.dequantize().T + bias
-    (EPILOGUES[epilogue or ""](z) + residual).square().sum().backward()
+    (FUNCTIONS[epilogue or ""](z) + residual).square().sum().backward()
     for a, b in zip(ours, theirs, strict=True):
         assert a.grad is not None and b.grad is not None
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-4)
