@@ -24,6 +24,12 @@ class Target:
     l2_bytes: int = 1024 * 1024
 
     @property
+    def signed_bytes(self) -> bool:
+        """Whether the 8-bit dot product adds up pairs in 16 bits, which overflows on unsigned bytes
+        of eight bits."""
+        return self.int8_dot == "maddubs"
+
+    @property
     def isa(self) -> str:
         """What a compiled object depends on."""
         parts = self.cpu, self.features, self.lanes, self.bf16_dot, self.int8_dot, self.byte_table

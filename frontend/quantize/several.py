@@ -10,9 +10,8 @@ import torch
 from torch.fx import Node
 
 from tilewright.frontend.quantize.direct import QuantizedLinearCall
-from tilewright.frontend.quantize.form import parts_of
 from tilewright.frontend.quantize.linear import through_op
-from tilewright.frontend.quantize.product import REFUSALS, weight_of
+from tilewright.frontend.quantize.product import REFUSALS
 from tilewright.ir.errors import BindError
 from tilewright.runtime.lowbit import FUNCTIONS, gated_kernel, linears_kernel
 from tilewright.runtime.quantized.tensor import QuantizedTensor
@@ -34,20 +33,18 @@ class _Several:
 
     def __init__(self, kernel: Callable[..., Any]) -> None:
         self.kernel = kernel
-        self._weights: list[QuantizedTensor] = []
-        self._single: list[QuantizedLinearCall] = []
+        self._calls: list[QuantizedLinearCall] = []
+
+    def calls(self, products: Sequence[Product]) -> list[QuantizedLinearCall]:
+        """A call for each product, which keeps its weight."""
+        if len(self._calls) != len(products):
+            self._calls = [QuantizedLinearCall() for _ in products]
+        return self._calls
 
     def weights(self, products: Sequence[Product]) -> list[QuantizedTensor]:
         """The weights of products, made anew when their tensors are others."""
-        made = self._weights
-        same = len(made) == len(products) and all(
-            a is b
-            for weight, given in zip(made, products, strict=True)
-            for a, b in zip(parts_of(weight), given[:4], strict=True)
-        )
-        if not same:
-            made = self._weights = [weight_of(*p[:4], *p[6:9]) for p in products]
-        return made
+        each = zip(self.calls(products), products, strict=True)
+        return [call.weight((p[0], p[1], p[2], p[3]), *p[6:9]) for call, p in each]
 
     def together(
         self, x: torch.Tensor, products: Sequence[Product], *more: Any, **options: Any
@@ -64,9 +61,7 @@ class _Several:
 
     def apart(self, x: torch.Tensor, products: Sequence[Product]) -> list[torch.Tensor]:
         """Each product by itself."""
-        if len(self._single) != len(products):
-            self._single = [QuantizedLinearCall() for _ in products]
-        return [call(x, *p) for call, p in zip(self._single, products, strict=True)]
+        return [call(x, *p) for call, p in zip(self.calls(products), products, strict=True)]
 
 
 class GatedCall(_Several):

@@ -1,8 +1,8 @@
-"""Rows of f32 as signed bytes for 8-bit dot products: x = step * (d0 + d1 / 254 + d2 / 254^2).
+"""Rows of f32 as signed bytes for 8-bit dot products: x = step * (d0 + d1 / 254 + …).
 
 Each row is divided by its largest magnitude, rounded to -127 … 127, and what that leaves out is
-rounded again, 254 times finer. Three bytes hold a number to 2^-23 of the row's largest one, as well
-as a sum in f32 keeps them; dot products of bytes are exact, so that only this rounding counts.
+rounded again, 254 times finer. Two bytes hold a number to 2^-16 of the row's largest one; dot
+products of bytes are exact, so that only this rounding counts.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from tilewright.ir import ops_tile as t
 from tilewright.ir.core import Value
 from tilewright.ir.dtypes import F32, I8, I32
 from tilewright.ir.layout import Layout
+from tilewright.passes.to_tile.byte_steps import byte_steps, largest_across_lanes
 from tilewright.passes.to_tile.emitter import TileBuilder
 
 DIGITS = 2
 BASE = 254.0
-LARGEST = 127.0
 NOTHING = 1e-30  # rows below it are zeros: 1 / x would overflow
 
 Load = Callable[[Value], Value]
@@ -50,10 +50,7 @@ class FixedPoint:
         """Writes all stretches in steps of one size; the sum of each in such steps, [rows, 1]."""
         b = self.b
         largest = self._largest(stretches)
-        self.step = b(m.Mul, largest, b.number(1 / LARGEST, F32), hint="step")
-        some = b(m.Compare, largest, b.number(NOTHING, F32), relation="gt")
-        inverse = b(m.Div, b.number(LARGEST, F32), largest, hint="inverse")
-        inverse = b(m.Select, some, inverse, b.number(0.0, F32), hint="inverse")
+        self.step, inverse = byte_steps(b, largest, NOTHING)
         return [self._write(s, inverse) for s in stretches]
 
     def _largest(self, stretches: list[Stretch]) -> Value:
@@ -65,10 +62,7 @@ class FixedPoint:
                 size = b(m.Abs, s.load(loop.counter), hint="size")
                 loop.next = (b(m.Max, loop.carried[0], size, hint="largest"),)
             found = loop.results[0]
-        whole = b(t.Reduce, found, kind="max", dim=1, hint="largest")
-        # a maximum across lanes lets NaN through: x - x is NaN for it and for infinities, else 0
-        odd = b(t.Reduce, b(m.Sub, found, found), kind="sum", dim=1)
-        return b(m.Add, whole, odd, hint="largest")
+        return largest_across_lanes(b, found)
 
     def _write(self, s: Stretch, inverse: Value) -> Value:
         b = self.b

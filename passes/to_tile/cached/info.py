@@ -24,7 +24,6 @@ from tilewright.passes.to_tile.schedule import Schedule, choose_schedule
 from tilewright.passes.to_tile.state import LoweringState, round_up
 
 TOKENS = 128  # of a block
-SIGN = 128
 MOST_GROUPS = 16
 
 
@@ -58,7 +57,7 @@ def cached_schedule(info: KernelInfo, target: Target, rows: int) -> Schedule:
     block = align
     if align == TOKENS and not any(op.by == "channel" for op in found):
         align, block = BLOCK, round_up(min(plain.inner_block, TOKENS), BLOCK)
-    plain = replace(plain, signed_bytes=target.int8_dot == "maddubs")
+    plain = replace(plain, signed_bytes=target.signed_bytes)
     if plain.rows_on_lanes:
         tile = 1 << (plain.inner_tile.bit_length() - 1)  # whole tiles make whole blocks
         return replace(plain, align=align, inner_block=block, inner_tile=tile)
@@ -84,11 +83,6 @@ def _summed(info: KernelInfo, cache: CachedStream) -> bool:
 def _inner_side(info: KernelInfo, op: s.Contract) -> Value:
     """The side of a product that changes along the inner axis."""
     return op.rhs if info.varies(op.rhs) else op.lhs
-
-
-def byte_offset(schedule: Schedule, op: CachedStream) -> int:
-    """What codes of eight bits are counted from: sums of pairs overflow unless they are signed."""
-    return SIGN if schedule.signed_bytes and op.bits == 8 else 0
 
 
 class CacheReader:

@@ -17,7 +17,8 @@ from tilewright.ir.ops_cache import CachedStream
 from tilewright.ir.ops_lowbit import View
 from tilewright.ir.packing import QUAD
 from tilewright.passes.to_tile.cached.fixed_point import DIGITS, FixedPoint, Stretch
-from tilewright.passes.to_tile.cached.info import CacheReader, byte_offset
+from tilewright.passes.to_tile.cached.info import CacheReader
+from tilewright.passes.to_tile.lowbit.byte_codes import byte_offset
 from tilewright.passes.to_tile.lowbit.unpack import emit_moves, quad_moves
 from tilewright.passes.to_tile.state import LoweringState
 
@@ -31,7 +32,7 @@ class KeyScores:
     def __init__(self, state: LoweringState, op: CachedStream, rows: Value) -> None:
         self.state, self.b, self.y = state, state.build, state.schedule
         self.reader, self.form, self.rows = CacheReader(state, op), op.form, rows
-        self.offset = byte_offset(state.schedule, op)
+        self.offset = byte_offset(op.bits, state.schedule.signed_bytes)
         self.zero = op.zero - self.offset
         length = self.form.packing.chunks(self.form.width) * self.form.packing.chunk
         y = self.y

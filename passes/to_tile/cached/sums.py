@@ -19,7 +19,8 @@ from tilewright.ir.ops_lowbit import View
 from tilewright.ir.packing import QUAD
 from tilewright.passes.to_tile.block_range import BlockLike
 from tilewright.passes.to_tile.cached.fixed_point import DIGITS, FixedPoint, Stretch
-from tilewright.passes.to_tile.cached.info import CacheReader, byte_offset
+from tilewright.passes.to_tile.cached.info import CacheReader
+from tilewright.passes.to_tile.lowbit.byte_codes import byte_offset
 from tilewright.passes.to_tile.lowbit.unpack import emit_moves, quad_moves
 from tilewright.passes.to_tile.state import LoweringState, round_up
 
@@ -32,7 +33,7 @@ class ValueSums:
     def __init__(self, state: LoweringState, op: CachedStream) -> None:
         self.state, self.b, self.y = state, state.build, state.schedule
         self.reader, self.form = CacheReader(state, op), op.form
-        self.offset = byte_offset(state.schedule, op)
+        self.offset = byte_offset(op.bits, state.schedule.signed_bytes)
         self.zero = op.zero - self.offset
         y = self.y
         self.bytes = FixedPoint(self.b, y.rows, y.lanes, y.inner_block, "p")

@@ -16,9 +16,9 @@ from tilewright.ir.sizes import Size
 from tilewright.ir.target import Target
 from tilewright.ir.types import BufferType
 from tilewright.passes.canonicalise import canonicalise_graph
+from tilewright.passes.to_tile.byte_steps import byte_steps, largest_across_lanes
 from tilewright.passes.to_tile.emitter import TileBuilder
 
-LARGEST = 127
 SMALLEST = 1e-36  # below it 127 / largest leaves the range of f32: then all codes are 0
 
 
@@ -56,10 +56,7 @@ class _Row:
         start = b.mul(group, size)
         stop = b.minimum(b.add(start, size), length)
         largest = self._largest(row, start, stop, size)
-        scale = b(m.Mul, largest, b.number(1 / LARGEST, F32), hint="scale")
-        some = b(m.Compare, largest, b.number(SMALLEST, F32), relation="gt")
-        inverse = b(m.Div, b.number(float(LARGEST), F32), largest, hint="inverse")
-        inverse = b(m.Select, some, inverse, b.number(0.0, F32), hint="inverse")
+        scale, inverse = byte_steps(b, largest, SMALLEST)
         at = b.mul(group, padded)
         end = b.add(at, padded)
         total = b.filled(0, I32, self.layout)
@@ -88,8 +85,4 @@ class _Row:
             values = self._load(row, b.add(start, loop.counter), stop)
             size_ = b(m.Abs, values, hint="size")
             loop.next = (b(m.Max, loop.carried[0], size_, hint="largest"),)
-        whole = b(t.Reduce, loop.results[0], kind="max", dim=1, hint="largest")
-        # a comparison across lanes lets NaN through: 0 * sum is NaN if there is one, else 0
-        some = b(m.Sub, loop.results[0], loop.results[0])
-        nothing = b(t.Reduce, some, kind="sum", dim=1)
-        return b(m.Add, whole, nothing, hint="largest")
+        return largest_across_lanes(b, loop.results[0])

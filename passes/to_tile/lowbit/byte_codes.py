@@ -17,6 +17,14 @@ from tilewright.ir.ops_lowbit import LookupBytes, decoded
 from tilewright.ir.target import Target
 from tilewright.passes.to_tile.emitter import TileBuilder
 
+SIGN = 128
+
+
+def byte_offset(bits: int, signed_bytes: bool) -> int:
+    """What bytes of ``bits`` bits are counted from: with ``signed_bytes`` (ir/target.py) those of
+    eight bits from 128."""
+    return SIGN if signed_bytes and bits == 8 else 0
+
 
 @dataclass(frozen=True)
 class ByteCodes:

@@ -17,7 +17,7 @@ from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.ops_lowbit import StreamDequantize, View
 from tilewright.ir.packing import QUAD
 from tilewright.ir.target import Target
-from tilewright.passes.to_tile.lowbit.byte_codes import byte_codes
+from tilewright.passes.to_tile.lowbit.byte_codes import byte_codes, byte_offset
 from tilewright.passes.to_tile.lowbit.grouped import GroupedProduct
 from tilewright.passes.to_tile.lowbit.info import PackedProduct
 from tilewright.passes.to_tile.lowbit.schedule import PackedSchedule
@@ -26,7 +26,6 @@ from tilewright.passes.to_tile.lowbit.unpack import emit_moves, quad_moves
 from tilewright.passes.to_tile.lowbit.walk import Tiles, Units
 from tilewright.passes.to_tile.state import LoweringState
 
-SIGN = 128
 LARGEST_SUM = 2**31 - 1
 
 
@@ -51,9 +50,7 @@ class IntegerProduct(GroupedProduct):
             raise UnsupportedError(f"codes of {weights.dtype} as bytes", weights.loc)
         if other.zero or not other.signed:
             raise UnsupportedError("products of bytes need signed activations without a zero")
-        # bytes of eight bits overflow the sums of pairs unless they are signed
-        signed = target.int8_dot == "maddubs" and coded.bits == 8
-        self.from_, self.coded = SIGN if signed else 0, coded
+        self.from_, self.coded = byte_offset(coded.bits, target.signed_bytes), coded
         self.zero_point = weights.zero + coded.offset - self.from_
         if (self.stream.zeros is not None or self.zero_point) and self.sums is None:
             raise UnsupportedError("weights with a zero need the activations' sums", other.loc)
