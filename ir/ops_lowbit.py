@@ -7,14 +7,16 @@ A quantised value is ``(decode(code) - zero) * scale``. Codes lie in 32-bit word
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from tilewright.ir.bit_patterns import from_bits, recut, to_bits
 from tilewright.ir.core import Op, Value, attribute, operand
-from tilewright.ir.dtypes import BOOL, F32, I32, U8, DType
+from tilewright.ir.dtypes import BF16, BOOL, F32, I32, U8, DType
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.layout import Layout
 from tilewright.ir.ops_index import TileOp
@@ -242,6 +244,32 @@ class Lookup(TileOp, name="tile.lookup", traits=("pure",)):
 
     def reference(self, index: Any) -> Any:
         return np.asarray(self.values, np.float64)[np.asarray(index) & (len(self.values) - 1)]
+
+
+class LookupHalves(TileOp, name="tile.lookup_halves", traits=("pure",)):
+    """Every half of every word replaced by the bits of values[half mod their number] in bf16; a
+    power of two of values, at most 64."""
+
+    index: Value = operand()
+    values: tuple[float, ...] = attribute()
+
+    def infer(self) -> Type:
+        type_ = self.register(self.index)
+        count = len(self.values)
+        self.require(type_.dtype == I32, "halves come in words of i32")
+        self.require(count & (count - 1) == 0 < count <= 64, "1, 2, 4 … or 64 values")
+        return type_
+
+    def reference(self, index: Any) -> Any:
+        words = np.ascontiguousarray(np.asarray(index).astype(np.int32))
+        at = words.view(np.uint16) & (len(self.values) - 1)
+        return bf16_bits(self.values)[at].view(np.int32).reshape(words.shape)
+
+
+def bf16_bits(values: Sequence[float]) -> npt.NDArray[np.uint16]:
+    """Numbers as the bits of the nearest bf16."""
+    wide = np.asarray(values, np.float32)
+    return to_bits(wide, BF16).astype(np.uint16)
 
 
 class LookupBytes(TileOp, name="tile.lookup_bytes", traits=("pure",)):

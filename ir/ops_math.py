@@ -161,6 +161,12 @@ def _shift_right(a: Any, b: Any) -> Any:
     return np.right_shift(_unsigned(a), _unsigned(b)).astype(kind.str.replace("i", "u")).view(kind)
 
 
+def _shift_right_signed(a: Any, b: Any) -> Any:
+    kind = np.asarray(a).dtype
+    signed = np.asarray(a).view(kind.str.replace("u", "i"))
+    return np.right_shift(signed, np.asarray(b).astype(signed.dtype)).view(kind)
+
+
 def _maximum(a: Any, b: Any) -> Any:
     return np.maximum(a, b)
 
@@ -195,6 +201,13 @@ BitXor = _declare(
 )
 ShiftLeft = _declare(
     Binary, "shift_left", _shift_left, "Bits moved up by rhs < bits; 0 follows.", kinds=INTEGERS
+)
+ShiftRightSigned = _declare(
+    Binary,
+    "shift_right_signed",
+    _shift_right_signed,
+    "Bits moved down by rhs < bits; copies of the highest bit follow.",
+    kinds=INTEGERS,
 )
 ShiftRight = _declare(
     Binary, "shift_right", _shift_right, "Bits moved down by rhs < bits; 0 follows.", kinds=INTEGERS

@@ -6,7 +6,7 @@ codes come in *chunks*, each filling a whole number of words of every lane. Grou
 a scale) are padded with code 0 so that a group is a whole number of chunks, or a chunk a whole
 number of groups. Nothing else is added.
 
-Three orders of the codes within a chunk:
+Four orders of the codes within a chunk:
 
 ``quads``
     Code k belongs to byte k mod 4 of quad k // 4: four neighbouring codes go into the four bytes
@@ -17,6 +17,9 @@ Three orders of the codes within a chunk:
     Quads as before, but a byte of a word holds as many whole codes as fit, from its lowest bit on.
     The bits that they leave (8 mod b) hold the codes of further quads, cut into pieces: most codes
     need no more than a shift and a mask, of any width.
+``halves``
+    The same for the two halves of a word, as 16-bit dot products take them: code k belongs to half
+    k mod 2 of pair k // 2.
 ``fields``
     Codes lie back to back, lowest bit first, and may straddle two words.
 """
@@ -38,7 +41,9 @@ Words = npt.NDArray[np.int32]
 Codes = npt.NDArray[np.uint8]
 WORD = 32
 QUAD = 4  # codes that an 8-bit dot product takes at once; a group is made of whole quads
-ORDERS = ("quads", "bytes", "fields")
+PAIR = 2  # codes that a 16-bit dot product takes at once
+ORDERS = ("quads", "bytes", "fields", "halves")
+_SIDE_BY_SIDE = {"bytes": QUAD, "halves": PAIR}  # codes that lie in the parts of a word
 _TEXT = r"([a-z]+)\(([0-9](?:, ?[0-9])*)\) lanes ([0-9]{1,9}) group ([0-9]{1,9})"
 
 
@@ -61,8 +66,8 @@ def plane_widths(bits: int) -> tuple[int, ...]:
 class Packing:
     """A packing of codes of ``bits`` bits in groups of ``group`` along k.
 
-    ``planes`` are the widths a code is split into, lowest bits first (``bytes`` and ``fields``: the
-    code whole). Written ``quads(4, 2) lanes 16 group 32`` and ``fields(6) lanes 16 group 32``.
+    ``planes`` are the widths a code is split into, lowest bits first (but for ``quads``: the code
+    whole). Written ``quads(4, 2) lanes 16 group 32`` and ``fields(6) lanes 16 group 32``.
     """
 
     order: str
@@ -90,6 +95,11 @@ class Packing:
     def bytes(bits: int, lanes: int, group: int) -> Packing:
         """Whole codes in bytes, further codes in the bits that these leave."""
         return Packing("bytes", (bits,), lanes, group)
+
+    @staticmethod
+    def halves(bits: int, lanes: int, group: int) -> Packing:
+        """Whole codes in halves of words, further codes in the bits that these leave."""
+        return Packing("halves", (bits,), lanes, group)
 
     @staticmethod
     def fields(bits: int, lanes: int, group: int) -> Packing:
@@ -121,15 +131,15 @@ class Packing:
         """Codes of one lane in a chunk."""
         if self.order == "quads":
             return QUAD * 8 // min(self.planes)
-        if self.order == "bytes":
-            return QUAD * self.words * 8 // self.bits
+        if self.order in _SIDE_BY_SIDE:
+            return self.words * WORD // self.bits
         return math.lcm(self.bits, WORD) // self.bits
 
     @property
     def words(self) -> int:
         """Words of one lane in a chunk."""
-        if self.order == "bytes":
-            return self.bits // math.gcd(self.bits, 8)
+        if self.order in _SIDE_BY_SIDE:
+            return self.bits // math.gcd(self.bits, WORD // _SIDE_BY_SIDE[self.order])
         return self.chunk * self.bits // WORD
 
     @property
@@ -169,8 +179,8 @@ class Packing:
         """Where the bits of code k of a chunk lie, lowest bits first."""
         if self.order == "quads":
             yield from self._in_planes(*divmod(k, QUAD))
-        elif self.order == "bytes":
-            yield from self._in_bytes(*divmod(k, QUAD))
+        elif self.order in _SIDE_BY_SIDE:
+            yield from self._in_parts(k, _SIDE_BY_SIDE[self.order])
         else:
             at, low = k * self.bits, 0
             while low < self.bits:
@@ -186,17 +196,19 @@ class Packing:
             yield Piece(low, width, first + word, 8 * byte + width * field)
             low, first = low + width, first + self.chunk * width // WORD
 
-    def _in_bytes(self, quad: int, byte: int) -> Iterator[Piece]:
-        whole, left = divmod(8, self.bits)
-        if quad < self.words * whole:
-            word, field = divmod(quad, whole)
-            yield Piece(0, self.bits, word, 8 * byte + self.bits * field)
+    def _in_parts(self, k: int, count: int) -> Iterator[Piece]:
+        """Words of ``count`` parts, one for each of ``count`` neighbouring codes."""
+        size, (turn, part) = WORD // count, divmod(k, count)
+        whole, left = divmod(size, self.bits)
+        if turn < self.words * whole:
+            word, field = divmod(turn, whole)
+            yield Piece(0, self.bits, word, size * part + self.bits * field)
             return
-        first, low = (quad - self.words * whole) * self.bits, 0
-        while low < self.bits:  # what is left of the bytes of all words, one after the other
+        first, low = (turn - self.words * whole) * self.bits, 0
+        while low < self.bits:  # what is left of the parts of all words, one after the other
             word, bit = divmod(first + low, left)
             width = min(self.bits - low, left - bit)
-            yield Piece(low, width, word, 8 * byte + 8 - left + bit)
+            yield Piece(low, width, word, size * part + size - left + bit)
             low += width
 
     @cached_property

@@ -1,5 +1,8 @@
 """Which packing a weight matrix gets: all that apply are enumerated, costed and compared.
 
+Float activations are costed as bf16 where a target multiplies pairs of them; taking single codes
+apart for f32 takes as many instructions in one order as in another.
+
 The cost is counted, not tabulated: the unpacking code of a chunk is written as for a kernel, and
 its instructions are weighed against the bytes that have to come from memory.
 """
@@ -15,12 +18,13 @@ from tilewright.ir.core import Op
 from tilewright.ir.dtypes import I32, DType
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.layout import Layout
-from tilewright.ir.packing import QUAD, Packing
+from tilewright.ir.packing import PAIR, QUAD, Packing
 from tilewright.ir.target import Target
 from tilewright.passes.to_tile.emitter import TileBuilder
 from tilewright.passes.to_tile.lowbit.byte_codes import byte_codes
 from tilewright.passes.to_tile.lowbit.cost import dot_slots, kind, slots
 from tilewright.passes.to_tile.lowbit.decode import decoder
+from tilewright.passes.to_tile.lowbit.pairs import pair_table
 from tilewright.passes.to_tile.lowbit.unpack import emit_moves, quad_moves
 
 ACTIVATIONS = ("int8", "float")
@@ -125,8 +129,8 @@ def _chosen(dtype: DType, group: int, target: Target, activation: str, shape: st
 
 
 def packings(bits: int, group: int, lanes: int) -> Iterator[Packing]:
-    """All packings of a width: sums of up to three planes that divide a byte, whole codes in bytes,
-    and codes back to back."""
+    """All packings of a width: sums of up to three planes that divide a byte, whole codes in bytes
+    or halves of words, and codes back to back."""
     for planes in _sums(bits, (8, 4, 2, 1)):
         if len(planes) > MOST_PLANES:
             continue
@@ -134,6 +138,7 @@ def packings(bits: int, group: int, lanes: int) -> Iterator[Packing]:
     if 8 % bits:  # else a plane
         yield Packing.bytes(bits, lanes, group)
     yield Packing.fields(bits, lanes, group)
+    yield Packing.halves(bits, lanes, group)
 
 
 def _sums(total: int, parts: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
@@ -179,6 +184,11 @@ def _instructions(
         for quad in range(packing.chunk // QUAD):
             coded.emit(b, emit_moves(b, words, quad_moves(packing, quad)))
         return list(b.top.ops), dot_slots(coded.bits, target), packing.chunk // QUAD
+    pairs = pair_table(packing, dtype, 0, PAIR * packing.chunk, target)
+    if pairs is not None:
+        for pair in range(packing.chunk // PAIR):
+            pairs.emit(b, words, pair)
+        return list(b.top.ops), 1, packing.chunk // PAIR
     wanted = decoder(packing, dtype, 0, target)
     for code in range(packing.chunk):
         wanted.emit(b, words, code)

@@ -48,16 +48,17 @@ class Weight:
 
 @dataclass(frozen=True)
 class Form:
-    """``(x @ w0.T) [silu, * (x @ w1.T)] [+ bias] [+ residual]``, with x in f32 or, if
+    """``(x @ w0.T) [silu, * (x @ w1.T)] [+ bias] [+ residual]``, with x in f32, bf16 or, if
     ``activation`` is not 0, as bytes in groups of so many."""
 
     weights: tuple[Weight, ...]
     length: int
     activation: int = 0
     end: tuple[str, ...] = ()
+    x: str = "f32"
 
     def __str__(self) -> str:
-        kind = f"int8_{self.activation}" if self.activation else "float"
+        kind = f"int8_{self.activation}" if self.activation else self.x
         return "+".join([*map(str, self.weights), f"k{self.length}", kind, *self.end])
 
     def text(self, lanes: int) -> str:
@@ -73,7 +74,8 @@ class Form:
                 f'extra = "sums"}}'
             ]
         else:
-            params += [f"%x: tensor<M x {self.length} x f32>"]
+            params += [f"%x_given: tensor<M x {self.length} x {self.x}>"]
+            lines += ["%x = math.cast %x_given {dtype = f32}"]
         for at, w in enumerate(self.weights):
             encoded = TABLE[w.scales].bits == 8
             sizes += [f"S{at}", f"G{at}"]
@@ -120,6 +122,7 @@ def draw(form: Form, lanes: int, rows: int, blocks: int, seed: int, x: Any = Non
     rng, n, k = np.random.default_rng(seed), blocks * lanes, form.length
     if x is None:
         x = rng.standard_normal((rows, k)).astype("f4")
+    x = np.asarray(TABLE[form.x].round(x), "f4")
     problem = Problem([x])
     if form.activation:
         problem.inputs, x = quantised(x, form.activation)
@@ -234,6 +237,8 @@ def lanes_of(target: str) -> int:
 def tensors(form: Form, inputs: Sequence[Any]) -> list[torch.Tensor]:
     """The inputs as torch tensors; bf16 numbers are held as f32 by NumPy."""
     made = [torch.from_numpy(np.ascontiguousarray(a)) for a in inputs]
+    if form.x == "bf16":
+        made[0] = made[0].bfloat16()
     at = 3 if form.activation else 1
     for w in form.weights:
         if w.scales == "bf16":

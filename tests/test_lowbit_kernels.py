@@ -25,7 +25,9 @@ from tests.lowbit_programs import (
 from tilewright.ir.dtypes import TABLE, table_dtype
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.packing import ORDERS
+from tilewright.ir.target import named_target
 from tilewright.passes.to_tile.lowbit.byte_codes import byte_codes
+from tilewright.passes.to_tile.lowbit.pairs import pair_table
 from tilewright.runtime.targets import resolve_target
 
 TARGETS = ("host", "x86-64-v3")
@@ -61,7 +63,23 @@ COARSE = [
     Form((Weight("u2", 256, zero=2, scales="f32"),), 200, 64, ("bias",)),  # one group in all
     Form((Weight("u8", 4096, zero=128),), 300, 64),
 ]
-CASES = [*sweep(False), *sweep(True), *GATES, *COARSE]
+
+
+def narrow() -> Iterator[Form]:
+    """Activations in bf16: pairs of codes where they lie in one group and their values are bf16."""
+    for at, (bits, order) in enumerate(itertools.product(range(1, 9), ("halves", "quads"))):
+        zeros, group = ZEROS[(at + 3) % 8], (32, 7, 64, 20)[at % 4]
+        zero = 0 if zeros else 1 << bits - 1
+        weight = Weight(f"u{bits}", group, order, zero, zeros, SCALES[at % 5])
+        yield Form((weight,), (64, 70, 33, 128)[at // 2 % 4], 0, ENDS[at % 4], "bf16")
+    for at, dtype in enumerate(["f7e3m3", "f7e6m0", "f6e4m1", "f5e4m0", "f4e2m1", "nf4", "f8e4m3"]):
+        yield Form((Weight(dtype, 32, "halves", scales=SCALES[at % 5]),), 96, 0, (), "bf16")
+    gate = Weight("u4", 32, "halves", zero=8), Weight("f6e3m2", 64, "halves")
+    yield Form(gate, 70, 0, ENDS[4], "bf16")
+
+
+NARROW = list(narrow())
+CASES = [*sweep(False), *sweep(True), *GATES, *COARSE, *NARROW]
 
 
 @pytest.mark.parametrize("form", CASES, ids=str)
@@ -72,7 +90,25 @@ def test_products_of_every_width(form: Form) -> None:
     check(form, ROWS[1 + at // 2 % 8], 1 + at % 4, target=TARGETS[(at + 1) % 2], seed=at)
 
 
+def test_pairs_of_bf16_are_multiplied_at_once() -> None:
+    """Codes of up to six bits, and floats of seven, where the target has the instruction; not where
+    a pair would lie in two groups, nor where values are finer than bf16's."""
+    target = named_target("znver4")
+    for form in NARROW:
+        for w in form.weights:
+            zero = 0 if w.zeros else w.zero
+            packing, dtype = w.packing(16), TABLE[w.dtype]
+            given = packing, dtype, zero, form.length
+            found = pair_table(*given, target)
+            assert pair_table(*given, named_target("x86-64-v4")) is None
+            if w.order == "halves":
+                fits = dtype.bits < 7 or (dtype.bits == 7 and dtype.is_float)
+                whole = form.length % 2 == 0 and (w.group % 2 == 0 or w.group >= form.length)
+                assert (found is not None) == (fits and whole and w.dtype != "nf4"), str(form)
+
+
 DRAWN = [
+    Form((Weight("u4", 32, "halves", zeros="f16"),), 70, 0, ("bias",), "bf16"),
     Form((Weight("u4", 32, zeros="u8"),), 70, 0, ("bias",)),
     Form((Weight("u5", 7, "fields", zero=16, scales="f32"),), 33, 7, ("residual",)),
     GATES[3],
@@ -101,7 +137,7 @@ def test_any_numbers_in_any_number_of_rows(
 @pytest.mark.parametrize("dtype", FORMATS)
 def test_float_formats_and_tables(dtype: str) -> None:
     at = FORMATS.index(dtype)
-    weight = Weight(dtype, (32, 12, 40)[at % 3], ORDERS[at // 2 % 3], scales=SCALES[at % 5])
+    weight = Weight(dtype, (32, 12, 40)[at % 3], ORDERS[at // 2 % 4], scales=SCALES[at % 5])
     check(Form((weight,), 40), 1, 2, target=TARGETS[at % 2], seed=at)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from tilewright.backends.mlir.registers import Registers, held_type, physical
 from tilewright.backends.mlir.text import MlirText
 from tilewright.ir.errors import UnsupportedError
-from tilewright.ir.ops_lowbit import Lookup, LookupBytes, View
+from tilewright.ir.ops_lowbit import Lookup, LookupBytes, LookupHalves, View, bf16_bits
 from tilewright.ir.ops_tile import Dot
 from tilewright.ir.target import Target
 from tilewright.ir.types import RegisterType
@@ -17,7 +19,7 @@ MASKED_BITS = 7  # codes of so many bits: two products with an i8 still fit into
 
 
 class BitEmitter:
-    """Writes tile.view, tile.lookup and tile.lookup_bytes."""
+    """Writes tile.view, tile.lookup, tile.lookup_bytes and tile.lookup_halves."""
 
     def __init__(self, text: MlirText, target: Target) -> None:
         self.text, self.target = text, target
@@ -25,6 +27,7 @@ class BitEmitter:
             View.name: self.view,
             Lookup.name: self.lookup,
             LookupBytes.name: self.lookup_bytes,
+            LookupHalves.name: self.lookup_halves,
         }
 
     def view(self, op: View, x: Registers) -> Registers:
@@ -69,6 +72,27 @@ class BitEmitter:
             at = self.text.op(f"vector.bitcast {word} : {index.held} to {held}")
             types = f"({held}, {held}) -> {held}"
             out = self.text.op(f'llvm.call_intrinsic "{name}"({values}, {at}) : {types}')
+            found.append(self.text.op(f"vector.bitcast {out} : {held} to {index.held}"))
+        return Registers(index.type, found)
+
+    def lookup_halves(self, op: LookupHalves, index: Registers) -> Registers:
+        """A permutation of 32 halves, or of those of two registers."""
+        if index.uniform or index.lanes != 16:
+            raise UnsupportedError("tile.lookup_halves needs vectors of 16 lanes", op.loc)
+        size = 32 if len(op.values) <= 32 else 64
+        table = np.resize(bf16_bits(op.values), size).view(np.int16).tolist()
+        held = "vector<32xi16>"
+        tables = [
+            self.text.constant(f"dense<{table[first : first + 32]}>", held)
+            for first in range(0, size, 32)
+        ]
+        name = "permvar.hi.512" if size == 32 else "vpermi2var.hi.512"
+        types = f"({', '.join([held] * (1 + len(tables)))}) -> {held}"
+        found = []
+        for word in index.names:
+            at = self.text.op(f"vector.bitcast {word} : {index.held} to {held}")
+            given = ", ".join([tables[0], at, *tables[1:]])
+            out = self.text.op(f'llvm.call_intrinsic "llvm.x86.avx512.{name}"({given}) : {types}')
             found.append(self.text.op(f"vector.bitcast {out} : {held} to {index.held}"))
         return Registers(index.type, found)
 

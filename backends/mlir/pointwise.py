@@ -85,6 +85,7 @@ _TWO: dict[type[Op], tuple[str, str]] = {  # op class -> (float, integer) operat
     m.BitXor: ("", "arith.xori"),
     m.ShiftLeft: ("", "arith.shli"),
     m.ShiftRight: ("", "arith.shrui"),
+    m.ShiftRightSigned: ("", "arith.shrsi"),
     m.Pow: ("math.powf", ""),
 }
 _ONE: dict[type[Op], str] = {

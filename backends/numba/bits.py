@@ -12,7 +12,7 @@ from tilewright.backends.numba.registers import Tile, indices
 from tilewright.ir.core import Op
 from tilewright.ir.dtypes import I64, DType
 from tilewright.ir.errors import UnsupportedError
-from tilewright.ir.ops_lowbit import Lookup, LookupBytes, View
+from tilewright.ir.ops_lowbit import Lookup, LookupBytes, LookupHalves, View, bf16_bits
 
 # dtype -> the expression of a float's bits, and of the float of some bits
 _BITS = {
@@ -67,6 +67,15 @@ class BitEmitter:
         parts = [_moved(f"{table}[{x} & 255]", "<<", at) for at, x in moved.items()]
         body = f"    return i32({' | '.join(parts)})"
         function = self.functions.add("bytes_of", ["x"], [body])
+        return {i: f"{function}({index.at(i)})" for i in indices(op.result.type)}
+
+    def lookup_halves(self, op: LookupHalves, index: Tile) -> Elements:
+        """Each half of a word through a table, whose length is a power of two."""
+        listed, last = bf16_bits(op.values).tolist(), len(op.values) - 1
+        table = self.functions.constant("table", f"np.array({listed}, i64)")
+        low, high = (f"{table}[{_moved('x', '>>', at)} & {last}]" for at in (0, 16))
+        body = f"    return i32({low} | {_moved(high, '<<', 16)})"
+        function = self.functions.add("halves_of", ["x"], [body])
         return {i: f"{function}({index.at(i)})" for i in indices(op.result.type)}
 
 

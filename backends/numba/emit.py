@@ -33,7 +33,7 @@ from tilewright.ir import ops_math as m
 from tilewright.ir import ops_tile as t
 from tilewright.ir.core import Graph, Op, Region, Value
 from tilewright.ir.errors import UnsupportedError
-from tilewright.ir.ops_lowbit import Lookup, LookupBytes, View
+from tilewright.ir.ops_lowbit import Lookup, LookupBytes, LookupHalves, View
 from tilewright.ir.ops_tile_memory import refuse_gpu_ops
 from tilewright.ir.sizes import Size
 from tilewright.ir.types import BufferType, IndexType, ScratchType
@@ -339,6 +339,9 @@ class _Program:
 
     def _tile_lookup_bytes(self, op: LookupBytes) -> Tile:
         return self._elements(op, self.bits.lookup_bytes, self.tile(op.index))
+
+    def _tile_lookup_halves(self, op: LookupHalves) -> Tile:
+        return self._elements(op, self.bits.lookup_halves, self.tile(op.index))
 
     # ---- control flow
 

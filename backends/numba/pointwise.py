@@ -151,6 +151,16 @@ def _shift_right(op: Op, inputs: list[str], dtype: DType) -> str:
     return settle(f"{x} >> {distance}", dtype)
 
 
+@_special(m.ShiftRightSigned)
+def _shift_right_signed(op: Op, inputs: list[str], dtype: DType) -> str:
+    """Python's shift is one of signed numbers."""
+    x, distance = inputs
+    if dtype.kind != "int":
+        high = 1 << dtype.bits - 1
+        x = f"(({x} ^ {high}) - {high})"
+    return settle(f"{x} >> {distance}", dtype)
+
+
 @_special(m.Cast)
 def _cast(op: m.Cast, inputs: list[str], dtype: DType) -> str:
     return convert(inputs[0], dtype, op.dtype)

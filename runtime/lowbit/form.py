@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tilewright.ir import ops_math as m
 from tilewright.ir import ops_tensor as t
 from tilewright.ir.core import Builder, Graph, Module, Region, Value
-from tilewright.ir.dtypes import F32, I32, U8, DType
+from tilewright.ir.dtypes import BF16, F32, I32, U8, DType
 from tilewright.ir.ops_lowbit import Dequantize
 from tilewright.ir.packing import Packing
 from tilewright.ir.sizes import Size
@@ -36,7 +36,8 @@ class WeightForm:
 @dataclass(frozen=True)
 class LinearForm:
     """A program ``epilogue(x @ w0.T + b0) [* (x @ w1.T + b1)] + residual``; the numbers of rows M
-    and N are free. ``label`` tells the weights of programs that run side by side apart."""
+    and N are free. ``narrow``: x is read in bf16, not f32. ``label`` tells the weights of programs
+    that run side by side apart."""
 
     weights: tuple[WeightForm, ...]
     length: int
@@ -45,6 +46,7 @@ class LinearForm:
     residual: DType | None
     epilogue: str
     label: str = ""
+    narrow: bool = False
 
     @property
     def activation_group(self) -> int:
@@ -89,7 +91,8 @@ class LinearBuilder:
         """x [M, K]: in memory, or as bytes with a scale and a sum for each group."""
         form = self.form
         if not form.integer:
-            return self.param("x", (self.rows, self.length), F32)
+            dtype = BF16 if form.narrow else F32
+            return self.wide(self.param("x", (self.rows, self.length), dtype))
         codes = self.param("codes", (self.rows, Size.of("Q")), I32)
         steps = self.param("steps", (self.rows, Size.of("R")), F32)
         sums = self.param("sums", (self.rows, Size.of("R")), I32)

@@ -15,6 +15,7 @@ from tilewright.ir.errors import BindError, UnsupportedError
 from tilewright.ir.packing import Packing
 from tilewright.passes.choose_layout import choose_layout
 from tilewright.passes.to_tile.lowbit.byte_codes import byte_codes
+from tilewright.passes.to_tile.lowbit.pairs import pair_table
 from tilewright.runtime.family import Call
 from tilewright.runtime.lowbit.form import EPILOGUES, LinearForm, WeightForm
 from tilewright.runtime.lowbit.programs import (
@@ -75,7 +76,10 @@ class Prepared:
         return ROUNDING[self.form.length, self.form.activation_group, self.form.x]
 
     def shared(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """What all products read of x [M, K]: itself in f32, or its codes, scales and sums."""
+        """What all products read of x [M, K]: itself in f32 (or bf16), or its codes, scales and
+        sums."""
+        if self.form.narrow:
+            return (x,)
         if self.rounding is None:
             return (x if x.dtype == torch.float32 else x.float(),)
         codes, steps, sums = self.rounding(x)
@@ -152,7 +156,8 @@ class Together:
         self.given = given  # what it is known by
         first = calls[0].form
         groups = {c.form.activation_group for c in calls} if first.integer else set()
-        alike = all(c.form.integer == first.integer for c in calls) and len(groups) < 2
+        kinds = {(c.form.integer, c.form.narrow) for c in calls}
+        alike = len(kinds) == 1 and len(groups) < 2
         self.kernel: SideBySide | None = None
         if alike:
             forms = tuple(replace(c.form, label=str(at)) for at, c in enumerate(calls))
@@ -257,8 +262,16 @@ def _prepare(
         why_not_bytes(w.dtype, w.zero_blocks is not None, w.layout.group) for w in weights
     )
     kind = None if residual is None else _FLOATS[residual]
-    form = LinearForm(tuple(forms), weights[0].shape[1], integer, _FLOATS[x], kind, epilogue)
+    length = weights[0].shape[1]
+    narrow = not integer and x == torch.bfloat16 and all(_in_pairs(f, length) for f in forms)
+    form = LinearForm(tuple(forms), length, integer, _FLOATS[x], kind, epilogue, narrow=narrow)
     return Prepared(form, rows, tuple(own), (weights[1:], biases))
+
+
+def _in_pairs(form: WeightForm, length: int) -> bool:
+    """Whether kernels multiply a weight with bf16 as it is."""
+    target = kernel_target()
+    return pair_table(form.layout, form.dtype, form.zero, length, target) is not None
 
 
 def _check_numbers(weight: QuantizedTensor) -> None:

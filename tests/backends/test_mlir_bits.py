@@ -67,7 +67,7 @@ def same_bits(pairs: Sequence[tuple[Any, Any]]) -> None:
 LOAD = "{dims = [-1, 1], layout = spatial(1, LANES)}"
 STORE = "{dims = [-1, 1]}"
 BITWISE = ("bit_and", "bit_or", "bit_xor")
-SHIFTS = ("shift_left", "shift_right")
+SHIFTS = ("shift_left", "shift_right", "shift_right_signed")
 
 
 @per_target
@@ -75,7 +75,7 @@ SHIFTS = ("shift_left", "shift_right")
 def test_bits_and_shifts(target: Target, dtype: str) -> None:
     """Of vectors, and of one number for all lanes."""
     names = (*BITWISE, *SHIFTS)
-    outs = "".join(f", %o{i}: buffer<N x LANES x {dtype}, unit 1>" for i in range(6))
+    outs = "".join(f", %o{i}: buffer<N x LANES x {dtype}, unit 1>" for i in range(7))
     params = f"%x: buffer<N x LANES x {dtype}, unit 1>, %y: buffer<N x LANES x {dtype}, unit 1>"
     params += f", %s: buffer<N x LANES x {dtype}, unit 1>{outs}"
     lines = [f"%{v}v = tile.load %{v}, %n, %c0 {LOAD}" for v in "xys"]
@@ -87,14 +87,14 @@ def test_bits_and_shifts(target: Target, dtype: str) -> None:
             f"tile.store %r{at}, %o{at}, %n, %c0 {STORE}",
         ]
     lines += ["%w = math.shift_right %u, %u", "%k = math.shift_left %xv, %u"]
-    lines += ["%z = math.bit_xor %k, %w", f"tile.store %z, %o5, %n, %c0 {STORE}"]
+    lines += ["%z = math.bit_xor %k, %w", f"tile.store %z, %o6, %n, %c0 {STORE}"]
     rng, row = np.random.default_rng(0), TABLE[dtype]
     low, high = np.iinfo(row.host).min, np.iinfo(row.host).max
     shape = (row.bits, target.lanes)
     x, y = (rng.integers(low, high, shape, row.host, endpoint=True) for _ in range(2))
     x[0], y[1] = low, high
     distance = (np.arange(row.bits)[:, None] + np.arange(target.lanes)) % row.bits
-    text = program(target, params, 6, "\n".join(lines))
+    text = program(target, params, 7, "\n".join(lines))
     same_bits(both(target, text, x, y, distance.astype(row.host)))
 
 
@@ -196,6 +196,28 @@ def test_tables_of_bytes(target: Target, count: int) -> None:
     given = np.random.default_rng(0).integers(0, count, (8, target.lanes, 4)).astype(np.uint8)
     given[:4, :, 0] = np.resize(np.arange(count), (4, target.lanes))
     same_bits(both(target, text, given.view(np.int32)[:, :, 0].copy()))
+
+
+@per_target
+@pytest.mark.parametrize("count", [1, 2, 16, 32, 64])
+def test_tables_of_halves(target: Target, count: int) -> None:
+    """Every index in both halves, with whatever lies above its bits."""
+    rng = np.random.default_rng(count)
+    values = np.resize([-0.0, 0.1, 3e38, 1e-40, -7.0, *rng.standard_normal(59)], count)
+    params = "%x: buffer<N x LANES x i32, unit 1>, %o: buffer<N x LANES x i32, unit 1>"
+    lines = f"%a = tile.load %x, %n, %c0 {LOAD}\n"
+    lines += f"%r = tile.lookup_halves %a {{values = {[float(v) for v in values]}}}\n"
+    lines += f"tile.store %r, %o, %n, %c0 {STORE}"
+    text = program(target, params, 1, lines)
+    if target.lanes != 16:
+        with pytest.raises(UnsupportedError, match="16 lanes"):
+            make_tile_kernel(parse(text).main, target, "mlir")
+        return
+    low, high = np.arange(64), rng.permutation(64)
+    loose = rng.integers(0, 1024, (2, 64)) << 6
+    words = (low | loose[0]) | (high | loose[1]) << 16
+    given = words.astype(np.uint32).view(np.int32).reshape(-1, 16)
+    same_bits(both(target, text, given))
 
 
 def dot_program(target: Target, bits: int) -> str:

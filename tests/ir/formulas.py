@@ -121,4 +121,7 @@ BITS: dict[str, Callable[[int, int, int, bool], int]] = {
     "bit_xor": _bits(lambda a, b: a ^ b),
     "shift_left": _bits(lambda a, b: a << b),
     "shift_right": _bits(lambda a, b: a >> b),
+    "shift_right_signed": lambda a, b, bits, signed: _bits(
+        lambda p, q: (p - (p >> bits - 1 << bits)) >> q
+    )(a, b, bits, signed),
 }

@@ -94,6 +94,11 @@ def _examples() -> Iterator[Example]:
     found = [sum(small[int(w) >> 8 * i & 3] << 8 * i for i in range(4)) for w in WORDS]
     signed = np.array([found]).astype(np.uint32).view(np.int32)
     yield on_words("tile.lookup_bytes", line, "1 x 4 x i32", signed)
+    line = "%r = tile.lookup_halves %a {values = [1.5, -2.0, 0.0, 3.004]}"
+    halves = [0x3FC0, 0xC000, 0, 0x4040]  # 3.004 rounds to 3
+    found = [halves[int(w) & 3] | halves[int(w) >> 16 & 3] << 16 for w in WORDS]
+    signed = np.array([found]).astype(np.uint32).view(np.int32)
+    yield on_words("tile.lookup_halves", line, "1 x 4 x i32", signed)
 
 
 LOWBIT_EXAMPLES = list(_examples())

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.ir.packings import EVERY, packings
 from tilewright.ir.errors import UnsupportedError
-from tilewright.ir.packing import QUAD, WORD, Packing, plane_widths
+from tilewright.ir.packing import PAIR, QUAD, WORD, Packing, plane_widths
 
 counts = st.one_of(st.sampled_from([0, 1]), st.integers(2, 40))
 
@@ -35,7 +35,7 @@ def test_pieces_are_the_bits_of_a_code_lowest_first(packing: Packing) -> None:
         assert low == packing.bits
 
 
-@pytest.mark.parametrize("packing", [p for p in EVERY if p.order != "fields"], ids=str)
+@pytest.mark.parametrize("packing", [p for p in EVERY if p.order in ("quads", "bytes")], ids=str)
 def test_quads_put_neighbours_into_the_bytes_of_a_word(packing: Packing) -> None:
     """So one shift and one mask a plane give four codes; and they may lie in one word only."""
     for quad in range(packing.chunk // QUAD):
@@ -44,6 +44,14 @@ def test_quads_put_neighbours_into_the_bytes_of_a_word(packing: Packing) -> None
         for byte in range(1, QUAD):
             here = [(p.word, p.at - 8 * byte) for p in packing.pieces(QUAD * quad + byte)]
             assert here == first
+
+
+@pytest.mark.parametrize("packing", [p for p in EVERY if p.order == "halves"], ids=str)
+def test_pairs_are_the_halves_of_a_word(packing: Packing) -> None:
+    for pair in range(packing.chunk // PAIR):
+        low = [(p.word, p.at) for p in packing.pieces(PAIR * pair)]
+        assert all(at < 16 for _, at in low)
+        assert [(p.word, p.at - 16) for p in packing.pieces(PAIR * pair + 1)] == low
 
 
 @pytest.mark.parametrize("packing", EVERY, ids=str)

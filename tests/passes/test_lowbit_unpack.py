@@ -21,6 +21,7 @@ from tilewright.ir.types import RegisterType
 from tilewright.passes.to_tile.emitter import TileBuilder
 from tilewright.passes.to_tile.lowbit.byte_codes import byte_codes
 from tilewright.passes.to_tile.lowbit.decode import Decoder, decoder
+from tilewright.passes.to_tile.lowbit.halves import half_table
 from tilewright.passes.to_tile.lowbit.unpack import (
     code_moves,
     constant,
@@ -134,14 +135,14 @@ def test_constants_are_patterns(number: int) -> None:
     assert bits(written.value(constant(written.b, number))).tolist() == [number]
 
 
-def ways(dtype: DType) -> Sequence[str]:
-    return (
-        ("integer", "table")
-        if dtype.is_int
-        else ("float", "table")
-        if dtype.is_float
-        else ("table",)
-    )
+WIDE = named_target("x86-64-v4")
+
+
+def ways(dtype: DType, packing: Packing, zero: int = 0) -> Sequence[str]:
+    half = () if half_table(packing, dtype, zero, WIDE) is None else ("half",)
+    if dtype.is_int:
+        return ("integer", "table", *half)
+    return ("float", "signed", "table", *half) if dtype.is_float else ("table", *half)
 
 
 def forms(width: int) -> list[Packing]:
@@ -157,14 +158,15 @@ def test_codes_as_numbers(dtype: DType) -> None:
     NaN for numbers, which the float way shows; the table has them."""
     finite = np.isfinite(decoded(np.arange(1 << dtype.bits, dtype=np.uint8), dtype))
     for packing in forms(dtype.bits):
-        for way in ways(dtype):
-            for zero in (0, 3) if packing == forms(dtype.bits)[0] else (0,):
+        for zero in (0, 3) if packing == forms(dtype.bits)[0] else (0,):
+            for way in ways(dtype, packing, zero):
                 chunk = Chunk(packing)
-                made = Decoder(way, packing, dtype, zero)
+                halves = half_table(packing, dtype, zero, WIDE)
+                made = Decoder(way, packing, dtype, zero, halves)
                 for code in range(packing.chunk):
                     value = chunk.rows(made.emit(chunk.b, chunk.words, code))
                     here = chunk.codes[:, code].astype(np.uint8)
-                    ok = finite[here] if way == "float" else np.ones(ROWS, bool)
+                    ok = finite[here] if way in ("float", "signed") else np.ones(ROWS, bool)
                     wanted = decoded(here, dtype) - zero
                     assert np.array_equal(value[ok], wanted[ok].astype("f4"), equal_nan=True)
 
@@ -175,11 +177,14 @@ def test_the_way_with_the_fewest_instructions_that_the_target_has(target: Any) -
     for dtype in map(TABLE.__getitem__, names):
         for packing in forms(dtype.bits):
             chosen = decoder(packing, dtype, 0, target)
-            assert chosen.way in ways(dtype)
+            known = ways(dtype, packing)
+            assert chosen.way in known
+            halves = half_table(packing, dtype, 0, target)
             least = min(
-                Decoder(way, packing, dtype, 0).instructions(target)
-                for way in ways(dtype)
-                if target.lanes > 4 or way != "table" or dtype.kind == "table"
+                Decoder(way, packing, dtype, 0, halves).instructions(target)
+                for way in known
+                if (target.lanes > 4 or way != "table" or dtype.kind == "table")
+                and (halves is not None or way != "half")
             )
             assert chosen.instructions(target) == least
             b = TileBuilder()

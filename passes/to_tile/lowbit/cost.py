@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from tilewright.ir import ops_math as m
-from tilewright.ir.core import Op
+from tilewright.ir.core import Graph, Op, Region
 from tilewright.ir.ops_lowbit import Lookup, View
 from tilewright.ir.target import Target
+from tilewright.passes.canonicalise import share
+from tilewright.passes.to_tile.emitter import TileBuilder
 from tilewright.passes.to_tile.lowbit.unpack import PART
 
 
 def kind(op: Op) -> str:
     """``shift``, ``mask`` or ``arithmetic``."""
-    if isinstance(op, m.ShiftLeft | m.ShiftRight):
+    if isinstance(op, m.ShiftLeft | m.ShiftRight | m.ShiftRightSigned):
         return "shift"
     return "mask" if isinstance(op, m.BitAnd | m.BitOr | m.BitXor) else "arithmetic"
 
@@ -29,6 +31,12 @@ def slots(op: Op, target: Target) -> int:
         permutations = max(1, tables // wide)
         return permutations + 3 * (permutations - 1)  # shift, test and blend
     return 1
+
+
+def total_slots(b: TileBuilder, target: Target) -> int:
+    """Instructions of what was built; of the same operation twice only one."""
+    body = Region((), tuple(b.top.ops))
+    return sum(slots(op, target) for op in share(Graph("tile", "chunk", (), body)).body.ops)
 
 
 def dot_slots(bits: int, target: Target) -> int:

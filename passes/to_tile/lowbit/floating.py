@@ -55,6 +55,8 @@ class FloatProduct(GroupedProduct):
         b, words, sums = self.b, self.stream.chunk(place, chunk), list(sums)
         for number, unit in enumerate(units):
             x = load_column(b, self.shapes, self.x, place, b.add(first, number))
+            if self.product.narrow:
+                x = b(m.Cast, x, dtype=F32, hint="x")
             for at, given in enumerate(words):
                 w = self.decoder.emit(b, given, unit)
                 if self.group_zeros:

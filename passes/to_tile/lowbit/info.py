@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tilewright.ir import ops_math as m
 from tilewright.ir import ops_stream as s
-from tilewright.ir.core import Graph, Value
-from tilewright.ir.dtypes import F32
+from tilewright.ir.core import Graph, Op, Value
+from tilewright.ir.dtypes import BF16, F32
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.ops_lowbit import StreamDequantize
 from tilewright.ir.packing import Packing
 from tilewright.ir.sizes import Size
 from tilewright.ir.types import Axis, TensorType
 
+_WIDE = (F32, BF16)
+
 
 @dataclass(frozen=True)
 class PackedProduct:
-    """sum over k of activations[m, k] * weights[n, k]; the activations are a tensor in memory or
+    """sum over k of activations[m, k] * weights[n, k]; activations are f32 or bf16 in memory, or
     packed codes of eight bits, too."""
 
     result: Value
@@ -31,6 +34,11 @@ class PackedProduct:
     def integer(self) -> bool:
         """True if both sides are integers: products of bytes, added up in 32 bits."""
         return isinstance(self.activations, StreamDequantize)
+
+    @property
+    def narrow(self) -> bool:
+        """True if activations are bf16 in memory."""
+        return not self.integer and getattr(self.activations.type, "dtype", None) == BF16
 
     @property
     def length(self) -> int:
@@ -65,16 +73,26 @@ def packed_products(graph: Graph) -> tuple[PackedProduct, ...]:
         others = [x for x in sides if x not in weights]
         if len(weights) != 1 or len(others) != 1:
             raise UnsupportedError("a product without packed weights beside one with", op.loc)
-        other = others[0]
+        other = _below_cast(made, others[0])
         if isinstance(other, StreamDequantize):
             if other.layout != Packing.quads(8, 1, other.layout.group):
                 raise UnsupportedError("packed activations must be bytes on one lane", op.loc)
-        elif not (isinstance(other, s.Source) and getattr(other.type, "dtype", None) == F32):
-            raise UnsupportedError("activations must be f32 in memory, or packed bytes", op.loc)
+        elif not isinstance(other, s.Source) or getattr(other.type, "dtype", None) not in _WIDE:
+            raise UnsupportedError(
+                "activations must be f32 or bf16 in memory, or packed bytes", op.loc
+            )
         assert isinstance(other, s.Source | StreamDequantize)
         found.append(PackedProduct(op.result, weights[0], other))
     _check_alike(found)
     return tuple(found)
+
+
+def _below_cast(made: dict[Value, Op], op: Op | None) -> Op | None:
+    """What is read from memory where it becomes f32 on the way."""
+    if not isinstance(op, m.Cast) or op.dtype != F32:
+        return op
+    below = made.get(op.x)
+    return below if isinstance(below, s.Source) else op
 
 
 def _check_alike(products: list[PackedProduct]) -> None:

@@ -11,8 +11,10 @@ from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.sizes import Size
 from tilewright.ir.target import Target
 from tilewright.passes.to_tile.lowbit.floating import FloatProduct
+from tilewright.passes.to_tile.lowbit.grouped import GroupedProduct
 from tilewright.passes.to_tile.lowbit.info import PackedProduct, packed_products
 from tilewright.passes.to_tile.lowbit.integer import IntegerProduct
+from tilewright.passes.to_tile.lowbit.pairs import PairProduct, pair_table
 from tilewright.passes.to_tile.lowbit.schedule import PackedSchedule, packed_schedule
 from tilewright.passes.to_tile.lowbit.tiles import Place
 from tilewright.passes.to_tile.state import LoweringState
@@ -60,9 +62,15 @@ class PackedKernel:
             for sink in sinks:
                 self.write(sink, place, block, made)
 
-    def product(self, product: PackedProduct) -> IntegerProduct | FloatProduct:
+    def product(self, product: PackedProduct) -> GroupedProduct:
         if product.integer:
             return IntegerProduct(self.state, product, self.schedule, self.target)
+        if product.narrow:
+            w = product.weights
+            zero = w.zero if w.extra != "zeros" else 0
+            pairs = pair_table(w.layout, w.dtype, zero, product.length, self.target)
+            if pairs is not None:
+                return PairProduct(self.state, product, self.schedule, pairs)
         return FloatProduct(self.state, product, self.schedule, self.target)
 
     def write(self, sink: s.Sink, place: Place, block: Value, made: dict[Value, Value]) -> None:

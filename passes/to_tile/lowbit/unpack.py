@@ -6,15 +6,17 @@ same distance move together, by one shift and one mask. A packing is good if few
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tilewright.ir import ops_math as m
 from tilewright.ir.core import Value
 from tilewright.ir.dtypes import I32
+from tilewright.ir.layout import Layout
 from tilewright.ir.packing import WORD, Packing
 from tilewright.passes.to_tile.emitter import TileBuilder
 
+Places = Sequence[int] | Mapping[int, int]
 FULL = (1 << WORD) - 1
 PART = "part"  # names a masked word that is combined with others
 
@@ -34,13 +36,15 @@ class Move:
         return FULL >> self.shift if self.shift >= 0 else (FULL << -self.shift) & FULL
 
 
-def moves(packing: Packing, wanted: Sequence[tuple[int, Sequence[int]]]) -> tuple[Move, ...]:
+def moves(packing: Packing, wanted: Sequence[tuple[int, Places]]) -> tuple[Move, ...]:
     """The moves that bring bits of codes into a word: ``wanted`` has for each code of a chunk the
-    place of each of its bits, lowest first."""
+    place of each of its bits, lowest first, or of some by their numbers."""
     found: dict[tuple[int, int], int] = {}
     for code, places in wanted:
         for piece in packing.pieces(code):
             for bit in range(piece.width):
+                if isinstance(places, Mapping) and piece.low + bit not in places:
+                    continue
                 place = places[piece.low + bit]
                 key = piece.word, piece.at + bit - place
                 found[key] = found.get(key, 0) | 1 << place
@@ -56,6 +60,12 @@ def quad_moves(packing: Packing, quad: int) -> tuple[Move, ...]:
 def code_moves(packing: Packing, code: int, places: Sequence[int] = ()) -> tuple[Move, ...]:
     """One code of a chunk, in the lowest bits or with its bits at ``places``."""
     return moves(packing, [(code, places or range(packing.bits))])
+
+
+def chunk_words(build: TileBuilder, packing: Packing) -> list[Value]:
+    """Words of a chunk that stand for any, to count what is done with them."""
+    layout = Layout(2).spatial(1, 4)
+    return [build.filled(at, I32, layout) for at in range(packing.words)]
 
 
 def emit_moves(
