@@ -47,6 +47,8 @@ def _worth_it(analysis: Analysis, node: Node) -> bool:
         return False
     if entry.kind is Kind.GENERATOR:
         return True
+    if entry.kind is Kind.SHAPE and any(isinstance(fake_of(o), tuple) for o in operand_nodes(node)):
+        return False  # one result of several, which are made together
     if entry.kind is Kind.SHAPE:
         return entry.name not in ("reshape", "identity") or _copies(node) or _widened(node)
     return entry.kind is Kind.POINTWISE and (

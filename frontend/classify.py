@@ -98,7 +98,8 @@ class Analysis:
         entry = lookup(node)
         if entry is None:
             return "not in the op map"
-        if isinstance(fake_of(node), tuple) and not _takes_values_only(node):
+        known = entry.kind is Kind.ROUTING or _takes_values_only(node)
+        if isinstance(fake_of(node), tuple) and not known:
             return f"{entry.name}: positions of the maximum; only its values are known"
         return probe(node)
 

@@ -17,12 +17,21 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from tilewright.frontend.quantize.form import PARTS, Form
+from tilewright.frontend.experts.huggingface import register_experts
+from tilewright.frontend.experts.quantised import ExpertSite, survey_experts
+from tilewright.frontend.experts.weights import PACKED
+from tilewright.frontend.huggingface_files import (
+    FORM,
+    expert_holder,
+    file_names,
+    packed_names,
+    stored_weights,
+)
+from tilewright.frontend.quantize.form import PARTS
 from tilewright.frontend.quantize.layers import (
     QuantizedEmbedding,
     QuantizedLinear,
     QuantizedWeight,
-    form_of_bytes,
 )
 from tilewright.frontend.quantize.model import (
     Layer,
@@ -40,8 +49,6 @@ from tilewright.ir.errors import SettingError, UnsupportedError
 
 METHOD = "tilewright"
 VERSION = 1  # of what is saved
-_WEIGHT = ".weight."
-_FORM = "_extra_state"
 
 
 @register_quantization_config(METHOD)
@@ -101,6 +108,7 @@ class TilewrightQuantizer(HfQuantizer):
     def __init__(self, quantization_config: TilewrightConfig, **options: Any) -> None:
         super().__init__(quantization_config, **options)
         self.sites: list[Site] = []  # of the model, while it is loaded
+        self.experts: list[ExpertSite] = []
         self.built: list[tuple[Site, Layer]] = []
         self.ties: list[tuple[Site, Site]] = []  # a layer without tensors in the file, its owner
         self.report: QuantizeReport | None = None
@@ -118,6 +126,8 @@ class TilewrightQuantizer(HfQuantizer):
 
     def param_needs_quantization(self, model: Any, param_name: str, **_others: Any) -> bool:
         """Whether a loaded parameter is a weight that the plan quantises."""
+        if any(site.name == param_name and site.settings for site in self.experts):
+            return True
         name, _, part = param_name.rpartition(".")
         return part == "weight" and any(
             site.name == name and site.settings is not None for site in self.sites
@@ -132,12 +142,15 @@ class TilewrightQuantizer(HfQuantizer):
         """Finds the layers; those of a quantised checkpoint are replaced by empty ones."""
         tie(model, checkpoint_files or [])
         if not self.pre_quantized:
-            self.sites = survey(model, self.quantization_config.to_plan(), meta=True)
-            check_settings(self.sites, calibrated=False)
+            plan = self.quantization_config.to_plan()
+            self.sites = survey(model, plan, meta=True)
+            self.experts = survey_experts(model, plan, meta=True)
+            check_settings(self.sites, self.experts, calibrated=False)
         else:
             stored = stored_weights(checkpoint_files)
             self.sites = survey(model, Plan(_ANY), meta=True)
             self._replace_stored(model, stored)
+            self._replace_experts(model, stored)
         forget_ties(model, [site.name for site in self.sites if site.settings is not None])
         return model
 
@@ -159,6 +172,17 @@ class TilewrightQuantizer(HfQuantizer):
             layer = self._fill(site, stored[names[group[0].name]], plan, site.name)
             layer._modules["weight"] = None  # no keys: the file has none for it
 
+    def _replace_experts(self, model: Any, stored: dict[str, QuantizedWeight]) -> None:
+        """Empty packed weights for the file's; the plan says only how inputs are taken."""
+        self.experts = survey_experts(model, Plan(_ANY), meta=True)
+        plan = self.quantization_config.to_plan()
+        packed = {site.name + PACKED: site for site in self.experts}
+        for name, stored_name in file_names(model, packed_names(stored), packed).items():
+            site = packed[name]
+            settings = plan.choose(site.expert_name(0), site.name).settings or _ANY
+            site.holder = expert_holder(stored, stored_name, settings.activation)
+            site.install()
+
     def _fill(self, site: Site, weight: QuantizedWeight, plan: Plan, name: str) -> Layer:
         layer = new_layer(site.module, weight, plan.choose(name).settings or _ANY)
         replace_layer(site, layer)
@@ -171,8 +195,9 @@ class TilewrightQuantizer(HfQuantizer):
         for site, owner in self.ties:
             layers[id(site)].weight = layers[id(owner)].weight
         if not self.pre_quantized:
-            self.report = report_of(self.sites, self.built, self.quantization_config.to_plan())
-        self.sites, self.built, self.ties = [], [], []
+            plan = self.quantization_config.to_plan()
+            self.report = report_of(self.sites, self.built, self.experts, plan)
+        self.sites, self.experts, self.built, self.ties = [], [], [], []
         return model
 
     def quantize_site(self, site: Site, value: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -202,7 +227,7 @@ class TilewrightQuantizer(HfQuantizer):
         for name, module in model.named_modules(remove_duplicate=False):
             if isinstance(module, QuantizedWeight):
                 if id(module) in seen:
-                    for part in (*PARTS, _FORM):
+                    for part in (*PARTS, FORM):
                         state.pop(f"{name}.{part}", None)
                 seen.add(id(module))
         return state, {}
@@ -229,68 +254,19 @@ class Quantize(ConversionOps):
         missing: set[str] = options.get("missing_keys") or set()
         (value,) = input_dict.values()
         value = value[0] if isinstance(value, list) else value
-        name = str(options["full_layer_name"]).removesuffix(".weight")
+        name = str(options["full_layer_name"])
+        for expert in self.quantizer.experts:
+            if expert.name == name:
+                missing.discard(name)
+                expert.quantise(value)
+                expert.install()
+                return {} if expert.holder is not None else {name: value}
+        name = name.removesuffix(".weight")
         site = next(site for site in self.quantizer.sites if site.name == name)
         left = self.quantizer.quantize_site(site, value)
         for other in sharing(site, self.quantizer.sites):
             missing.discard(f"{other.name}.weight")
         return left
-
-
-def stored_weights(files: list[str] | None) -> dict[str, QuantizedWeight]:
-    """By layer name, the quantised weights of a checkpoint, on the meta device."""
-    from safetensors import safe_open
-
-    if not files or not all(str(path).endswith(".safetensors") for path in files):
-        raise UnsupportedError("a model quantised by tilewright is loaded from safetensors files")
-    forms: dict[str, Form] = {}
-    tensors: dict[str, dict[str, torch.Tensor]] = {}
-    for path in files:
-        with safe_open(path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118  # safe_open is no mapping
-                layer, found, part = key.rpartition(_WEIGHT)
-                if not found:
-                    continue
-                if part == _FORM:
-                    forms[layer] = form_of_bytes(file.get_tensor(key))
-                elif part in PARTS:
-                    piece = file.get_slice(key)
-                    tensors.setdefault(layer, {})[part] = _meta(piece)
-    weights = {}
-    for name, form in forms.items():
-        parts = tensors.get(name, {})
-        if "words" not in parts or "scales" not in parts:
-            raise UnsupportedError(f"the checkpoint has no {name}.weight.words or .scales")
-        empty = (parts["words"], parts["scales"], parts.get("zeros"), parts.get("order"))
-        weights[name] = QuantizedWeight(form, empty)
-    return weights
-
-
-_DTYPES = {
-    "I32": torch.int32,
-    "I64": torch.int64,
-    "U8": torch.uint8,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F32": torch.float32,
-}
-
-
-def _meta(piece: Any) -> torch.Tensor:
-    return torch.empty(piece.get_shape(), dtype=_DTYPES[piece.get_dtype()], device="meta")
-
-
-def file_names(model: Any, stored: Iterable[str]) -> dict[str, str]:
-    """The file's names of layers by the model's: base models lack a prefix, or have it too much."""
-    known = {name for name, _ in model.named_modules(remove_duplicate=False)}
-    prefix = f"{model.base_model_prefix}."
-    names = {}
-    for name in stored:
-        tried = (name, prefix + name, name.removeprefix(prefix))
-        found = next((new for new in tried if new in known), None)
-        if found is not None:
-            names[found] = name
-    return names
 
 
 def tie(model: Any, files: list[str]) -> None:
@@ -334,5 +310,7 @@ def adopt(model: Any, plan: Plan) -> None:
     model.quantization_method = METHOD
     forget_ties(model, [name for name, part in model.named_modules() if isinstance(part, LAYERS)])
 
+
+register_experts()  # before a saved model is loaded, whose experts only this one reads
 
 __all__ = ["TilewrightConfig", "TilewrightQuantizer", "adopt"]

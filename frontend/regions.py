@@ -102,7 +102,10 @@ def _levels(analysis: Analysis) -> dict[Node, int]:
     level: dict[Node, int] = {}
     for node in analysis.nodes:
         incoming = max((level.get(n, 0) for n in operand_nodes(node)), default=0)
-        if analysis.entry(node) is None or not (incoming or _may_open(analysis, node)):
+        entry = analysis.entry(node)
+        if entry is None or entry.kind is Kind.ROUTING:
+            continue
+        if not incoming and not _may_open(analysis, node):
             continue
         if not analysis.usable(node) or analysis.kind(node) is Kind.ATTENTION:
             continue

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from tilewright.frontend.symbols import SizeTable, make_static
 from tilewright.ir.core import Graph, Value
+from tilewright.ir.ops_routing import TopK
 from tilewright.ir.ops_tensor import Contract, Reduce, Softmax
 from tilewright.ir.sizes import Size
 from tilewright.ir.types import TensorType
@@ -23,15 +24,23 @@ def fix_element_sizes(graph: Graph, sizes: SizeTable) -> bool:
 
 
 def element_sizes(graph: Graph) -> list[Size]:
-    """Axes summed in products of two inputs; axes that a product with scores adds to them."""
+    """Axes summed in products of two inputs; axes that a product with scores adds to them; axes
+    that numbers are chosen from."""
     computed: set[Value] = set()
     found: list[Size] = []
     for op in graph.body.ops:
         if isinstance(op, Contract):
             found.extend(_of_contraction(op, computed))
+        if isinstance(op, TopK):
+            found.append(_of_choice(op))
         if isinstance(op, Contract | Reduce | Softmax) or computed & set(op.operands):
             computed.update(op.results)
     return list(dict.fromkeys(found))
+
+
+def _of_choice(op: TopK) -> Size:
+    assert isinstance(op.x.type, TensorType)
+    return op.x.type.shape[-1]
 
 
 def _of_contraction(op: Contract, computed: set[Value]) -> list[Size]:

@@ -56,8 +56,14 @@ def _interrupting(analysis: Analysis, inside: set[Node]) -> set[Node]:
         below = _reach(start, inside, forward=True)
         for end in (ends & below) - {start}:
             path = (below & _reach(end, inside, forward=False)) | {start, end}
-            found.update(n for n in path if not analysis.usable(n))
+            found.update(n for n in path if _breaks(analysis, n))
     return found
+
+
+def _breaks(analysis: Analysis, node: Node) -> bool:
+    """Whether no region of an attention goes through a node."""
+    entry = lookup(node)
+    return not analysis.usable(node) or (entry is not None and entry.kind is Kind.ROUTING)
 
 
 def _is_softmax(node: Node) -> bool:

@@ -192,10 +192,12 @@ def _probe_operand(translator: Translator, node: Node) -> None:
         translator.parameter(node)
         return
     known = lookup(node)
-    if known is None or known.kind is not Kind.REDUCTION:
+    if known is None or known.kind not in (Kind.REDUCTION, Kind.ROUTING):
         raise UnsupportedError("it takes one of several tensors that torch made")
-    type_ = TensorType(translator.sizes.shape(fake[0].shape), ir_dtype(fake[0].dtype))
-    translator.scope[node] = (Value(type_),)
+    fakes = fake[:1] if known.kind is Kind.REDUCTION else fake
+    sizes = translator.sizes
+    types = (TensorType(sizes.shape(f.shape), ir_dtype(f.dtype)) for f in fakes)
+    translator.scope[node] = tuple(Value(type_) for type_ in types)
 
 
 def _shapes(nodes: Sequence[Node]) -> list[Sequence[Any]]:

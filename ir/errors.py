@@ -105,3 +105,10 @@ class DataError(TilewrightError):
     expected and what was found."""
 
     code = "TW011"
+
+
+class ExpertError(TilewrightError):
+    """Something about an adapter or its memory does not fit the model's experts: names the adapter,
+    layer and expert, what was expected, what was found. What was loaded before is unchanged."""
+
+    code = "TW012"

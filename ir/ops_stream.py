@@ -9,6 +9,7 @@ In the interpreter a stream is an array over loops + element axes, in that order
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,17 @@ def over_axes(array: Any, dims: Dims, type_: StreamType, sizes: dict[str, int]) 
     return np.broadcast_to(view, [sizes[a] for a in order])
 
 
+def over(array: Any, have: Sequence[Axis], want: Sequence[Axis], rest: int = 0) -> Any:
+    """An array over the axes ``have`` (and ``rest`` more) viewed over ``want``, which has them all:
+    size 1 along the others."""
+    names, wanted = [a.name for a in have], [a.name for a in want]
+    order = [names.index(n) for n in wanted if n in names]
+    moved = np.transpose(array, [*order, *range(len(have), len(have) + rest)])
+    given = iter(moved.shape)
+    view = [next(given) if n in names else 1 for n in wanted]
+    return moved.reshape([*view, *given])
+
+
 class Source(StreamOp, name="stream.source"):
     """Reads a tensor in the order of the stream. ``dims`` names the axes that make up each
     dimension
@@ -93,8 +105,8 @@ class Gather(StreamOp, name="stream.gather"):
     """Reads a tensor at computed positions, such as the rows of a table.
 
     ``dims`` has one entry for each dimension of the tensor: ``["*"]`` takes its position from the
-    next index operand (a stream of integers, moved inside the dimension if it lies outside),
-    ``["d"]`` runs along the element's axis d.
+    next index operand (a stream of integers, moved inside the dimension if it lies outside, one
+    for every place of the element or for axes of it), ``["d"]`` runs along the element's axis d.
     """
 
     tensor: Value = operand()
@@ -114,23 +126,29 @@ class Gather(StreamOp, name="stream.gather"):
         self.require(count == len(self.indices), f"dims has {count} indexed dimensions")
         for value in self.indices:
             index = self.stream(value)
-            fits = index.dtype.is_int and not index.element
-            self.require(fits, "an index is a stream of single integers")
+            fits = index.dtype.is_int and set(index.element) <= set(self.type.element)
+            self.require(fits, "an index is a stream of integers along axes of the element")
             self.require(index.loops in ((), self.type.loops), "indices must run in the same loops")
         sizes = {a.name: a.size for a in self.type.element}
         named = {d[0]: n for d, n in zip(self.dims, given.shape, strict=True) if d != (INDEXED,)}
-        self.require(named == sizes, "the named dimensions must be the element's axes")
+        covered = {**named, **{a.name: a.size for a in self.index_element}}
+        self.require(covered == sizes, "the named dimensions must be the element's axes")
         return self.type
+
+    @property
+    def index_element(self) -> tuple[Axis, ...]:
+        """The element's axes along which indices differ."""
+        return tuple(dict.fromkeys(a for v in self.indices for a in self.stream(v).element))
 
     def reference_axes(self, tensor: Any, *indices: Any, sizes: dict[str, int]) -> Any:
         assert isinstance(self.type, StreamType)
-        given, rank = list(indices), len(self.type.axes)
+        given = list(zip(indices, self.indices, strict=True))
         names = [a.name for a in self.type.axes]
         at = []
         for (name,) in self.dims:
             if name == INDEXED:
-                index = np.asarray(given.pop(0))
-                at.append(index.reshape(index.shape + (1,) * (rank - index.ndim)))
+                index, value = given.pop(0)
+                at.append(over(index, self.stream(value).axes, self.type.axes))
             else:
                 view = [sizes[name] if n == name else 1 for n in names]
                 at.append(np.arange(sizes[name]).reshape(view))

@@ -11,6 +11,9 @@ from lark import Token
 import tilewright.ir.ops_cache
 import tilewright.ir.ops_lowbit
 import tilewright.ir.ops_math
+import tilewright.ir.ops_remake
+import tilewright.ir.ops_routing
+import tilewright.ir.ops_routing_stream
 import tilewright.ir.ops_stream
 import tilewright.ir.ops_tensor
 import tilewright.ir.ops_tile

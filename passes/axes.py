@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tilewright.ir import ops_math as m
+from tilewright.ir import ops_routing as r
 from tilewright.ir import ops_tensor as t
 from tilewright.ir.core import Graph, Op, Value
 from tilewright.ir.errors import UnsupportedError
@@ -242,6 +243,8 @@ def _infer(axes: AxisMap, op: Op, producers: dict[Value, Op]) -> None:
         axes.dims[op.result] = views[0].dims
     elif "pointwise" in op.traits:
         axes.dims[op.result] = _pointwise(axes, op, views)
+    elif (dims := _routing(axes, op, views)) is not None:
+        axes.dims.update(dict.fromkeys(op.results, dims))
     else:
         raise UnsupportedError(f"{op.name} has no meaning on streams yet", op.loc)
 
@@ -277,10 +280,37 @@ def _pointwise(axes: AxisMap, op: Op, views: list[View]) -> Dims:
     return tuple(out)
 
 
+def _routing(axes: AxisMap, op: Op, views: list[View]) -> Dims | None:
+    """The dimensions of a routing operation's results (all alike); None for any other."""
+    first = views[0].dims if views else ()
+    if isinstance(op, r.TopK):
+        return (*first[:-1], axes.fresh(Size.of(op.k), "k"))
+    if isinstance(op, r.SegmentCount):
+        return (axes.fresh(op.segments, "segment"),)
+    if isinstance(op, r.PrefixSum | r.SegmentRank):
+        return first
+    if isinstance(op, r.TakeAlong):
+        return _unified(axes, op, views[1].dims, first, op.axis)
+    if isinstance(op, r.Scatter):
+        places = tuple(
+            axes.unify(a, b, op) for a, b in zip(views[1].dims, views[2].dims, strict=True)
+        )
+        return _unified(axes, op, first, places, op.axis)
+    return None
+
+
+def _unified(axes: AxisMap, op: Op, kept: Dims, other: Dims, axis: int) -> Dims:
+    """``kept`` after all dimensions but one were made those of ``other``."""
+    at = axis % len(kept)
+    pairs = enumerate(zip(kept, other, strict=True))
+    return tuple(a if i == at else axes.unify(a, b, op) for i, (a, b) in pairs)
+
+
 def _merge_loops(axes: AxisMap) -> None:
     """Axes of one length become one loop if no value runs along both: sums that are taken apart
-    from each other, the same dimension of results that have nothing to do with each other. Axes of
-    known length that only products sum over lie inside elements: they stay as they are."""
+    from each other, the same dimension of results that have nothing to do with each other, what is
+    counted along and any other. Axes of known length that only products sum over lie inside
+    elements: they stay as they are."""
     kept: dict[int, int] = {}  # axes of results, and which dimension they belong to
     gone: dict[int, bool] = {}  # whether a reduction proper, not only a product, runs along it
     for op in axes.graph.body.ops:
@@ -292,10 +322,17 @@ def _merge_loops(axes: AxisMap) -> None:
     for at in range(len(axes.graph.results)):
         for number, dim in enumerate(axes.resolved(axes.views[None, at].dims)):
             kept.update(dict.fromkeys(dim, number))
+    counted = {
+        axis
+        for op in axes.graph.body.ops
+        if isinstance(op, r.SegmentCount)
+        for axis in axes.resolve(axes.views[op, 0].dims[0])[:1]
+    }
     meetings = _meetings(axes)
-    for at, axis in enumerate(candidates := sorted({*gone, *kept})):
+    for at, axis in enumerate(candidates := sorted({*gone, *kept, *counted})):
         for other in candidates[:at]:
-            alike = axes.size[axis] == axes.size[other] and kept.get(axis) == kept.get(other)
+            alike = kept.get(axis) == kept.get(other) or bool({axis, other} & counted)
+            alike = alike and axes.size[axis] == axes.size[other]
             reduced = gone.get(axis, False) and gone.get(other, False)
             loop = axes.size[axis].constant is None or reduced or axis in kept
             free = other not in axes.parts
@@ -344,7 +381,8 @@ def _check_letters(axes: AxisMap, op: t.Contract) -> None:
 
 def _name(axes: AxisMap) -> None:
     taken: set[str] = set()
-    used = [x for view in axes.views.values() for d in axes.resolved(view.dims) for x in d]
+    every = [*(view.dims for view in axes.views.values()), *axes.dims.values()]
+    used = [x for dims in every for d in axes.resolved(dims) for x in d]
     for axis in dict.fromkeys(used):
         stem = axes.hint[axis] or "i"
         name, number = stem, 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from tilewright.ir.core import Builder, Value
 from tilewright.ir.dtypes import F32
@@ -12,15 +11,7 @@ from tilewright.ir.ops_cache import CachedStream, CachedTensor
 from tilewright.ir.ops_lowbit import Dequantize, StreamDequantize
 from tilewright.ir.types import Axis, StreamType
 from tilewright.passes.axes import AxisMap
-
-
-@dataclass(frozen=True)
-class LoopOrder:
-    """Parallel loops, the streamed axis (or None), and the axes inside an element."""
-
-    parallel: tuple[int, ...]
-    streamed: int | None
-    element: frozenset[int]
+from tilewright.passes.loop_order import LoopOrder
 
 
 def dequantized(

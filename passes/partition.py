@@ -11,12 +11,13 @@ from tilewright.ir import ops_math as m
 from tilewright.ir import ops_stream as s
 from tilewright.ir.core import Builder, Graph, Module, Op, Region, Value
 from tilewright.ir.ops_cache import CachedStream
+from tilewright.ir.ops_remake import RemakeStream
 from tilewright.ir.types import StreamType, TensorType
 from tilewright.passes.channels import deep_inputs
 from tilewright.passes.reorder.along import LoopAnalysis
 
 # made anew in every kernel that needs them
-_FREE = (s.Source, s.Gather, CachedStream, s.Index, s.Repeat, m.Const, m.SizeValue)
+_FREE = (s.Source, s.Gather, CachedStream, RemakeStream, s.Index, s.Repeat, m.Const, m.SizeValue)
 
 
 def partition_graph(graph: Graph) -> tuple[Graph, ...]:
@@ -25,8 +26,9 @@ def partition_graph(graph: Graph) -> tuple[Graph, ...]:
     last = max(level.values(), default=0)
     if last == 0:
         return (graph,)
-    names = _memory_names(graph)
-    kept = [_Part(graph, level, at, names).build() for at in range(last + 1)]
+    names, sunk = _memory_names(graph), _results_in_memory(graph)
+    names.update({value: result.hint for value, result in sunk.items()})
+    kept = [_Part(graph, level, at, names, sunk).build() for at in range(last + 1)]
     return tuple(g for g in kept if g.results)
 
 
@@ -54,9 +56,15 @@ class _Part:
     """The kernel made of the ops of one level."""
 
     def __init__(
-        self, graph: Graph, level: dict[Op, int], at: int, names: dict[Value, str]
+        self,
+        graph: Graph,
+        level: dict[Op, int],
+        at: int,
+        names: dict[Value, str],
+        sunk: dict[Value, Value],
     ) -> None:
         self.graph, self.level, self.at, self.names = graph, level, at, names
+        self.sunk = sunk
         self.producers = graph.producers()
         self.build_ = Builder()
         self.values: dict[Value, Value] = {}
@@ -72,7 +80,8 @@ class _Part:
                 results.append(self.spill(value))
         body = Region(tuple(self.params.values()), tuple(self.build_.ops), tuple(results))
         name = f"{self.graph.name}_{self.at}"
-        return Graph("stream", name, self.graph.sizes, body)
+        used = _sizes(body)
+        return Graph("stream", name, tuple(n for n in self.graph.sizes if n in used), body)
 
     def _leaving(self) -> list[Value]:
         """Sinks of this level and values that later levels read."""
@@ -81,8 +90,8 @@ class _Part:
             if isinstance(op, s.Sink) and self.level[op] == self.at:
                 out.setdefault(op.result)
             if self.level[op] > self.at:
-                for value in op.operands:
-                    out.update(dict.fromkeys(self._crossing(value)))
+                crossing = [v for value in op.operands for v in self._crossing(value)]
+                out.update(dict.fromkeys(self.sunk.get(v, v) for v in crossing))
         return list(out)
 
     def _crossing(self, value: Value) -> list[Value]:
@@ -123,10 +132,25 @@ class _Part:
         return self.build_(s.Source, param, dims=dims, type=value.type, hint=value.hint)
 
 
+def _sizes(body: Region) -> set[str]:
+    """The names of sizes that occur in a kernel."""
+    types = [v.type for op in body.ops for v in (*op.operands, *op.results)]
+    found = [n for type_ in types if isinstance(type_, TensorType) for n in type_.shape]
+    found += [a.size for type_ in types if isinstance(type_, StreamType) for a in type_.axes]
+    found += [op.size for op in body.ops if isinstance(op, m.SizeValue)]
+    return {name for size in found for name in size.names}
+
+
 def _in_memory(value: Value) -> tuple[TensorType, tuple[tuple[str, ...], ...]]:
     assert isinstance(value.type, StreamType)
     axes = value.type.axes
     return TensorType(tuple(a.size for a in axes), value.type.dtype), tuple((a.name,) for a in axes)
+
+
+def _results_in_memory(graph: Graph) -> dict[Value, Value]:
+    """Values that a result holds just as memory would: what reads them later reads that."""
+    sinks = [op for op in graph.body.ops if isinstance(op, s.Sink)]
+    return {op.x: op.result for op in sinks if (op.type, op.dims) == _in_memory(op.x)}
 
 
 def _memory_names(graph: Graph) -> dict[Value, str]:

@@ -14,6 +14,7 @@ from tilewright.passes.expand_math import expand_math
 from tilewright.passes.halves import join_halves
 from tilewright.passes.partition import partition
 from tilewright.passes.precision import precision
+from tilewright.passes.raise_counts import raise_counts
 from tilewright.passes.reorder import reorder
 from tilewright.passes.to_stream import to_stream
 from tilewright.passes.to_tile import to_tile
@@ -32,6 +33,7 @@ class Pass:
 TO_KERNELS: tuple[Pass, ...] = (
     Pass("decompose", decompose),  # first: later passes know only the parts of composite ops
     Pass("join_halves", join_halves),
+    Pass("raise_counts", raise_counts),
     Pass("precision", precision),
     Pass("canonicalise", canonicalise),
     Pass("to_stream", to_stream),

@@ -6,7 +6,8 @@ torch's products of bf16 and f16 sum in f32 and round once at the end; so does
 
 and so does other arithmetic on them. Then a value narrowed and widened again keeps its f32 form
 (more precise than asked), unless a product takes it: there the narrow form lets the dot instruction
-of 16-bit floats be used.
+of 16-bit floats be used. Nor where something is chosen by it: numbers that rounding made equal are
+ties, and have to stay so.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from tilewright.ir import ops_math as m
 from tilewright.ir import ops_tensor as t
 from tilewright.ir.core import Graph, Module, Op, Value
 from tilewright.ir.dtypes import F32
+from tilewright.ir.ops_routing import SortOrder, TopK
 from tilewright.ir.types import TensorType
 from tilewright.passes.rewrite import Rewriter, for_each_graph, rewrite_graph
 
@@ -29,7 +31,7 @@ def widen_products(b: Rewriter, op: Op) -> Value | None:
     if not isinstance(op, t.Contract) or not _narrow(op.lhs):
         return None
     lhs, rhs = (b(m.Cast, v, dtype=F32, hint=v.hint) for v in op.operands)
-    wide = b(t.Contract, lhs, rhs, equation=op.equation, hint=op.result.hint)
+    wide = b(type(op), lhs, rhs, equation=op.equation, hint=op.result.hint)
     assert isinstance(op.lhs.type, TensorType)
     return b(m.Cast, wide, dtype=op.lhs.type.dtype, hint=op.result.hint)
 
@@ -45,7 +47,9 @@ def widen_arithmetic(b: Rewriter, op: Op) -> Value | None:
 
 
 def keep_wide(graph: Graph) -> Graph:
-    """cast(cast(x: f32, 16 bit), f32) -> x, unless a product takes it"""
+    """cast(cast(x: f32, 16 bit), f32) -> x, unless a product takes it or something is chosen"""
+    if any(isinstance(op, TopK | SortOrder) for op in graph.body.ops):
+        return graph
     uses = graph.uses()
 
     def rule(b: Rewriter, op: Op) -> Value | None:

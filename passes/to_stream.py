@@ -3,15 +3,13 @@
 ``%s = tensor.contract %q, %k {"hnd,hmd->hnm"}``  ->
 ``%s = stream.contract %q, %k {axes = ["d"]} : stream<h=H, n=N, m=M; f32>``
 
-The order: first the axes that all outputs share and on which every reduction depends (they are
-independent of each other), then the axis along which values are reduced. Axes summed inside one
-element, and those of an output that the reductions do not depend on, become the element's own axes.
+``loop_order.py`` chooses the order.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
+from functools import reduce
 
 from tilewright.ir import ops_math as m
 from tilewright.ir import ops_stream as s
@@ -21,99 +19,16 @@ from tilewright.ir.dtypes import I64
 from tilewright.ir.errors import UnsupportedError, VerifyError
 from tilewright.ir.ops_cache import CachedTensor
 from tilewright.ir.ops_lowbit import Dequantize
+from tilewright.ir.ops_remake import Remake, RemakeStream
+from tilewright.ir.ops_routing_stream import StreamSegmentCount
 from tilewright.ir.sizes import Size
 from tilewright.ir.types import Axis, StreamType, TensorType
-from tilewright.passes.axes import AxisMap, View, find_axes
-from tilewright.passes.coded_sources import LoopOrder, cached, dequantized
+from tilewright.passes.axes import View, find_axes
+from tilewright.passes.coded_sources import cached, dequantized
+from tilewright.passes.loop_order import choose_order, reduced_axes
+from tilewright.passes.routing_axes import OPS
+from tilewright.passes.routing_streams import RoutingStreams
 from tilewright.passes.split_sums import split_sums
-
-LONGEST_ROW = 1 << 14  # numbers that a block of rows may keep packed
-
-
-def choose_order(axes: AxisMap) -> LoopOrder:
-    """The order of loops that needs the least state: see the module's docstring."""
-    reduced: Counter[int] = Counter()
-    depends: list[frozenset[int]] = []
-    last: dict[int, int] = {}
-    for at, op in enumerate(axes.graph.body.ops):
-        gone = _reduced_axes(axes, op)
-        if gone:
-            reduced.update(gone)
-            last.update(dict.fromkeys(gone, at))
-            depends.append(_operand_axes(axes, op))
-    outputs = [axes.views[None, i].dims for i in range(len(axes.graph.results))]
-    ordered = list(dict.fromkeys(x for dims in outputs for d in axes.resolved(dims) for x in d))
-    inside = _inside(axes, reduced, ordered)
-    parallel = tuple(
-        x for x in ordered if x not in {*reduced, *inside} and all(x in d for d in depends)
-    )
-    streamed = None
-    if not _only_products(axes):
-        streamed = _streamed(axes, {x: n for x, n in reduced.items() if x not in inside}, last)
-        streamed = _along_results(
-            axes, streamed, [x for x in ordered if x not in parallel], reduced
-        )
-    every = {x for view in axes.views.values() for x in axes.flat(view.dims)}
-    loops = {*parallel, streamed}
-    return LoopOrder(parallel, streamed, frozenset(every - loops))
-
-
-def _along_results(
-    axes: AxisMap, streamed: int | None, others: list[int], reduced: Counter[int]
-) -> int | None:
-    """Where all sums run along one axis of known length, that axis can lie inside an element, and
-    the one axis that only some results have is streamed: a row is normalised once, and its product
-    is formed for one weight after the other."""
-    alone = streamed is not None and set(reduced) == {streamed} and streamed not in others
-    if not alone or streamed is None or len(others) != 1:
-        return streamed
-    length = axes.size[streamed].constant
-    return others[0] if length is not None and length <= LONGEST_ROW else streamed
-
-
-def _inside(axes: AxisMap, reduced: Counter[int], outputs: list[int]) -> set[int]:
-    """Axes that results run along as well as reductions, if their length is a number: a row of them
-    is one element, read twice, and no channel has to hold it. Without any reduction the last
-    axis."""
-    last = outputs[-1:] if len(outputs) > 1 and not reduced else []
-    products = any(isinstance(op, t.Contract) for op in axes.graph.body.ops)
-    candidates = [x for x in outputs if x in reduced] if not products else []
-    return {x for x in [*candidates, *last] if axes.size[x].constant is not None}
-
-
-def _streamed(axes: AxisMap, reduced: dict[int, int], last: dict[int, int]) -> int | None:
-    """The axis most reductions run along, the latest of equals; one without a known length before
-    any that could lie inside an element."""
-
-    def rank(axis: int) -> tuple[bool, int, int]:
-        return axes.size[axis].constant is None, reduced[axis], last[axis]
-
-    return max(reduced, key=rank) if reduced else None
-
-
-def _only_products(axes: AxisMap) -> bool:
-    """True if all reductions are contractions and none takes the result of another: then each is
-    summed inside an element, and no axis has to be streamed."""
-    after: set[Value] = set()
-    for op in axes.graph.body.ops:
-        reduces = isinstance(op, t.Reduce | t.Contract)
-        follows = any(v in after for v in op.operands)
-        if isinstance(op, t.Reduce) or (reduces and follows):
-            return False
-        if reduces or follows:
-            after.update(op.results)
-    return True
-
-
-def _operand_axes(axes: AxisMap, op: Op) -> frozenset[int]:
-    views = [axes.views[op, i] for i in range(len(op.operands))]
-    return frozenset(x for view in views for x in axes.flat(view.dims))
-
-
-def _reduced_axes(axes: AxisMap, op: Op) -> frozenset[int]:
-    if not isinstance(op, t.Contract | t.Reduce):
-        return frozenset()
-    return _operand_axes(axes, op) - axes.flat(axes.dims[op.result])
 
 
 class _Converter:
@@ -126,6 +41,7 @@ class _Converter:
         self.build = Builder()
         self.made: dict[Value, Value] = {}
         self.read: dict[tuple[Value, str], Value] = {}
+        self.late: set[Value] = set()  # what follows from counts: it runs in their loop no more
         self.producers = graph.producers()
         self.parallel = tuple(self.axes.axis(x) for x in self.order.parallel)
         self.inner: Axis | None = None
@@ -136,7 +52,13 @@ class _Converter:
         for op in self.graph.body.ops:
             if op.results[0] in self.axes.dims:
                 self.build.loc = op.loc
-                self.made[op.result] = self.convert(op)
+                before = len(self.build.ops)
+                made = self.convert(op)
+                made = made if isinstance(made, tuple) else (made,)
+                self.made.update(zip(op.results, made, strict=True))
+                for new in self.build.ops[before:]:
+                    if isinstance(new, StreamSegmentCount) or self.late & {*new.operands}:
+                        self.late.update(new.results)
         sinks = [self.sink(i, v) for i, v in enumerate(self.graph.results)]
         body = Region(self.graph.params, tuple(self.build.ops), tuple(sinks))
         return Graph("stream", self.graph.name, self.graph.sizes, body)
@@ -211,21 +133,21 @@ class _Converter:
         """Indices along the element's own axes become named dimensions, the others operands."""
         dims: list[tuple[str, ...]] = []
         indices: list[Value] = []
-        element = []
         for at in range(1, len(op.operands)):
             view = self.axes.views[op, at]
             flat = [x for d in self.axes.resolved(view.root_dims) for x in d]
             iota = isinstance(self.producers.get(view.root), t.Iota)
             if iota and len(flat) == 1 and flat[0] in self.order.element:
-                element.append(self.axes.axis(flat[0]))
-                dims.append((element[-1].name,))
+                dims.append((self.axes.name(flat[0]),))
             else:
                 dims.append((s.INDEXED,))
                 indices.append(self.operand(op, at))
         indices = self.level(indices)
         loops = max((v.type.loops for v in indices if isinstance(v.type, StreamType)), key=len)
         dtype = op.x.type.dtype if isinstance(op.x.type, TensorType) else I64
-        type_ = StreamType(loops or self.parallel, tuple(element), dtype)
+        own = [x for d in self.axes.resolved(self.axes.dims[op.result]) for x in d]
+        element = tuple(self.axes.axis(x) for x in own if x in self.order.element)
+        type_ = StreamType(loops or self.parallel, element, dtype)
         hint = op.result.hint
         return self.build(s.Gather, op.x, *indices, dims=tuple(dims), type=type_, hint=hint)
 
@@ -245,8 +167,9 @@ class _Converter:
         out = []
         for value in values:
             assert isinstance(value.type, StreamType)
-            short = value.type.loops and len(value.type.loops) < len(deepest)
-            out.append(self.repeat(value, deepest[-1]) if short else value)
+            repeats = bool(value.type.loops) or value in self.late
+            missing = deepest[len(value.type.loops) :] if repeats else ()
+            out.append(reduce(self.repeat, missing, value))
         return out
 
     def repeat(self, value: Value, axis: Axis) -> Value:
@@ -255,7 +178,7 @@ class _Converter:
             self.read[key] = self.build(s.Repeat, value, axis=axis, hint=value.hint)
         return self.read[key]
 
-    def convert(self, op: Op) -> Value:
+    def convert(self, op: Op) -> Value | tuple[Value, ...]:
         if isinstance(op, t.Gather):
             return self.gather(op)
         if isinstance(op, Dequantize):
@@ -263,11 +186,14 @@ class _Converter:
         if isinstance(op, CachedTensor):
             return cached(op, self.axes, self.order, self.loops, self.build)
         values = [self.operand(op, i) for i in range(len(op.operands))]
+        if isinstance(op, OPS):
+            routing = RoutingStreams(self.axes, self.order, self.build, self.repeat)
+            return routing.convert(op, values, self.level(values))
         hint = op.result.hint
         if isinstance(op, t.Contract):
             return self.contract(op, values, hint)
         if isinstance(op, t.Reduce):
-            gone = _reduced_axes(self.axes, op)
+            gone = reduced_axes(self.axes, op)
             return self.reduce(values[0], op.kind, gone, hint)
         if isinstance(op, t.Roll):
             return self.roll(op, values[0])
@@ -276,10 +202,11 @@ class _Converter:
 
     def contract(self, op: t.Contract, values: list[Value], hint: str) -> Value:
         lhs, rhs = self.level(values)
-        gone = _reduced_axes(self.axes, op)
+        gone = reduced_axes(self.axes, op)
         inside = sorted(self.axes.name(x) for x in gone if x != self.order.streamed)
         if inside:
-            out = self.build(s.Contract, lhs, rhs, axes=tuple(inside), hint=hint)
+            cls = RemakeStream if isinstance(op, Remake) else s.Contract
+            out = self.build(cls, lhs, rhs, axes=tuple(inside), hint=hint)
         else:
             out = self.build(m.Mul, lhs, rhs, hint=f"{hint}_term")
         if self.order.streamed in gone:
@@ -311,7 +238,9 @@ class _Converter:
         view = self.axes.views[None, at]
         stream = self.operand(None, at)
         assert isinstance(stream.type, StreamType)
-        if not stream.type.loops and self.parallel:
+        flat = self.axes.flat(view.dims)
+        counted = flat and flat.isdisjoint(self.order.parallel)  # over a loop: out of it now
+        if not stream.type.loops and self.parallel and not counted:
             raise UnsupportedError("an output that is one constant")
         dims = tuple(tuple(self.axes.name(x) for x in d) for d in self.axes.resolved(view.dims))
         name = result_name(self.graph, at, self.label)

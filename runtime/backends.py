@@ -16,7 +16,7 @@ from tilewright.ir.errors import BackendMissingError
 from tilewright.ir.evaluate import evaluate_graph
 from tilewright.ir.printer import print_graph
 from tilewright.ir.sizes import Size, parse_size
-from tilewright.ir.target import Target
+from tilewright.ir.target import Target, named_target
 from tilewright.ir.types import BufferType, TensorType, Type
 from tilewright.passes.specialise import specialise
 from tilewright.passes.to_tile import kernel_to_tile
@@ -26,6 +26,7 @@ from tilewright.runtime.fingerprint import cache_key
 from tilewright.runtime.kernel import TORCH_DTYPES, Kernel
 from tilewright.runtime.native import NativeFunction, compile_llvm, load_object
 from tilewright.runtime.report import VariantReport
+from tilewright.runtime.targets import host_target
 
 SYMBOL = "tilewright_kernel"
 BACKENDS = ("mlir", "numba", "interpreter")
@@ -53,6 +54,12 @@ def default_backend() -> str:
         if have:
             return "mlir"
     return "numba" if importlib.util.find_spec("numba") else "interpreter"
+
+
+@cache
+def kernel_target() -> Target:
+    """What kernels that are not asked for by target are compiled for in this process."""
+    return named_target("scalar") if default_backend() == "numba" else host_target()
 
 
 def layout_class(rows: int) -> str:

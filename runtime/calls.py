@@ -15,9 +15,12 @@ The native ABI: ``void kernel(int64_t *args)`` runs once on every worker, and ``
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+import torch
+
+from tilewright.ir.bind import bind_sizes
 from tilewright.ir.core import Graph, Region, Value, size_names
 from tilewright.ir.errors import BindError
 from tilewright.ir.sizes import Size
@@ -63,14 +66,39 @@ class Signature:
             "tile", self.name, self.sizes, Region(tuple(Value(t, h) for t, h in named), ())
         )
 
+    def solve(self, tensors: Sequence[torch.Tensor]) -> tuple[int, ...]:
+        """The values of the names in the inputs' shapes, in their alphabetical order, found one
+        equation after the other, each when it can be: BindError if none fit. For calls in which a
+        name has the factor 0, so that the order decides."""
+        values = bind_sizes(self.graph(), [tuple(x.shape) for x in tensors])
+        names = {name for p in self.inputs for size in p.shape for name in size.names}
+        return tuple(values[name] for name in sorted(names))
+
 
 @dataclass
 class _Binding:
-    """Statements that give the size names their values, and conditions that must then hold."""
+    """Statements that give the size names their values, and conditions that must then hold.
+    ``natural``: names that must not come out negative; ``divides``: some statements divide by other
+    sizes, which may be 0."""
 
     known: set[str] = field(default_factory=set)
     assignments: list[str] = field(default_factory=list)
     conditions: list[str] = field(default_factory=list)
+    natural: list[str] = field(default_factory=list)
+    divides: bool = False
+
+    def statements(self) -> list[str]:
+        """The assignments. An equation 0 * N = 0 says nothing about N: another one may, and which
+        is for ``Signature.solve`` to find, since there is no order that is right for all calls."""
+        if not self.divides:
+            return self.assignments
+        names = _tuple([_name(n) for n in sorted(self.known)])
+        return [
+            "try:",
+            *_indent(self.assignments, 4),
+            "except ZeroDivisionError:",
+            f"    {names} = solve(tensors)",
+        ]
 
 
 def frame_format(signature: Signature) -> str:
@@ -90,11 +118,11 @@ def call_source(signature: Signature) -> str:
         "        fits = False",
         "    if not fits:",
         "        complain(tensors)",
-        *_indent(binding.assignments, 4),
+        *_indent(binding.statements(), 4),
     ]
-    if binding.conditions:
+    if conditions := binding.natural + binding.conditions:
         lines += [
-            f"    if not ({' and '.join(binding.conditions)}):",
+            f"    if not ({' and '.join(conditions)}):",
             "        complain(tensors)",
         ]
     lines += _indent([*_outputs(signature), *_grid(signature), "if items:"], 4)
@@ -126,18 +154,15 @@ def _unpack(signature: Signature) -> Iterator[str]:
 
 
 def _bind(signature: Signature) -> _Binding:
-    """Sizes from shapes: first the dimensions with one name in them, which decide it for 0 too.
-
-    If ``N = 0`` and a dimension is ``N*M = 0``, then only another dimension can say what M is; if
-    none has M alone, M counts as 0.
-    """
+    """Sizes from shapes: first from the dimensions without products of names, whose names have a
+    factor that is never 0."""
     binding = _Binding()
     pending = [
         (size, f"n{i}_{d}")
         for i, type_ in enumerate(signature.inputs)
         for d, size in enumerate(type_.shape)
     ]
-    pending.sort(key=lambda item: (len(item[0].terms), _degree(item[0])))
+    pending.sort(key=lambda item: (_degree(item[0]), len(item[0].terms)))
     while pending:
         rest = [(size, name) for size, name in pending if not _solve(binding, size, name)]
         if len(rest) == len(pending):
@@ -155,11 +180,14 @@ def _solve(binding: _Binding, size: Size, dimension: str) -> bool:
     unknown = size.names - binding.known
     if unknown:
         name = min(unknown)
-        factor = _factor(size, name) if len(unknown) == 1 else None
-        if factor is None:
+        factor, rest = size.split(name)
+        if len(unknown) > 1 or name in factor.names:
             return False
         binding.known.add(name)
-        binding.assignments.append(f"{_name(name)} = {_quotient(dimension, factor)}")
+        binding.divides |= factor.constant is None
+        binding.assignments.append(f"{_name(name)} = {_solution(dimension, factor, rest)}")
+        if rest.terms or not factor.at_least(0):
+            binding.natural.append(f"{_name(name)} >= 0")
         if factor == Size.of(1):
             return True
     binding.conditions.append(f"{dimension} == {_expression(size)}")
@@ -170,20 +198,10 @@ def _degree(size: Size) -> int:
     return max((len(monomial) for monomial, _ in size.terms), default=0)
 
 
-def _factor(size: Size, name: str) -> Size | None:
-    """``size / name`` if size is a product with the name in it once."""
-    if len(size.terms) != 1 or size.terms[0][0].count(name) != 1:
-        return None
-    monomial, coefficient = size.terms[0]
-    return Size((((tuple(n for n in monomial if n != name)), coefficient),))
-
-
-def _quotient(dimension: str, factor: Size) -> str:
-    if factor == Size.of(1):
-        return dimension
-    text = _expression(factor)
-    # 0 = 0 * N leaves N open; it is 0 then, as bind_sizes has it
-    return f"{dimension} // ({text})" + ("" if factor.constant else f" if {text} else 0")
+def _solution(dimension: str, factor: Size, rest: Size) -> str:
+    """The number x with dimension == factor * x + rest, if there is one."""
+    over = f"({dimension} - ({_expression(rest)}))" if rest.terms else dimension
+    return over if factor == Size.of(1) else f"{over} // ({_expression(factor)})"
 
 
 def _name(size_name: str) -> str:
@@ -241,8 +259,8 @@ def key_source(signature: Signature, static: tuple[str, ...], rows: Size, inner:
     """The text of ``def key(*tensors)``: (units, values of ``static``, number of rows, length of
     the inner axis) of a call.
 
-    ``unit`` is taken from the surroundings; shapes that do not fit raise ValueError or give a key
-    whose kernel then complains.
+    ``unit`` and ``solve`` are taken from the surroundings; shapes that do not fit raise ValueError
+    or BindError, or give a key whose kernel then complains.
     """
     binding = _bind(signature)
     inputs = signature.inputs
@@ -250,7 +268,9 @@ def key_source(signature: Signature, static: tuple[str, ...], rows: Size, inner:
     lines = ["def key(*tensors):", f"    {given} = tensors"]
     for i, type_ in enumerate(inputs):
         lines.append(f"    {_tuple([f'n{i}_{d}' for d in range(len(type_.shape))])} = t{i}.shape")
-    lines += _indent(binding.assignments, 4)
+    lines += _indent(binding.statements(), 4)
+    if binding.natural:
+        lines += [f"    if not ({' and '.join(binding.natural)}):", "        raise ValueError"]
     units = _tuple([f"unit(t{i})" for i in range(len(inputs))])
     values = _tuple([_name(n) for n in static])
     counts = f"{_expression(rows)}, {_expression(inner)}"

@@ -137,7 +137,7 @@ class KernelFamily:
         )
         hints = tuple(p.hint for p in self.graph.params)
         signature = Signature(self.graph.name, inputs, hints, 0, self.graph.sizes, (), 0)
-        names: dict[str, object] = {"unit": _unit}
+        names: dict[str, object] = {"unit": _unit, "solve": signature.solve}
         source = key_source(signature, self.static_names, self.row_count, self.inner)
         exec(compile(source, f"<key of kernel {self.graph.name}>", "exec"), names)
         function = names["key"]

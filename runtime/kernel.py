@@ -92,6 +92,7 @@ class Kernel:
             "empty": torch.empty,
             "cpu": torch.device("cpu"),
             "complain": self._complain,
+            "solve": self.signature.solve,
             "check_memory": self._check_memory,
             "num_threads": num_threads,
             "take_scratch": _take_scratch,

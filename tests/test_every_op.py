@@ -10,6 +10,7 @@ from tests.ir import examples
 from tests.ir.cache_examples import CACHE_EXAMPLES
 from tests.ir.examples import Example
 from tests.ir.lowbit_examples import LOWBIT_EXAMPLES
+from tests.ir.routing_examples import ROUTING_EXAMPLES
 from tilewright.ir.core import REGISTRY, Op, Value
 from tilewright.ir.dtypes import F32
 from tilewright.ir.errors import VerifyError
@@ -28,7 +29,7 @@ from tilewright.ir.types import (
     Type,
 )
 
-EXAMPLES = [*examples.EXAMPLES, *LOWBIT_EXAMPLES, *CACHE_EXAMPLES]
+EXAMPLES = [*examples.EXAMPLES, *LOWBIT_EXAMPLES, *CACHE_EXAMPLES, *ROUTING_EXAMPLES]
 
 
 def test_no_operation_is_missing_from_the_table() -> None:

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from tests.frontend.attention_oracle import attend
-from tilewright.frontend.attention import plans
+from tilewright.frontend.attention import layer_input, plans
 from tilewright.frontend.attention.layer_input import PART, LayerInputCache, rotated
-from tilewright.ir.errors import BindError, SettingError
-from tilewright.runtime.kv_cache.way import ABSORBED, KEYS_AND_VALUES, REMADE
+from tilewright.ir.errors import BindError, SettingError, UnsupportedError
+from tilewright.runtime.kv_cache.way import ABSORBED, FUSED, KEYS_AND_VALUES, REMADE
 
 WIDTH, HEADS, KEY_HEADS, HEAD = 48, 4, 2, 16
 
@@ -30,13 +30,18 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
 
 
-def layer(**options: Any) -> LayerInputCache:
+def weights() -> tuple[torch.Tensor, torch.Tensor]:
     k, v = (random(KEY_HEADS * HEAD, WIDTH, seed=s) / WIDTH**0.5 for s in (1, 2))
+    return k, v
+
+
+def layer(**options: Any) -> LayerInputCache:
+    k, v = weights()
     return LayerInputCache(2, k, v, heads=HEADS, key_heads=KEY_HEADS, **options)
 
 
 @pytest.mark.parametrize("rope", [None, 10000.0])
-@pytest.mark.parametrize("way", [ABSORBED, REMADE])
+@pytest.mark.parametrize("way", [ABSORBED, FUSED, REMADE])
 def test_results_are_those_of_the_input_that_the_codes_say(way: str, rope: float | None) -> None:
     if rope and way == ABSORBED:
         with pytest.raises(SettingError, match="this layer has"):
@@ -45,15 +50,13 @@ def test_results_are_those_of_the_input_that_the_codes_say(way: str, rope: float
     cache = layer(way=way, rope_base=rope, x="u5")
     cache.append(random(2, PART - 7, WIDTH)).append(random(2, 60, WIDTH))
     x = cache._x.tokens().dequantize()[:, 0]
-    k, v = ((x @ w.T).view(2, -1, KEY_HEADS, HEAD).transpose(1, 2)
-            for w in (cache.k_weight, cache.v_weight))  # fmt: skip
+    k, v = ((x @ w.T).view(2, -1, KEY_HEADS, HEAD).transpose(1, 2) for w in weights())
     k = k if rope is None else rotated(k, 0, rope)
-    for rows in (1, 3, 20):
+    for rows, causal in ((1, False), (1, True), (20, True)):  # every one is compiled
         q = random(2, HEADS, rows, HEAD)
-        for causal in (False, True):
-            want = attend(q, k, v, is_causal=causal, bottom_right=True).output
-            got = cache.attend(q, is_causal=causal)
-            torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=2e-5)
+        want = attend(q, k, v, is_causal=causal, bottom_right=True).output
+        got = cache.attend(q, is_causal=causal)
+        torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=2e-5)
 
 
 def test_keys_and_values_are_projected_when_they_come() -> None:
@@ -84,11 +87,70 @@ def test_the_cost_model_decides() -> None:
     options: dict[str, Any] = {"heads": 8, "key_heads": 8, "k": "u4", "v": "u4"}
     assert LayerInputCache(1, k, k, **options).way == KEYS_AND_VALUES
     assert LayerInputCache(1, k, k, **options, most_bytes=300).way == ABSORBED
-    assert LayerInputCache(1, k, k, **options, most_bytes=300, rope_base=1e4).way == REMADE
+    assert LayerInputCache(1, k, k, **options, most_bytes=300, rope_base=1e4).way == FUSED
+
+
+def test_every_call_goes_the_cheapest_way_that_what_is_kept_allows() -> None:
+    """One token is met by keys made in its kernel, many make them once; both say the same."""
+    k, v = (random(256, 256, seed=s) / 16 for s in (1, 2))
+    shape: dict[str, Any] = {"heads": 8, "key_heads": 4, "rope_base": 100.0}
+    cache = LayerInputCache(1, k, v, **shape, most_bytes=170)
+    cache.append(random(1, 90, 256))
+    assert cache.way == FUSED and cache.way_for(400) == REMADE
+    assert "these queries go 'fused'" in cache.explain() and "multiply-adds" in cache.explain()
+    assert "these queries go 'remade'" in cache.explain(400)
+    assert "more than 170 bytes a token" in cache.explain()
+    q = random(1, 8, 400, 64)
+    few, many = cache.attend(q[:, :, :1]), cache.attend(q)
+    torch.testing.assert_close(few, many[:, :, :1], rtol=1e-5, atol=1e-5)
+    forced = LayerInputCache(1, k, v, **shape, way=REMADE)
+    assert forced.way_for(1) == REMADE and "as asked for" in forced.explain()
+
+
+def test_a_models_frequencies_and_groups_that_only_keys_have() -> None:
+    """inv_freq instead of a base; groups of 20 channels, which values as codes cannot have."""
+    steps = 10000.0 ** (-torch.arange(8) / 8)
+    k, v = weights()
+    options: dict[str, Any] = {"heads": HEADS, "key_heads": KEY_HEADS, "group": 20, "x": "u6"}
+    one = LayerInputCache(2, k, v, inv_freq=steps, way=FUSED, **options)
+    other = LayerInputCache(2, k, v, rope_base=10000.0, way=REMADE, **options)
+    for cache in (one, other):
+        cache.append(random(2, 50, WIDTH))
+    q = random(2, HEADS, 2, HEAD)
+    torch.testing.assert_close(one.attend(q), other.attend(q), rtol=1e-5, atol=1e-5)
+    assert not one.attend(q[:, :, :0]).numel()
+    for wrong in ({"inv_freq": steps[:3]}, {"inv_freq": steps, "rope_base": 1e4}):
+        with pytest.raises(BindError, match="inv_freq"):
+            LayerInputCache(2, k, v, **options, **wrong)
+
+
+def test_without_a_kernel_it_is_made_through_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for it is refused, with a name (a key of one channel is no element of a stream)."""
+    one = LayerInputCache(1, random(1, 24), random(16, 24), heads=1, key_heads=1, way=FUSED)
+    with pytest.raises(UnsupportedError, match=r"way='fused': .*input times weights"):
+        one.append(random(1, 9, 24)).attend(random(1, 1, 1, 1))
+
+    def refuse(*_: Any) -> None:
+        raise UnsupportedError("none of that")
+
+    k, v = (random(512, 512, seed=s) / 23 for s in (1, 2))
+    caches = [
+        LayerInputCache(1, k, v, heads=8, key_heads=8, rope_base=1e4, **options)
+        for options in ({"most_bytes": 300}, {"way": REMADE})
+    ]
+    assert caches[0].way == FUSED
+    monkeypatch.setattr(layer_input, "program_for", refuse)
+    q, x = random(1, 8, 1, 64), random(1, 9, 512)
+    got, want = (cache.append(x).attend(q) for cache in caches)
+    torch.testing.assert_close(got, want)
+    assert "no kernel for 'fused': none of that" in caches[0].explain()
+    assert caches[0].way_for(1) == caches[0].way_for(2) == REMADE
 
 
 def test_bad_input() -> None:
     cache = layer(way=REMADE)
+    with pytest.raises(BindError, match="q must have shape"):
+        cache.attend(random(2, HEADS, 1, HEAD + 1))
     with pytest.raises(BindError, match="x must have shape"):
         cache.append(random(2, 3, 5))
     with pytest.raises(BindError, match="x has NaN"):

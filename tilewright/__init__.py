@@ -12,6 +12,7 @@ from tilewright.ir.errors import (
     BindError,
     DataError,
     EvaluationError,
+    ExpertError,
     FallbackError,
     ParseError,
     SettingError,
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from tilewright.frontend.attention.merge import merge_attention
     from tilewright.frontend.checkpoints import convert_checkpoint, open_checkpoint
     from tilewright.frontend.compile import compile
+    from tilewright.frontend.experts.bank import ExpertBank
+    from tilewright.frontend.experts.huggingface import register_experts
     from tilewright.frontend.huggingface import register_attention
     from tilewright.frontend.huggingface_quantizer import TilewrightConfig
     from tilewright.frontend.quantize.linear import linear
@@ -45,6 +48,8 @@ __all__ = [
     "BindError",
     "DataError",
     "EvaluationError",
+    "ExpertBank",
+    "ExpertError",
     "FallbackError",
     "KVCache",
     "LayerInputCache",
@@ -68,10 +73,12 @@ __all__ = [
     "parse",
     "quantize",
     "register_attention",
+    "register_experts",
     "table_dtype",
 ]
 
 _LAZY = {
+    "ExpertBank": "tilewright.frontend.experts.bank",
     "KVCache": "tilewright.runtime.kv_cache.cache",
     "LayerInputCache": "tilewright.frontend.attention.layer_input",
     "Program": "tilewright.runtime.program",
@@ -87,6 +94,7 @@ _LAZY = {
     "parse": "tilewright.ir.parser",
     "quantize": "tilewright.frontend.quantize.model",
     "register_attention": "tilewright.frontend.huggingface",
+    "register_experts": "tilewright.frontend.experts.huggingface",
     "table_dtype": "tilewright.ir.dtypes",
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tilewright.ir.dtypes import TABLE, DType
 from tilewright.passes.choose_layout import LayoutChoice
 from tilewright.passes.choose_layout import choose_layout as _choose_layout
-from tilewright.runtime.lowbit.programs import kernel_target
+from tilewright.runtime.backends import kernel_target
 from tilewright.runtime.quantized.checks import weight_dtype
 from tilewright.runtime.quantized.tensor import QuantizedTensor
 from tilewright.runtime.targets import resolve_target

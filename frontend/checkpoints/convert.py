@@ -20,7 +20,7 @@ import torch
 from tilewright.frontend.checkpoints.reader import Checkpoint, read_json
 from tilewright.frontend.checkpoints.saved import EXTRA, WEIGHT
 from tilewright.frontend.quantize.form import PARTS, Form, parts_of
-from tilewright.frontend.quantize.model import quantized
+from tilewright.frontend.quantize.from_settings import quantized
 from tilewright.frontend.quantize.plan import Plan, Settings
 from tilewright.ir.errors import DataError, SettingError
 from tilewright.runtime.quantized.storage import save, to_state

@@ -10,7 +10,8 @@ from tilewright.frontend.op_map import (
     logic,
     pointwise,
     reductions,
+    routing,
     shape,
 )
 
-FILLED = (attention, contractions, generators, logic, pointwise, reductions, shape)
+FILLED = (attention, contractions, generators, logic, pointwise, reductions, routing, shape)

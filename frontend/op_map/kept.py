@@ -15,6 +15,9 @@ KEPT: dict[str, str] = {
     "products with quantised weights have kernels of their own": (
         "quantized_linear quantized_linears quantized_gated_linear quantized_embedding"
     ),
+    "layers of experts have kernels of their own": (
+        "experts_layer route_experts.default grouped_linear.default"
+    ),
     "a table look-up or gather stays with torch": (
         "embedding embedding_bag index_select gather take take_along_dim index_copy index_put "
         "scatter scatter_add index_add index_copy_ index_put_ scatter_ scatter_add_ index_add_ "

@@ -180,6 +180,28 @@ def silu(e: Emitter, input: Value, inplace: bool = False) -> Value:
     return e.cast(e.op(m.Mul, x, e.op(m.Sigmoid, x)), e.dtype)
 
 
+@handles("softplus", Kind.POINTWISE, [F.softplus], [])
+def softplus(e: Emitter, input: Value, beta: float = 1, threshold: float = 20) -> Value:
+    """log(1 + exp(input * beta)) / beta; the input itself above the threshold
+
+    With u = exp(input * beta): log(1 + u) * u / ((1 + u) - 1) loses nothing where u is small
+    (Kahan's log1p), and is u where 1 + u rounds to 1.
+    """
+    wide = arithmetic_dtype(e.dtype)
+    x, one = e.cast(input, wide), e.const(1.0, wide)
+    scaled = x if beta == 1 else binary(e, m.Mul, x, beta, wide)
+    u = e.op(m.Exp, scaled)
+    above = e.op(m.Add, u, one)
+    rest = e.op(m.Sub, above, one)
+    small = e.compare(rest, e.const(0.0, wide), "eq")
+    quotient = e.op(m.Div, u, e.select(small, one, rest, wide))
+    logarithm = e.select(small, u, e.op(m.Mul, e.op(m.Log, above), quotient), wide)
+    result = logarithm if beta == 1 else binary(e, m.Div, logarithm, beta, wide)
+    return e.cast(
+        e.select(e.compare(scaled, e.const(threshold, wide), "gt"), x, result, wide), e.dtype
+    )
+
+
 @handles("square", Kind.POINTWISE, [torch.square], ["square"])
 def square(e: Emitter, input: Value) -> Value:
     """input * input"""

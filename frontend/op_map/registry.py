@@ -7,11 +7,13 @@ result. All spellings of one operation (function, operator, method) lead to one 
 from __future__ import annotations
 
 import builtins
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, TypeVar
 
+import torch
 from torch.fx import Node
 
 
@@ -25,6 +27,7 @@ class Kind(Enum):
     POINTWISE = "pointwise"
     SHAPE = "shape"
     GENERATOR = "generator"
+    ROUTING = "routing"  # choices, look-ups, counts: in no region of the other kinds
 
 
 Handler = Callable[..., Any]
@@ -42,6 +45,8 @@ class Entry:
     settle: Settle | None = None
 
 
+INDEX = "x[tensor]"  # stands for operator.getitem with tensors among the indices
+POSITIONS = " with positions"  # behind max and min: their second result is used
 ENTRY = "tilewright_entry"  # in a node's meta: its entry, whatever the op map says
 _FUNCTIONS: dict[Any, Entry] = {}
 _METHODS: dict[str, Entry] = {}
@@ -74,13 +79,31 @@ def lookup(node: Node) -> Entry | None:
     own: Entry | None = node.meta.get(ENTRY)
     if own is not None:
         return own
+    if _wants_positions(node):
+        return _FUNCTIONS.get(f"{getattr(node.target, '__name__', node.target)}{POSITIONS}")
     if node.op == "call_method":
         return _METHODS.get(str(node.target))
     if node.op != "call_function":
         return None
     if node.target is builtins.getattr:
         return _METHODS.get(f".{node.args[1]}")
+    if node.target is operator.getitem and _by_tensors(node.args[1]):
+        return _FUNCTIONS.get(INDEX)
     return _FUNCTIONS.get(node.target)
+
+
+def _wants_positions(node: Node) -> bool:
+    """Whether of ``max(dim)`` or ``min(dim)`` more is used than the values."""
+    if node.target not in (torch.max, torch.min, "max", "min"):
+        return False
+    several = isinstance(node.meta.get("example_value"), tuple)
+    return several and any(u.target is operator.getitem and u.args[1] == 1 for u in node.users)
+
+
+def _by_tensors(index: object) -> bool:
+    entries = index if isinstance(index, tuple | list) else (index,)
+    fakes = [e.meta.get("example_value") for e in entries if isinstance(e, Node)]
+    return any(isinstance(fake, torch.Tensor) for fake in fakes)
 
 
 def method_entry(name: str) -> Entry | None:

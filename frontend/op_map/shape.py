@@ -116,11 +116,12 @@ def identity(e: Emitter, input: Value, *_options: object, **_more: object) -> Va
 
 @handles("getitem", Kind.SHAPE, [operator.getitem], ["__getitem__"])
 def getitem(e: Emitter, input: Value | tuple[Value, ...], index: object) -> Value:
-    """``x[:, None, :]``: new dimensions and whole ones only; ``max(dim)[0]``: the values"""
+    """``x[:, None, :]``: new dimensions and whole ones only; ``max(dim)[0]``: the values, one of
+    the results of ``topk`` and ``sort``"""
     if isinstance(input, tuple):
-        if index != 0:
+        if not isinstance(index, int) or index >= len(input):
             raise UnsupportedError("positions of the maximum; only its values")
-        return input[0]
+        return input[index]
     entries = index if isinstance(index, tuple) else (index,)
     for entry in entries:
         if not (entry is None or entry is Ellipsis or isinstance(entry, slice)):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.fx import GraphModule
 
+from tilewright.frontend.experts.grouped import ExpertsCall
 from tilewright.frontend.quantize.form import Parts, parts_of
 from tilewright.frontend.quantize.linear import through_op, transformed
 from tilewright.frontend.quantize.product import (
@@ -86,11 +87,12 @@ class QuantizedEmbeddingCall(_Kept):
 _DIRECT: dict[Any, Callable[[], Callable[..., torch.Tensor]]] = {
     torch.ops.tilewright.linear.default: QuantizedLinearCall,
     torch.ops.tilewright.embedding.default: QuantizedEmbeddingCall,
+    torch.ops.tilewright.experts.default: ExpertsCall,
 }
 
 
 def call_directly(gm: GraphModule) -> None:
-    """tilewright::linear(x, …) -> QuantizedLinearCall()(x, …), and embeddings likewise."""
+    """tilewright::linear(x, …) -> QuantizedLinearCall()(x, …), embeddings and experts likewise."""
     for node in gm.graph.nodes:
         make = _DIRECT.get(node.target) if node.op == "call_function" else None
         if make is not None:

@@ -26,10 +26,10 @@ Facts = tuple[str, list[int], float]  # a form as a custom op takes it
 
 @dataclass(frozen=True)
 class Form:
-    """The fields of a ``QuantizedTensor`` [N, K] that are no tensors, as plain data."""
+    """The fields of a ``QuantizedTensor`` that are no tensors, as plain data."""
 
     dtype: str
-    shape: tuple[int, int]
+    shape: tuple[int, ...]  # [N, K], or [E, N, K] and so on for several matrices in one
     group: int
     layout: str
     zero_point: int
@@ -40,13 +40,9 @@ class Form:
 
     @staticmethod
     def of(tensor: QuantizedTensor) -> Form:
-        """The form of a quantised matrix. Raises UnsupportedError for another number of axes."""
-        if len(tensor.shape) != 2:
-            raise UnsupportedError(
-                f"a layer's weight is a quantised matrix [N, K]; this one is {list(tensor.shape)}"
-            )
+        """The form of a quantised tensor."""
         names, sizes, scale = facts_of(tensor)
-        return Form.from_facts(names, tuple(sizes), scale)
+        return replace(Form.from_facts(names, tuple(sizes), scale), shape=tensor.shape)
 
     @staticmethod
     @lru_cache(maxsize=4096)
@@ -73,11 +69,12 @@ class Form:
         try:
             values: dict[str, Any] = json.loads(text)
             values["table"] = tuple(map(float, values.get("table", ())))
-            values["shape"] = rows, columns = tuple(map(int, values["shape"]))
+            values["shape"] = tuple(map(int, values["shape"]))
             form = Form(**values)
-            whole = (form.group, form.zero_point, form.axis, rows, columns)
-            if not all(isinstance(n, int) for n in whole) or form.axis not in (-1, -2):
-                raise ValueError(whole)
+            whole = (form.group, form.zero_point, form.axis)
+            numbers = all(isinstance(n, int) for n in whole)
+            if not numbers or form.axis not in (-1, -2) or len(form.shape) < 2:
+                raise ValueError(whole, form.shape)
             if form.table:
                 table_dtype(form.dtype, form.table)
             dtype_named(form.dtype), dtype_named(form.scale_dtype), Packing.parse(form.layout)
@@ -106,7 +103,7 @@ class Form:
         """The same as ``facts_of`` a tensor of this form."""
         layout = self.packing
         names = " ".join((self.dtype, self.scale_dtype, layout.order))
-        own = [*self.shape, self.group, self.zero_point, self.axis]
+        own = [*self.shape[-2:], self.group, self.zero_point, self.axis]
         return names, [*own, layout.lanes, layout.group, *layout.planes], self.tensor_scale
 
     def tensor(self, parts: Parts) -> QuantizedTensor:
@@ -134,14 +131,15 @@ def _layout(text: str) -> Packing:
 
 
 def facts_of(tensor: QuantizedTensor) -> Facts:
-    """Names, sizes and the scale of the whole tensor: what ``Form.from_facts`` puts together again.
+    """Names, sizes and the scale of the whole tensor: what ``Form.from_facts`` puts together again,
+    for a matrix [N, K] (of several matrices in one: the last two axes).
 
     Dynamo traces this, and every attribute that it reads becomes a guard: no text may be made of
     numbers here, since those may be symbols.
     """
     layout = tensor.layout
     names = " ".join((tensor.dtype.name, tensor.scale_dtype.name, layout.order))
-    own = [*tensor.shape, tensor.group, tensor.zero_point, tensor.axis]
+    own = [*tensor.shape[-2:], tensor.group, tensor.zero_point, tensor.axis]
     return names, [*own, layout.lanes, layout.group, *layout.planes], tensor.tensor_scale
 
 

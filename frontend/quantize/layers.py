@@ -40,6 +40,10 @@ class QuantizedWeight(torch.nn.Module):
     @staticmethod
     def of(tensor: QuantizedTensor) -> QuantizedWeight:
         """Holds ``tensor``, whose memory it shares. Raises UnsupportedError unless it is [N, K]."""
+        if len(tensor.shape) != 2:
+            raise UnsupportedError(
+                f"a layer's weight is a quantised matrix [N, K]; this one is {list(tensor.shape)}"
+            )
         return QuantizedWeight(Form.of(tensor), parts_of(tensor))
 
     @property

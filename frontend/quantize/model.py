@@ -9,16 +9,14 @@ from typing import Any
 
 import torch
 
+from tilewright.frontend.experts.quantised import ExpertSite, survey_experts
 from tilewright.frontend.quantize.calibrate import collect_inputs
+from tilewright.frontend.quantize.from_settings import quantized
 from tilewright.frontend.quantize.layers import QuantizedEmbedding, QuantizedLinear, QuantizedWeight
 from tilewright.frontend.quantize.plan import Plan, Row, Settings
 from tilewright.frontend.quantize.report import LeftAlone, QuantizedRow, QuantizeReport
 from tilewright.frontend.quantize.survey import LAYERS, Filter, Site, survey
-from tilewright.ir.dtypes import TABLE
 from tilewright.ir.errors import DataError, SettingError, UnsupportedError
-from tilewright.ir.packing import Packing
-from tilewright.runtime.lowbit import preferred_packing
-from tilewright.runtime.quantized.tensor import QuantizedTensor
 
 Layer = QuantizedLinear | QuantizedEmbedding
 
@@ -34,7 +32,8 @@ def quantize(
     calibration: Iterable[Any] | None = None,
     **settings: Any,
 ) -> QuantizeReport:
-    """Replaces a model's ``nn.Linear`` and ``nn.Embedding`` layers by quantised ones, in place.
+    """Replaces a model's ``nn.Linear`` and ``nn.Embedding`` layers by quantised ones, in place, and
+    the 3-D parameters of transformers' experts by packed ones.
 
     ``dtype`` ("u4", "i3", "f4e2m1", "nf4", …; None: only what the plan names) and the settings
     ``group`` (64; a number, "channel" or "tensor"), ``activation`` ("float" or "int8"), ``method``
@@ -42,11 +41,13 @@ def quantize(
     hold for every layer that ``plan`` says nothing about. In the plan, a layer's own name counts
     first, then the first pattern that matches (``*.down_proj``, ``re:…``); a value is a dtype, a
     dictionary of settings, or None for a layer to leave alone. ``filter(module, name)`` says which
-    layers may be quantised at all.
+    layers may be quantised at all. Experts' parameters have names as layers do, such as
+    ``….experts.down_proj``, and each expert has its own, ``….experts.3.down_proj``; layers that
+    choose experts are left alone unless a pattern names them.
 
     ``calibration``, which "gptq" needs, is some inputs of the model: tensors, tuples of arguments
-    or dictionaries of them (embeddings get "mse" instead: they multiply nothing). Layers that
-    share a weight share the quantised one.
+    or dictionaries of them (embeddings get "mse" instead: they multiply nothing; experts do, too,
+    and the report says so). Layers that share a weight share the quantised one.
 
     The report lists the bytes saved, and every layer left alone with its reason. Raises
     SettingError for settings that mean nothing or that no weight can have; then the model is as it
@@ -54,58 +55,32 @@ def quantize(
     """
     made = Plan.of(dtype, plan, group=group, activation=activation, **settings)
     sites = survey(model, made, filter)
-    check_settings(sites, calibration is not None)
+    experts = survey_experts(model, made, filter)
+    check_settings(sites, experts, calibration is not None)
     inputs = _inputs(model, sites, calibration)
     built = _build(sites, inputs)
+    for expert in experts:
+        expert.quantise()
     for site, layer in built:
         replace_layer(site, layer)
+    for expert in experts:
+        expert.install()
     left = [s.name for s in sites if s.reason and isinstance(s.module, LAYERS)]
+    left += [e.name for e in experts if e.reason]
     left = [name for name in left if made.choose(name).settings is not None]
     _tell_transformers(model, made.leaving(left))
-    return report_of(sites, built, made)
+    return report_of(sites, built, experts, made)
 
 
-def check_settings(sites: Iterable[Site], calibrated: bool) -> None:
+def check_settings(sites: list[Site], experts: list[ExpertSite], calibrated: bool) -> None:
     """Raises a TilewrightError if some settings fit no weight at all, before anything is done."""
-    for settings in {site.settings for site in sites if site.settings is not None}:
+    known = {site.settings for site in sites if site.settings is not None}
+    for settings in known.union(*(site.settings for site in experts)):
         if settings.method == "gptq" and not calibrated:
             raise SettingError(
                 "method='gptq' needs inputs of the model: quantize(model, …, calibration=[ids, …])"
             )
         quantized(torch.linspace(-1.0, 1.0, 8).reshape(1, 8), settings, torch.eye(8))
-
-
-def quantized(
-    weight: torch.Tensor,
-    settings: Settings,
-    inputs: torch.Tensor | None = None,
-    multiplied: bool = True,
-) -> QuantizedTensor:
-    """A weight [N, K] quantised; ``inputs`` [R, K] are those of its layer, for "gptq".
-
-    Weights to be ``multiplied`` are packed as the kernels of this machine read them best, others
-    as single rows unpack fastest. Raises SettingError and DataError.
-    """
-    with torch.inference_mode(False), torch.no_grad():  # weights outlive the mode of their making
-        return QuantizedTensor.from_float(
-            weight.detach(),
-            settings.dtype,
-            settings.group,
-            symmetric=settings.symmetric,
-            zero=settings.zero,
-            scale_dtype=settings.scale_dtype,
-            method=settings.method,
-            calibration=inputs if settings.method == "gptq" else None,
-            layout=_layout(settings, weight.shape[1]) if multiplied else None,
-        )
-
-
-def _layout(settings: Settings, columns: int) -> Packing | None:
-    """The best packing for the settings; None where ``from_float`` is to refuse them."""
-    if settings.dtype not in TABLE or TABLE[settings.dtype].bits > 8 or not columns:
-        return None
-    group = settings.group if isinstance(settings.group, int) else columns
-    return preferred_packing(TABLE[settings.dtype], min(group, columns), settings.activation)
 
 
 def _inputs(
@@ -182,16 +157,21 @@ def replace_layer(site: Site, layer: torch.nn.Module) -> None:
         parent._modules[attribute] = layer
 
 
-def report_of(sites: list[Site], built: list[tuple[Site, Layer]], plan: Plan) -> QuantizeReport:
+def report_of(
+    sites: list[Site], built: list[tuple[Site, Layer]], experts: list[ExpertSite], plan: Plan
+) -> QuantizeReport:
     """What became of every site."""
     layers = {id(site): layer for site, layer in built}
-    report = QuantizeReport(unused_patterns=plan.unused(site.name for site in sites))
+    names = [site.name for site in sites] + [name for e in experts for name in e.names]
+    report = QuantizeReport(unused_patterns=plan.unused(names))
     for site in sites:
         if id(site) in layers:
             report.quantized.append(_row(site, layers[id(site)]))
         else:
             left = LeftAlone(site.name, site.kind, site.parameter_bytes, site.reason)
             report.left_alone.append(left)
+    for expert in experts:
+        expert.tell(report)
     return report
 
 

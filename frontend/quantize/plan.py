@@ -104,12 +104,14 @@ class Plan:
         made = tuple((str(pattern), _row(str(pattern), value, base)) for pattern, value in pairs)
         return Plan(None if dtype is None else base, made)
 
-    def choose(self, name: str) -> Choice:
-        """What holds for the layer ``name``."""
-        if name in self._exact:
-            return Choice(self._exact[name], name)
+    def choose(self, name: str, *others: str) -> Choice:
+        """What holds for the layer ``name``, which is also called by the ``others``."""
+        names = (name, *others)
+        for each in names:
+            if each in self._exact:
+                return Choice(self._exact[each], each)
         for pattern, settings in self.rows:
-            if _matches(pattern, name):
+            if any(_matches(pattern, each) for each in names):
                 return Choice(settings, pattern)
         return Choice(self.default, None)
 

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from tilewright.frontend.quantize.form import Form, select_rows
-from tilewright.frontend.quantize.reference import reference_linear, working_dtype
 from tilewright.ir.errors import BackendMissingError, BindError, TargetError, UnsupportedError
 from tilewright.runtime.lowbit import linear_kernel
+from tilewright.runtime.lowbit.reference import reference_linear, working_dtype
 from tilewright.runtime.quantized.tensor import QuantizedTensor
 
 FALLBACKS: Counter[str] = Counter()  # why a product ran in torch instead, and how often

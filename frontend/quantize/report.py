@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
     from rich.table import Table
 
-_WIDTH = 120  # columns of str(report), which knows no terminal
+_WIDTH = 140  # columns of str(report), which knows no terminal
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ class QuantizeReport:
     quantized: list[QuantizedRow] = field(default_factory=list)
     left_alone: list[LeftAlone] = field(default_factory=list)
     unused_patterns: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what was done in another way than asked for
 
     @property
     def bytes_before(self) -> int:
@@ -100,6 +101,7 @@ class QuantizeReport:
                 ("layers", "number", "kind", "bytes", "why"),
                 (_left_cells(name, rows) for name, rows in _grouped(self.left_alone)),
             )
+        yield from dict.fromkeys(self.notes)
         for pattern in self.unused_patterns:
             yield f"the plan's {pattern!r} matches no layer"
 

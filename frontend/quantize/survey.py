@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.nn.utils import parametrize
 
+from tilewright.frontend.experts.find import is_experts, routers
 from tilewright.frontend.quantize.layers import QuantizedEmbedding, QuantizedLinear
 from tilewright.frontend.quantize.plan import Plan, Settings
 from tilewright.ir.errors import SettingError
@@ -51,11 +52,13 @@ def survey(
     model: torch.nn.Module, plan: Plan, keep: Filter | None = None, meta: bool = False
 ) -> list[Site]:
     """A site for every layer, in the model's order. ``meta``: weights may be on the meta device.
+    Modules of experts have sites of their own, see frontend/experts/quantised.py.
 
     ``keep(module, name)`` says which layers may be quantised. Raises SettingError where tied layers
     are given different settings.
     """
     sites = list(_sites(model))
+    choosing = routers(model)
     for site in sites:
         reason = _obstacle(site, meta)
         if reason is None and keep is not None and not keep(site.module, site.name):
@@ -65,6 +68,8 @@ def survey(
         if reason is None and choice.settings is None:
             by = "the default" if choice.pattern is None else f"the plan's {choice.pattern!r}"
             reason = f"{by} leaves it"
+        if reason is None and choice.pattern is None and site.module in choosing:
+            reason = "it chooses experts; a row of the plan that names it quantises it"
         if reason is not None:
             site.leave(reason)
     _tie(sites)
@@ -80,6 +85,8 @@ def _sites(model: torch.nn.Module) -> Iterator[Site]:
         own = any(True for _ in module.parameters(recurse=False))
         ours = isinstance(module, (QuantizedLinear, QuantizedEmbedding))
         if not (own or ours) or isinstance(module, parametrize.ParametrizationList):
+            continue
+        if is_experts(module):
             continue
         if id(module) not in found:
             found[id(module)] = Site(name, module)
@@ -98,6 +105,11 @@ def _obstacle(site: Site, meta: bool) -> str | None:
     if type(module) not in LAYERS:
         if isinstance(module, LAYERS):
             return "a subclass may use its weight in its own way; only nn.Linear and nn.Embedding"
+        if any(p.dim() == 3 for p in module.parameters(recurse=False)):
+            return (
+                "neither nn.Linear nor nn.Embedding, and its 3-D parameters are not those of "
+                "transformers' experts interface"
+            )
         return "neither nn.Linear nor nn.Embedding"
     if not site.places:
         return "it is the model itself, which cannot be replaced in place; wrap it in a module"

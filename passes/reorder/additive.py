@@ -102,11 +102,19 @@ def distribute(graph: Graph) -> Graph:
             return None
         total: Value | None = None
         for term in found:
-            part = b(s.Reduce, term, kind="sum", axis=op.axis, hint=op.result.hint)
+            running = _in_loops(b, term, op.x)
+            part = b(s.Reduce, running, kind="sum", axis=op.axis, hint=op.result.hint)
             total = part if total is None else b(m.Add, total, part, hint=op.result.hint)
         return total
 
     return rewrite_graph(graph, rule)
+
+
+def _in_loops(b: Rewriter, term: Value, like: Value) -> Value:
+    """A term given to every step of the loops of ``like``: a number alone runs in none."""
+    for axis in stream_type(like).loops[len(stream_type(term).loops) :]:
+        term = b(s.Repeat, term, axis=axis, hint=term.hint)
+    return term
 
 
 class _Terms:

@@ -64,11 +64,18 @@ class Along:
             if missing and (self.axis, top) not in self.known:
                 stack.extend(missing)
                 continue
-            reduces = isinstance(op, s.Reduce) and op.axis == self.axis
-            late = reduces or any(self.known[self.axis, v] for v in below)
+            late = self._closes(op) or any(self.known[self.axis, v] for v in below)
             self.known[self.axis, top] = late
             stack.pop()
         return self.known[self.axis, value]
+
+    def _closes(self, op: Op | None) -> bool:
+        """True if results come after the loop: an operand runs in it, they do not."""
+        if op is None or not isinstance(op.results[0].type, StreamType):
+            return False
+        given = [v.type for v in op.operands if isinstance(v.type, StreamType)]
+        inside = any(self.axis == a.name for type_ in given for a in type_.loops)
+        return inside and self.axis not in [a.name for a in op.results[0].type.loops]
 
     def early_constant(self, value: Value) -> Value | None:
         """``constant``, for values that do not have to wait for the loop."""

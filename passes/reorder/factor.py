@@ -147,5 +147,5 @@ def _from_contract(b: Rewriter, op: s.Contract) -> Value | None:
     right, second = split_factors(b, op.rhs, constant)
     if not first and not second:
         return None
-    total = b(s.Contract, left, right, axes=op.axes, hint=op.result.hint)
+    total = b(type(op), left, right, axes=op.axes, hint=op.result.hint)
     return apply_factors(b, total, first + second, op.result.hint)

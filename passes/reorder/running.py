@@ -47,7 +47,11 @@ def is_exponential(op: Op | None) -> bool:
 
 
 def shifted_by_maximum(made: Made, op: Op, loops: LoopAnalysis) -> Shifted | None:
-    """The form of an exponential's argument if it is a scaled difference to its own maximum."""
+    """The form of an exponential's argument if it is a scaled difference to its own maximum. None
+    for elements: a maximum of their own for each number would rescale each by another factor, and a
+    sum whose term folds or contracts the element has no factor then."""
+    if stream_type(op.results[0]).element:
+        return None
     scaling: list[Op] = []
     positive = True
     value = op.operands[0]

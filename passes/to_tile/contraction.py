@@ -24,6 +24,7 @@ from tilewright.passes.to_tile.shared_operand import (
     lanes_expression,
     prefetch_sources,
     row_tile_layout,
+    shared_operand,
     unrolled,
 )
 from tilewright.passes.to_tile.state import LoweringState
@@ -39,21 +40,20 @@ class Contraction:
         self.build, self.schedule = state.build, state.schedule
         self.inner: dict[Value, InnerOperand] = {}
         self.cached: dict[s.Contract, KeyScores] = {}
-        for op in state.info.graph.body.ops:
-            if isinstance(op, s.Contract) and not rows.pairs_for(op):
+        for op in state.info.products:
+            if not rows.pairs_for(op):
                 self._operand(op)  # here, so that its scratch is known to all blocks
 
     def begin_rows(self) -> None:
         """Products with cached keys want the rows as bytes."""
         if not self.schedule.positions_on_lanes:
             return
-        for op in self.state.info.graph.body.ops:
-            if isinstance(op, s.Contract):
-                row, inner = self.rows.row_side(op)
-                keys = cached_of(self.state.info, inner)
-                assert keys is not None, "the schedule is for cached keys alone"
-                self.cached[op] = KeyScores(self.state, keys, self.state.packed[row])
-                self.cached[op].begin_rows()
+        for op in self.state.info.products:
+            row, inner = self.rows.row_side(op)
+            keys = cached_of(self.state.info, inner)
+            assert keys is not None, "the schedule is for cached keys alone"
+            self.cached[op] = KeyScores(self.state, keys, self.state.packed[row])
+            self.cached[op].begin_rows()
 
     def begin_block(self, first: Value, count: Value, limit: Value) -> None:
         """Converts the shared operands of a block where they cannot be read in place."""
@@ -65,7 +65,7 @@ class Contraction:
     def _operand(self, op: s.Contract) -> InnerOperand:
         _, value = self.rows.row_side(op)
         if value not in self.inner:
-            self.inner[value] = InnerOperand(self.state, self.rows, value)
+            self.inner[value] = shared_operand(self.state, self.rows, value)
         return self.inner[value]
 
     def tile(self, op: s.Contract, at: Value, limit: Value | None) -> Value:
@@ -144,14 +144,18 @@ class Contraction:
         y, b, info = self.schedule, self.build, self.state.info
         axis = info.element(inner)[0]
         length = axis.size.constant or 0
+        operand = self._operand(op)
         k_layout = Layout(3).local(1, 1, 1).spatial(1, 1, y.lanes)
         r_layout = Layout(3).local(1, y.rows, 1).spatial(1, 1, y.lanes)
 
         def step(acc: Value, d: Value, position: Value) -> Value:
             here = {**self.state.grid_at, info.inner.name: position, axis.name: d}
             where = {info.inner.name: -1, axis.name: 2}
-            k = lanes_expression(self.state, inner, here, where, k_layout, length)
-            if limit is None and y.prefetch:
+            if operand.in_scratch:
+                k = operand.load(position, d, k_layout, (-1, 2), None)
+            else:
+                k = lanes_expression(self.state, inner, here, where, k_layout, length)
+            if limit is None and y.prefetch and not operand.in_scratch:
                 ahead = {**here, info.inner.name: b.add(position, y.prefetch)}
                 prefetch_sources(self.state, inner, ahead, where, k_layout)
             rows = b.load(self.state.packed[row], [b.index(0), d], [1, 2], r_layout, hint="rows")

@@ -10,6 +10,7 @@ from tilewright.ir import ops_math as m
 from tilewright.ir import ops_stream as s
 from tilewright.ir import ops_tile as t
 from tilewright.ir.core import Value
+from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.layout import Layout
 from tilewright.ir.ops_stream import IDENTITY
 from tilewright.passes.to_tile.state import LoweringState
@@ -47,12 +48,17 @@ def needed_folds(state: LoweringState, values: Iterable[Value]) -> list[s.Fold]:
 
 
 def fold_all(
-    state: LoweringState, points: Points, ops: Iterable[s.Fold], at: dict[str, Value]
+    state: LoweringState,
+    points: Points,
+    ops: Iterable[s.Fold],
+    at: dict[str, Value],
+    row: Value | None = None,
 ) -> dict[Value, Value]:
-    """The results for the row at ``at``, later ones from earlier ones."""
+    """The results for the row at ``at``, later ones from earlier ones. ``row`` is its number within
+    the block, for folds of what was reduced along the inner axis."""
     done: dict[Value, Value] = {}
     for op in ops:
-        done[op.result] = _fold(state, points, op, at, done)
+        done[op.result] = _fold(state, points, op, at, row, done)
     return done
 
 
@@ -61,11 +67,14 @@ def _fold(
     points: Points,
     op: s.Fold,
     at: dict[str, Value],
+    row: Value | None,
     done: dict[Value, Value],
 ) -> Value:
     """One reduction over a row: several partial results of whole vectors, then across lanes."""
     b, lanes = state.build, state.schedule.lanes
-    axis = next(a for a in state.info.element(op.x) if a.name == op.axis)
+    if len(state.info.element(op.x)) > 1:
+        raise UnsupportedError("a reduction of a matrix for every row", op.loc)
+    (axis,) = state.info.element(op.x)
     length = axis.size.constant or 0
     width = max(1, min(FOLD_VECTORS, length // lanes))
     step = width * lanes
@@ -75,10 +84,10 @@ def _fold(
     acc = b.filled(IDENTITY[op.kind], dtype, layout)
     with b.loop(b.index(0), b.index(whole), step, [acc], hint=axis.name) as loop:
         here = {**at, axis.name: loop.counter}
-        x = points.at_point(op.x, here, layout, memo=dict(done))
+        x = points.at_point(op.x, here, layout, row, memo=dict(done))
         loop.next = (state.combine(op.kind, x, loop.carried[0]),)
     total = b(t.Reduce, loop.results[0], kind=op.kind, dim=1, hint=op.result.hint)
-    return _rest(state, points, op, at, whole, total, done)
+    return _rest(state, points, op, at, row, whole, total, done)
 
 
 def _rest(
@@ -86,6 +95,7 @@ def _rest(
     points: Points,
     op: s.Fold,
     at: dict[str, Value],
+    row: Value | None,
     start: int,
     total: Value,
     done: dict[Value, Value],
@@ -96,10 +106,11 @@ def _rest(
     length = axis.size.constant or 0
     layout, dtype = state.lane_layout(), state.dtype(op.x)
     for first in range(start, length, lanes):
-        x = points.at_point(op.x, {**at, axis.name: b.index(first)}, layout, memo=dict(done))
+        here = {**at, axis.name: b.index(first)}
+        x = points.at_point(op.x, here, layout, row, memo=dict(done))
         if first + lanes > length:
-            here = b(t.Coordinate, dim=1, layout=layout)
-            inside = b(m.Compare, here, b.splat(b.index(length - first)), relation="lt")
+            lane = b(t.Coordinate, dim=1, layout=layout)
+            inside = b(m.Compare, lane, b.splat(b.index(length - first)), relation="lt")
             x = b(m.Select, inside, x, b.number(IDENTITY[op.kind], dtype))
         part = b(t.Reduce, x, kind=op.kind, dim=1, hint=op.result.hint)
         total = state.combine(op.kind, part, total)

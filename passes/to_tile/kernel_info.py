@@ -11,6 +11,7 @@ from tilewright.ir.dtypes import F64
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.ops_cache import CachedStream
 from tilewright.ir.ops_lowbit import StreamDequantize
+from tilewright.ir.ops_remake import RemakeStream
 from tilewright.ir.sizes import Size, product
 from tilewright.ir.types import Axis, StreamType
 from tilewright.passes.to_tile.lowbit.info import has_packed_weights, weight_axis
@@ -75,10 +76,17 @@ class KernelInfo:
         self.phase[op.result] = max((self.phase[v] for v in op.operands), default=0)
         return op.result
 
+    @property
+    def products(self) -> list[s.Contract]:
+        """The contractions of what a row brings with what rows share."""
+        ops = self.graph.body.ops
+        return [op for op in ops if isinstance(op, s.Contract) and not isinstance(op, RemakeStream)]
+
     def heavy(self, value: Value) -> bool:
         """True if the value varies and computing it again would repeat a contraction."""
         op = self.made.get(value)
-        if op is None or not self.varies(value) or isinstance(op, s.Scan | s.Reduce):
+        cheap = s.Scan | s.Reduce | RemakeStream  # a block of what is made again lies in scratch
+        if op is None or not self.varies(value) or isinstance(op, cheap):
             return False
         return isinstance(op, s.Contract | s.Fold) or any(self.heavy(v) for v in op.operands)
 
@@ -97,6 +105,7 @@ def analyse(graph: Graph) -> KernelInfo:
     made = graph.producers()
     loops = _loops(graph)
     reduced = [op.axis for op in graph.body.ops if isinstance(op, s.Reduce | s.Scan)]
+    _check_routing(graph)
     _check_dtypes(graph)
     if is_row_kernel(graph):
         depends = _depends(graph, "")
@@ -121,6 +130,14 @@ def analyse(graph: Graph) -> KernelInfo:
     info = KernelInfo(graph, inner, grid, rows, depends, made=made)
     _set_phases(info)
     return info
+
+
+def _check_routing(graph: Graph) -> None:
+    for op in graph.body.ops:
+        if "routing" in op.traits:
+            raise UnsupportedError(f"{op.name} has no schedule", op.loc)
+        if isinstance(op, s.Gather) and op.index_element:
+            raise UnsupportedError(f"{op.name} at several positions at once", op.loc)
 
 
 def _check_dtypes(graph: Graph) -> None:
@@ -163,10 +180,11 @@ def _depends(graph: Graph, inner: str) -> dict[Value, frozenset[str]]:
 
 
 def _is_inner_element(op: Op, depends: dict[Value, frozenset[str]], inner: str) -> bool:
-    if not isinstance(op, s.Source | s.Gather | CachedStream):
+    if not isinstance(op, s.Source | s.Gather | CachedStream | RemakeStream):
         return False
-    assert isinstance(op.type, StreamType)
-    return bool(op.type.element) and inner in depends[op.result]
+    type_ = op.result.type
+    assert isinstance(type_, StreamType)
+    return bool(type_.element) and inner in depends[op.result]
 
 
 def _shared_axes(graph: Graph, depends: dict[Value, frozenset[str]], inner: str) -> set[str]:

@@ -19,6 +19,7 @@ from tilewright.passes.expand_math import expand_math_graph
 from tilewright.passes.to_tile.block import BlockLowering
 from tilewright.passes.to_tile.cached.info import cached_schedule
 from tilewright.passes.to_tile.kernel_info import KernelInfo, analyse, is_row_kernel
+from tilewright.passes.to_tile.late_products import fold_late_products
 from tilewright.passes.to_tile.lowbit.info import has_packed_weights
 from tilewright.passes.to_tile.lowbit.kernel import PackedKernel
 from tilewright.passes.to_tile.narrow import narrow_positions
@@ -57,7 +58,7 @@ def kernel_to_tile(graph: Graph, target: Target, rows: int, units: dict[str, int
     ``units`` maps a parameter's name to the dimension known to have stride one. Raises
     UnsupportedError for kernels that no schedule covers.
     """
-    graph = canonicalise_graph(narrow_positions(graph))
+    graph = fold_late_products(canonicalise_graph(narrow_positions(graph)))
     info = analyse(graph)
     check_covered(info)
     schedule = row_schedule(target) if is_row_kernel(graph) else cached_schedule(info, target, rows)

@@ -12,12 +12,14 @@ from tilewright.passes.to_tile.block_range import BlockLike
 from tilewright.passes.to_tile.cached.info import cached_of
 from tilewright.passes.to_tile.cached.sums import ValueSums
 from tilewright.passes.to_tile.kernel_info import strip_casts
+from tilewright.passes.to_tile.made import remakes
 from tilewright.passes.to_tile.rows import RowLowering
 from tilewright.passes.to_tile.shared_operand import (
     InnerOperand,
     lanes_expression,
     prefetch_sources,
     row_tile_layout,
+    shared_operand,
     unrolled,
 )
 from tilewright.passes.to_tile.state import LoweringState, round_up
@@ -50,6 +52,9 @@ class OuterSum:
         if not y.rows_on_lanes:
             if self.turned is None:
                 self.turned = b.scratch([1, y.rows], F32, "turned")
+            if remakes(self.state.info.graph):
+                self.inner[vector] = shared_operand(self.state, RowLowering(self.state), vector)
+                return
             cached = cached_of(self.state.info, vector)
             if cached is not None and vector not in self.cached:
                 self.cached[vector] = ValueSums(self.state, cached)
@@ -59,7 +64,7 @@ class OuterSum:
             shape = [y.inner_block // 2, self.state.padded(self.state.info.element(vector)[0]), 2]
             self.pair_vectors[vector] = b.scratch(shape, BF16, f"{vector.hint}_pairs")
             return
-        self.inner[vector] = InnerOperand(self.state, RowLowering(self.state), vector)
+        self.inner[vector] = shared_operand(self.state, RowLowering(self.state), vector)
 
     def _can_pair(self, scalar: Value, vector: Value) -> bool:
         info, y = self.state.info, self.schedule
@@ -188,6 +193,8 @@ class OuterSum:
         length = self.state.info.element(vector)[0].size.constant or 0
         vectors = round_up(length, y.lanes) // y.lanes
         width = min(vectors, y.element_tile)
+        if self._in_scratch(vector):  # near enough: rows share what is read
+            width = min(width, max(1, y.element_tile // y.rows))
         height = max(1, y.element_tile // width)
         for row in range(0, y.rows, height):
             for start in range(0, vectors, width):
@@ -224,8 +231,14 @@ class OuterSum:
                 axis.name: b.index(start),
             }
             bound = width * y.lanes if whole else length
-            v = lanes_expression(self.state, vector, here, {axis.name: 1}, v_layout, bound)
-            if not block.masked and row == 0 and y.prefetch:
+            if self._in_scratch(vector):
+                v = self.inner[vector].load(
+                    here[info.inner.name], here[axis.name], v_layout, (-1, 1), None
+                )
+            else:
+                v = lanes_expression(self.state, vector, here, {axis.name: 1}, v_layout, bound)
+            ahead_too = not block.masked and row == 0 and not self._in_scratch(vector)
+            if ahead_too and y.prefetch:
                 ahead = {**here, info.inner.name: b.add(here[info.inner.name], y.prefetch)}
                 prefetch_sources(self.state, vector, ahead, {axis.name: 1}, v_layout)
             where, dims = self.state.kept_at(position, b.index(row)), self.state.kept_dims(-1, 0)
@@ -238,6 +251,9 @@ class OuterSum:
         old = b.load(sums, at, [0, 1], layout, hint=op.result.hint)
         factor = None if rescale is None else self._turned(row, p_layout)
         b.store(add_block(self.state, old, factor, acc), sums, at, [0, 1])
+
+    def _in_scratch(self, vector: Value) -> bool:
+        return vector in self.inner and self.inner[vector].in_scratch
 
     def _turned(self, row: int, layout: Layout) -> Value:
         """The factors of some rows from ``row`` on, each in all lanes."""

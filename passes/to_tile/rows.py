@@ -65,9 +65,8 @@ class RowLowering:
     def _row_operands(self) -> list[Value]:
         """Row sides of contractions, without repeats."""
         out: dict[Value, None] = {}
-        for op in self.info.graph.body.ops:
-            if isinstance(op, s.Contract):
-                out.setdefault(self.row_side(op)[0])
+        for op in self.info.products:
+            out.setdefault(self.row_side(op)[0])
         return list(out)
 
     def row_side(self, op: s.Contract) -> tuple[Value, Value]:
@@ -100,7 +99,7 @@ class RowLowering:
         return last == [unit]
 
     def _uses_pairs(self, value: Value) -> bool:
-        ops = [op for op in self.info.graph.body.ops if isinstance(op, s.Contract)]
+        ops = self.info.products
         return all(self.pairs_for(op) for op in ops if self.row_side(op)[0] is value)
 
     def _packed_scratch(self, value: Value) -> Value:
@@ -247,6 +246,10 @@ class RowLowering:
                 return load_gathered(self.state, op, at, layout)
             if isinstance(op, s.Index):
                 return index_at(self.state, op, at, layout, 1)
+            if v in self.state.made_blocks:
+                return self.state.made_blocks[v].point(at, layout)
+            if isinstance(op, s.Roll) and op.x in self.state.made_blocks:
+                return self.state.made_blocks[op.x].point(at, layout, op.shift)
             if isinstance(op, s.Roll):
                 here = rolled(self.state, op, at, layout.shape[1])
                 return self.at_point(op.x, here, layout, row)
@@ -299,7 +302,7 @@ class RowLowering:
         count = b.minimum(b.sub(state.row_total, state.first_row), self.schedule.rows)
         folds = needed_folds(state, [sink.x for sink in sinks])
         with self.each_row(count, clamp=False) as (row, at):
-            self.folded = fold_all(state, self, folds, at)
+            self.folded = fold_all(state, self, folds, at, row)
             for sink in sinks:
                 self.write(sink, row, at)
 
@@ -312,6 +315,8 @@ class RowLowering:
             indices, _ = self.state.source_index(sink, at)
             b.store(tile, buffer, indices, [-1] * len(indices))
             return
+        if len(element) > 1:
+            raise UnsupportedError("a result that is a matrix for every row", sink.loc)
         axis, layout = element[0], self.state.lane_layout()
         assert isinstance(sink.type, TensorType)
         length = axis.size.constant or 0

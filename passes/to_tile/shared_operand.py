@@ -9,10 +9,12 @@ from tilewright.ir import ops_stream as s
 from tilewright.ir.core import Value
 from tilewright.ir.dtypes import F32
 from tilewright.ir.layout import Layout
+from tilewright.ir.ops_remake import RemakeStream
 from tilewright.passes.to_tile.cached.info import cached_of
 from tilewright.passes.to_tile.cached.unpacked import UnpackedBlock
 from tilewright.passes.to_tile.elements import index_at, rolled
 from tilewright.passes.to_tile.gathers import integer_at, positions_in_memory
+from tilewright.passes.to_tile.made import MadeBlock, remakes, remakes_below, sides
 from tilewright.passes.to_tile.rows import RowLowering
 from tilewright.passes.to_tile.state import LoweringState
 
@@ -28,12 +30,19 @@ class InnerOperand:
         self.converted: Value | None = None
         self.first: Value | None = None  # the position that the copy starts with
         self.unpacked: UnpackedBlock | None = None
+        self.below = [_made_block(state, rows, op) for op in remakes_below(state.info, value)]
+        self.made = self.below[0] if value in state.made_blocks else None
         cached = cached_of(state.info, value)
-        if cached is not None and state.schedule.rows_on_lanes:
+        always = state.schedule.rows_on_lanes or bool(remakes(state.info.graph))
+        if cached is not None and always:
             self.unpacked = UnpackedBlock(state, cached)
-        elif self.source is None and state.schedule.rows_on_lanes:
+        elif self.source is None and always and self.made is None:
             shape = [state.schedule.inner_block, state.padded(self.axis)]
             self.converted = self.build.scratch(shape, F32, f"{value.hint}_block")
+
+    @property
+    def in_scratch(self) -> bool:
+        return any(x is not None for x in (self.made, self.unpacked, self.converted))
 
     def _direct_source(self) -> s.Source | None:
         op = self.info.made.get(self.value)
@@ -45,7 +54,11 @@ class InnerOperand:
     def begin_block(self, first: Value, count: Value, limit: Value) -> None:
         """Fills the converted copy for a block, in whole register tiles (the last ones
         repeated)."""
+        if self.first is first:  # several products read it
+            return
         self.first = first
+        for block in self.below:
+            block.begin_block(first, count, limit)
         if self.unpacked is not None:
             self.unpacked.fill(first, count, limit)
         if self.converted is None:
@@ -84,6 +97,8 @@ class InnerOperand:
         """A tile: positions along tile dimension ``dims[0]``, elements along ``dims[1]`` (-1:
         one)."""
         b = self.build
+        if self.made is not None:
+            return self.made.load(at, element, layout, dims, self.value.hint)
         if self.unpacked is not None:
             assert self.first is not None
             offset = b.sub(at, self.first)
@@ -102,6 +117,25 @@ class InnerOperand:
         buffer = self.state.buffers[self.source.tensor]
         along = [where.get(run, -1) for run in runs]
         return b.load(buffer, indices, along, layout, bounds, hint=self.value.hint)
+
+
+def shared_operand(state: LoweringState, rows: RowLowering, value: Value) -> InnerOperand:
+    """The operand for ``value``, one for all products that read it."""
+    found = state.shared.get(value)
+    if found is None:
+        found = state.shared[value] = InnerOperand(state, rows, value)
+    assert isinstance(found, InnerOperand)
+    return found
+
+
+def _made_block(state: LoweringState, rows: RowLowering, op: RemakeStream) -> MadeBlock:
+    found = state.made_blocks.get(op.result)
+    if found is None:
+        given, _ = sides(state.info, op)
+        found = MadeBlock(state, op, shared_operand(state, rows, given))
+        state.made_blocks[op.result] = found
+    assert isinstance(found, MadeBlock)
+    return found
 
 
 def row_tile_layout(state: LoweringState, packed: int) -> Layout:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from tilewright.ir import ops_math as m
 from tilewright.ir import ops_stream as s
@@ -22,6 +23,13 @@ from tilewright.passes.to_tile.emitter import TileBuilder
 from tilewright.passes.to_tile.kernel_info import KernelInfo
 from tilewright.passes.to_tile.schedule import Schedule
 from tilewright.passes.to_tile.tables import tables_of
+
+
+class Block(Protocol):
+    """A product that rows share, a block of it in scratch (made.py)."""
+
+    def point(self, at: dict[str, Value], layout: Layout, shift: int = 0) -> Value: ...
+
 
 RowKey = tuple[str, Value]  # "value" or "offset" (of a source in memory), and whose
 Leaf = Callable[[Value], Value | None]
@@ -45,6 +53,9 @@ class LoweringState:
     packed: dict[Value, Value] = field(default_factory=dict)  # row operands of contractions
     row_vectors: dict[RowKey, Value] = field(default_factory=dict)  # a scalar per row, in scratch
     sums: dict[Value, Value] = field(default_factory=dict)  # state of a reduction, in scratch
+
+    made_blocks: dict[Value, Block] = field(default_factory=dict)  # products made again
+    shared: dict[Value, Any] = field(default_factory=dict)  # what rows share: InnerOperand
 
     tile_positions: int = 0  # positions of the register tiles being built
     tile_rows: int = 0  # their rows, from row_start of the work item's

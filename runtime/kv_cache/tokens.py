@@ -83,8 +83,10 @@ class CachedTokens:
         return ((self.codes().float() - zero) * self._spread(self.scales)).to(dtype)
 
     def _spread(self, numbers: torch.Tensor) -> torch.Tensor:
-        """One number per code."""
-        wide = numbers.float().repeat_interleave(self.form.group, 2)
+        """One number per code, or per token where that is the same."""
         if self.form.by == "channel":
-            return wide[:, :, : self.length]
-        return wide[:, :, : self.form.width].transpose(2, 3)
+            return numbers.float().repeat_interleave(self.form.group, 2)[:, :, : self.length]
+        by_token = numbers.float().transpose(2, 3)  # few: codes stay as they lie
+        if self.form.channel_groups == 1:
+            return by_token
+        return by_token.repeat_interleave(self.form.group, 3)[..., : self.form.width]

@@ -2,22 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from tilewright.ir.errors import SettingError
-from tilewright.passes.rematerialise import ABSORBED, KEYS_AND_VALUES, REMADE, Balance, Layer
+from tilewright.passes.rematerialise import (
+    ABSORBED,
+    FUSED,
+    KEYS_AND_VALUES,
+    REMADE,
+    Balance,
+    Layer,
+)
 from tilewright.runtime.targets import host_target
 
 
 def choose_way(
-    layer: Layer, rows: int, tokens: int, most_bytes: float | None, way: str | None
+    layer: Layer,
+    rows: int,
+    tokens: int,
+    most_bytes: float | None,
+    way: str | None,
+    among: Collection[str] | None = None,
 ) -> str:
-    """``way`` if it is given and there is one for this layer (SettingError), else the fastest that
-    keeps at most ``most_bytes`` for a token (UnsupportedError if none does)."""
+    """``way`` if it is given and there is one for this layer (SettingError), else the fastest out
+    of ``among`` (None: all) that keeps at most ``most_bytes`` for a token (UnsupportedError if none
+    does)."""
     known = layer.costs(rows, tokens)
     if way is None:
-        return layer.choose(rows, tokens, Balance.of(host_target()), most_bytes)
+        return layer.choose(rows, tokens, Balance.of(host_target()), most_bytes, among)
     if way not in known:
         raise SettingError(f"way={way!r}; this layer has: {', '.join(known)}")
     return way
 
 
-__all__ = ["ABSORBED", "KEYS_AND_VALUES", "REMADE", "Layer", "choose_way"]
+def way_table(layer: Layer, rows: int, tokens: int, most_bytes: float | None) -> str:
+    """What every way costs on this machine, as text."""
+    return layer.table(rows, tokens, Balance.of(host_target()), most_bytes)
+
+
+__all__ = [
+    "ABSORBED",
+    "FUSED",
+    "KEYS_AND_VALUES",
+    "REMADE",
+    "Layer",
+    "choose_way",
+    "way_table",
+]

@@ -16,6 +16,7 @@ from tilewright.ir.packing import Packing
 from tilewright.passes.choose_layout import choose_layout
 from tilewright.passes.to_tile.lowbit.byte_codes import byte_codes
 from tilewright.passes.to_tile.lowbit.pairs import pair_table
+from tilewright.runtime.backends import kernel_target
 from tilewright.runtime.family import Call
 from tilewright.runtime.lowbit.form import EPILOGUES, LinearForm, WeightForm
 from tilewright.runtime.lowbit.programs import (
@@ -23,7 +24,6 @@ from tilewright.runtime.lowbit.programs import (
     ROUNDING,
     TOGETHER,
     SideBySide,
-    kernel_target,
 )
 from tilewright.runtime.program import Program
 from tilewright.runtime.quantized.tensor import QuantizedTensor

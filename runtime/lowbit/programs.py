@@ -2,52 +2,23 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-from functools import cache
-from typing import TypeVar
-
 import torch
 
 from tilewright.ir.core import Graph
 from tilewright.ir.dtypes import DType
 from tilewright.ir.errors import UnsupportedError
-from tilewright.ir.target import Target, named_target
 from tilewright.ir.types import TensorType
 from tilewright.passes.pipeline import TO_KERNELS, run_passes
 from tilewright.passes.to_tile import kernel_to_tile
 from tilewright.passes.to_tile.lowbit.activations import quantise_rows
 from tilewright.passes.to_tile.schedule import row_class, row_classes
 from tilewright.passes.to_tile.side_by_side import side_by_side
-from tilewright.runtime.backends import default_backend
+from tilewright.runtime.backends import default_backend, kernel_target
 from tilewright.runtime.family import Call
 from tilewright.runtime.lowbit.form import LinearBuilder, LinearForm
+from tilewright.runtime.once import Once
 from tilewright.runtime.program import Program
-from tilewright.runtime.targets import host_target
 from tilewright.runtime.tile_kernel import make_tile_kernel
-
-K = TypeVar("K")
-V = TypeVar("V")
-
-
-@cache
-def kernel_target() -> Target:
-    """What kernels of this process are compiled for."""
-    return named_target("scalar") if default_backend() == "numba" else host_target()
-
-
-class Once(dict[K, V]):
-    """What is made at the first look-up of a key, by one thread."""
-
-    def __init__(self, make: Callable[[K], V]) -> None:
-        super().__init__()
-        self.make, self.lock = make, threading.Lock()
-
-    def __missing__(self, key: K) -> V:
-        with self.lock:
-            if key not in self:
-                self[key] = self.make(key)
-            return self[key]
 
 
 def _program(form: LinearForm) -> Program:

@@ -20,6 +20,7 @@ from tilewright.ir.core import Op, Value
 from tilewright.ir.dtypes import DType
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.evaluate import Arithmetic
+from tilewright.ir.ops_remake import RemakeStream
 from tilewright.ir.reduction import identity_of
 from tilewright.ir.types import Axis, StreamType, TensorType
 from tilewright.passes.channels.nodes import Node, NodeGraph
@@ -197,6 +198,9 @@ class NodeFunction:
         self.all.initial[result : result + len(positions)] = [float(x) for x in positions]
 
     def gather(self, op: s.Gather) -> None:
+        if op.index_element:
+            message = "the simulator does not run look-ups of several positions at once"
+            raise UnsupportedError(message, op.loc)
         shape = self.all.shape(op.tensor)
         strides = _strides(shape)
         given, steps = list(op.indices), {}
@@ -250,6 +254,7 @@ _SPECIAL: dict[type[Op], Any] = {
     s.Sink: NodeFunction.sink,
     s.Index: NodeFunction.index,
     s.Contract: NodeFunction.contract,
+    RemakeStream: NodeFunction.contract,
     s.Fold: NodeFunction.fold,
     s.Reduce: NodeFunction.reduce,
     s.Scan: NodeFunction.scan,

@@ -18,7 +18,14 @@ from tilewright.runtime.settings import settings
 
 ROOT = Path(__file__).parent.parent.parent
 TOUR = ROOT / "docs" / "tour.md"
-PAGES = ["docs/tour.md", "docs/quantize.md", "docs/lowbit.md", "docs/kv_cache.md", "README.md"]
+PAGES = [
+    "docs/tour.md",
+    "docs/quantize.md",
+    "docs/lowbit.md",
+    "docs/kv_cache.md",
+    "docs/placement.md",
+    "README.md",
+]
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""Examples of the operations that say what a low-bit cache means."""
+"""Examples of the operations that say what a low-bit cache means, and what is made from it."""
 
 from __future__ import annotations
 
@@ -51,4 +51,22 @@ def _examples() -> Iterator[Example]:
     yield Example("stream.cached", STREAM_CACHED, given, np.array(_by_channel()))
 
 
-CACHE_EXAMPLES = list(_examples())
+# Keys of two tokens made from an input of two channels: sum over c of x[m, c] w[c, d].
+INPUT, WEIGHTS = np.array([[1.0, 2.0], [3.0, -1.0]]), np.array([[2.0, 0.0, 1.0], [0.5, 4.0, -1.0]])
+KEYS_MADE = np.array([[3.0, 8.0, -1.0], [5.5, -4.0, 4.0]])
+REMADE = """graph f(%x: tensor<2 x 2 x f64>, %w: tensor<2 x 3 x f64>) {
+  %r = tensor.remake %x, %w {equation = "mc,cd->md"} return %r }"""
+STREAM_REMADE = """stream f(%x: tensor<2 x 2 x f64>, %w: tensor<2 x 3 x f64>) {
+  %a = stream.source %x {dims = [["m"], ["c"]], type = stream<m=2; c=2 x f64>}
+  %b = stream.source %w {dims = [["c"], ["d"]], type = stream<m=2; c=2 x d=3 x f64>}
+  %k = stream.remake %a, %b {axes = ["c"]}
+  %r = stream.sink %k {dims = [["m"], ["d"]], type = tensor<2 x 3 x f64>}
+  return %r }"""
+
+
+def _remade() -> Iterator[Example]:
+    yield Example("tensor.remake", REMADE, (INPUT, WEIGHTS), KEYS_MADE)
+    yield Example("stream.remake", STREAM_REMADE, (INPUT, WEIGHTS), KEYS_MADE)
+
+
+CACHE_EXAMPLES = [*_examples(), *_remade()]

@@ -10,7 +10,7 @@ from tilewright.ir import ops_stream as s
 from tilewright.ir.core import Graph
 from tilewright.ir.parser import parse
 from tilewright.ir.types import StreamType
-from tilewright.passes.to_stream import LONGEST_ROW
+from tilewright.passes.loop_order import LONGEST_ROW
 
 
 def graph_of(text: str) -> Graph:

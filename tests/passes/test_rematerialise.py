@@ -10,16 +10,20 @@ from hypothesis import strategies as st
 from tilewright.ir.core import Module
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.evaluate import evaluate
+from tilewright.ir.ops_remake import Remake
 from tilewright.ir.ops_tensor import Contract
 from tilewright.ir.parser import parse
+from tilewright.ir.sizes import Size
 from tilewright.ir.target import named_target
 from tilewright.passes.rematerialise import (
     ABSORBED,
+    FUSED,
     KEYS_AND_VALUES,
     REMADE,
     Balance,
     Layer,
     absorb,
+    fuse,
 )
 
 ATTENTION = """graph f<H, N, M, C, D>(%q: tensor<H x N x D x f32>, %x: tensor<M x C x f32>,
@@ -84,6 +88,48 @@ def test_a_product_that_others_read_stays() -> None:
     assert sum(isinstance(op, Contract) for op in after.body.ops) == 4
 
 
+@given(*(st.integers(1, 9) for _ in range(5)), st.integers(1, 4))
+@settings(max_examples=40)
+def test_making_again_changes_no_value(h: int, n: int, m: int, c: int, d: int, share: int) -> None:
+    """What is left for the caller included; keys are made again, values too or absorbed, as costs
+    fewer multiply-adds if every ``share`` rows make their own."""
+    sizes = {"H": h, "N": n, "M": m, "C": c, "D": d}
+    module = parse(ATTENTION)
+    fused = fuse(module.main, Size.of("M"), sizes, share)
+    rng = np.random.default_rng(0)
+    shapes = {"q": (h, n, d), "x": (m, c), "wk": (h, d, c), "wv": (h, d, c)}
+    given_ = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
+    (want,) = evaluate(module, *given_.values(), precision="f64")
+    inputs = [given_[p.hint] for p in fused.graph.params]
+    (got,) = evaluate(Module((fused.graph,)), *inputs, precision="f64")
+    (last,) = fused.last
+    made = [op for op in fused.graph.body.ops if isinstance(op, Remake)]
+    passes = -(-n // share)
+    weighed = h * n * c * (m + d) < h * m * d * (n + passes * c)
+    assert len(made) == (1 if weighed else 2) and (last is not None) == weighed
+    if last is not None:
+        assert last.weights == "wv" and "wv" not in [p.hint for p in fused.graph.params]
+        got = np.einsum(last.equation, got, given_["wv"])
+    np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-9)
+
+
+def test_rotated_keys_are_made_again_and_what_rows_bring_is_not() -> None:
+    """Only products along the tokens, and none that is a result: it has to be in memory."""
+    turned = "%k = tensor.roll %raw {axis = 2, shift = 3}\n  %v"
+    text = ATTENTION.replace("%k = tensor.contract", "%raw = tensor.contract")
+    text = text.replace("%v", turned, 1).replace("<H, N, M, C, D>", "<H, N, M, C>")
+    text = text.replace(" x D ", " x 8 ")
+    query = '%a = tensor.contract %q, %turn {equation = "hnd,de->hne"}\n  %s'
+    text = text.replace("%s", query, 1).replace("contract %q, %k", "contract %a, %k")
+    text = text.replace("(%q", "(%turn: tensor<8 x 8 x f32>, %q")
+    sizes = {"H": 4, "N": 1, "M": 1000, "C": 64}
+    fused = fuse(parse(text).main, Size.of("M"), sizes, 48)
+    assert [op.result.hint for op in fused.graph.body.ops if isinstance(op, Remake)] == ["raw"]
+    kept = parse(text.replace("return %o", "return %o, %raw")).main
+    ops = fuse(kept, Size.of("M"), sizes, 48).graph.body.ops
+    assert not any(isinstance(op, Remake) for op in ops)
+
+
 MHA = Layer(4096, 32, 32, 128, 4.5, 4.5, 4.5, rotated=False)
 GQA = Layer(4096, 32, 8, 128, 4.5, 4.5, 4.5, rotated=True)
 HOST = Balance.of(named_target("x86-64-v4"))
@@ -92,6 +138,7 @@ HOST = Balance.of(named_target("x86-64-v4"))
 def test_the_input_is_half_of_keys_and_values_with_as_many_heads() -> None:
     costs = MHA.costs(1, 1000)
     assert costs[REMADE].kept == costs[ABSORBED].kept == costs[KEYS_AND_VALUES].kept / 2
+    assert costs[FUSED].kept == costs[REMADE].kept
     assert GQA.costs(1, 1000)[REMADE].kept == 2 * GQA.costs(1, 1000)[KEYS_AND_VALUES].kept
 
 
@@ -108,3 +155,20 @@ def test_rotated_keys_cannot_be_absorbed() -> None:
     assert ABSORBED not in GQA.costs(1, 10)
     with pytest.raises(UnsupportedError, match="take fewer bits"):
         GQA.choose(1, 10, HOST, 100)
+
+
+def test_few_rows_make_keys_in_the_kernel_and_many_once_through_memory() -> None:
+    """Every 48 rows of a key head would make their own."""
+    ways = {FUSED, REMADE}
+    for layer in (GQA, Layer(1024, 16, 4, 64)):
+        chosen = [layer.choose(n, 4096, HOST, None, ways) for n in (1, 8, 32, 512, 4096)]
+        assert chosen == sorted(chosen)  # fused, then remade
+        assert chosen[0] == FUSED and chosen[-1] == REMADE
+    one, more = (GQA.costs(n, 4096)[FUSED].multiply_adds for n in (12, 13))
+    assert more > 1.7 * one  # 13 queries of 4 heads do not fit into one work item
+
+
+def test_the_table_names_every_way_and_what_keeps_too_much() -> None:
+    table = GQA.table(1, 4096, HOST, 2200.0).splitlines()
+    assert [line.split("  ")[0] for line in table[1:]] == [KEYS_AND_VALUES, FUSED, REMADE]
+    assert "more than 2200" in table[2] and "more than" not in table[1]

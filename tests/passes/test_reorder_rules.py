@@ -248,6 +248,23 @@ def test_what_a_rule_leaves_alone(name: str) -> None:
     same_numbers(reorder(module), module, inputs())
 
 
+@pytest.mark.parametrize("shape", ["M", "N x M"])
+@pytest.mark.parametrize("term", ["%a = math.sub %c, %p", "%a = math.add %p, %c"])
+def test_a_number_in_a_sum_that_is_distributed(shape: str, term: str) -> None:
+    """The number runs in no loop, and its own sum in all of them."""
+    axis, names = shape.count("x"), ", ".join(shape.split(" x "))
+    body = const("c", 0.5) + f"%p = tensor.softmax %x {{axis = {axis}}}\n{term}\n"
+    summed = f'%o = tensor.reduce %a {{kind = "sum", axis = {axis}}}'
+    module = streamed(
+        parse(f"graph f<{names}>(%x: tensor<{shape} x f32>) {{\n{body}{summed}\nreturn %o }}")
+    )
+    x = RNG.standard_normal((3, 6)[1 - axis :])
+    changed = apply(BY_NAME["distribute"], module)
+    assert str(changed) != str(module)
+    for after in (changed, reorder(module)):
+        same_numbers(after, module, [x])
+
+
 @pytest.mark.parametrize("factor", [2.0, -2.0, 0.0, math.inf])
 def test_a_factor_between_the_maximum_and_the_exponential(factor: float) -> None:
     """Negative and zero factors too: before the first element there is nothing to rescale."""

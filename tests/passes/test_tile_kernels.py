@@ -22,6 +22,7 @@ from tilewright.ir.core import Graph
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.evaluate import evaluate_graph
 from tilewright.ir.parser import parse
+from tilewright.passes.split_sums import result_names
 from tilewright.passes.to_tile.schedule import row_classes
 
 RNG = np.random.default_rng(0)
@@ -50,9 +51,10 @@ def run_tiled(drawn: Program, target: str, rows: int, precision: str | None = "f
     for graph in kernels(drawn.module):
         tile = tiled(graph, target, rows)
         inputs = [values[p.hint] for p in graph.params]
-        outputs = evaluate_graph(tile, *inputs, precision=precision, sizes=dict(drawn.sizes))
+        sizes = {n: v for n, v in drawn.sizes.items() if n in tile.sizes}
+        outputs = evaluate_graph(tile, *inputs, precision=precision, sizes=sizes)
         values.update(zip([v.hint for v in graph.results], outputs, strict=True))
-    return [values[v.hint] for v in streamed(drawn.module).main.results]
+    return [values[name] for name in result_names(streamed(drawn.module))]
 
 
 def check(drawn: Program, target: str, rows: int) -> None:
@@ -86,6 +88,35 @@ def test_reductions(name: str, target: str) -> None:
         drawn = program(REDUCTIONS[name], N=n, M=m)
         for rows in (0, 1):
             check(drawn, target, rows)
+
+
+LATE = (
+    "graph f<B, N, M>(%x: tensor<B x N x M x {0} x f32>, %w: tensor<B x {0} x f32>) {{\n"
+    '%s = tensor.reduce %x {{kind = "sum", axis = 2}}\n'
+)
+WHEN_SUMMED = {
+    "largest number": '%r = tensor.reduce %s {{kind = "max", axis = 2}}\nreturn %r }}',
+    "softmax": "%r = tensor.softmax %s {{axis = 2}}\nreturn %r }}",
+    "divided by a norm": '%q = math.mul %s, %s\n%t = tensor.reduce %q {{kind = "sum", axis = 2, '
+    "keep = true}}\n%e = math.const {{value = 0.1, type = tensor<f32>}}\n%u = math.add %t, %e\n"
+    "%i = math.rsqrt %u\n%r = math.mul %s, %i\nreturn %r }}",
+    "times a vector": '%r = tensor.contract %s, %w {{equation = "bnd,bd->bn"}}\nreturn %r }}',
+    "times itself": '%r = tensor.contract %s, %s {{equation = "bnd,bnd->bn"}}\nreturn %r }}',
+    "times another sum": "%a = math.tanh %x\n"
+    '%b = tensor.reduce %a {{kind = "sum", axis = 2}}\n'
+    '%c = tensor.contract %b, %s {{equation = "bnd,bnd->bn"}}\n'
+    "%r = math.tanh %c\nreturn %r }}",
+}
+
+
+@pytest.mark.parametrize("name", WHEN_SUMMED)
+@pytest.mark.parametrize("target", NARROW_TO_WIDE)
+def test_one_row_after_its_vectors_are_summed(name: str, target: str) -> None:
+    """Folds and products of a vector that the same kernel sums along its loop."""
+    for number, width in enumerate((1, 7, 16, 33)):
+        classes = row_classes(TARGETS[target])
+        text = (LATE + WHEN_SUMMED[name]).format(width)
+        check(program(text, B=2, N=3, M=number), target, classes[number % len(classes)])
 
 
 ROW = "graph f<N>(%x: tensor<N x {0} x f32>, %w: tensor<{0} x f32>) {{\n"
@@ -220,6 +251,12 @@ def test_drawn_programs(drawn: Program, data: st.DataObject) -> None:
 
 
 UNSUPPORTED = {
+    "a result that is a matrix for every row": "graph f(%x: tensor<1 x 2 x f32>, "
+    "%y: tensor<2 x 1 x f32>) { %a = math.max %x, %y %p = tensor.softmax %x {axis = 1} "
+    "return %p, %a }",
+    "a matrix with what the same kernel sums": "graph f<N, M>(%x: tensor<N x M x 4 x f32>, "
+    '%y: tensor<4 x 4 x f32>) { %s = tensor.reduce %x {kind = "sum", axis = 1} '
+    '%r = tensor.contract %s, %y {equation = "nd,de->ne"} return %r }',
     "must be a number": "graph f<N, M, D>(%x: tensor<N x D x f32>, %y: tensor<N x D x f32>) { "
     '%r = tensor.contract %x, %y {equation = "nd,md->nm"} return %r }',
     "both change along a row|own transpose|a number": "graph f<N, M>(%x: tensor<N x M x 4 x f32>, "

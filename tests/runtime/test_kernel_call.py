@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import signal
 import timeit
@@ -243,6 +244,34 @@ def test_a_name_alone_counts_before_a_product(buffer: MakeBuffer, make_native: M
     assert kernel(torch.zeros(0, 0), torch.zeros(4), torch.zeros(6))[0].shape == (3, 0)
 
 
+def test_sums_of_names_are_solved(buffer: MakeBuffer, make_native: MakeNative) -> None:
+    code = make_native("define void @nop(ptr %a) { ret void }", "nop")
+    params = [buffer("M", "N*M", "N + 1"), buffer("2*K + M"), buffer("N", "M", "K")]
+    kernel = Kernel("f", params, ["N", "M", "K"], [("N", 1)], 1, 0, code, hints=("x", "y"))
+    assert kernel(torch.zeros(0, 0, 3), torch.zeros(8))[0].shape == (2, 0, 4)
+    assert kernel(torch.zeros(4, 8, 3), torch.zeros(4))[0].shape == (2, 4, 0)
+    for x, y, message in [
+        ((0, 0, 0), 4, r"dimension 2 of %x: .* a multiple of 1 more than 1, the input has 0"),
+        ((4, 8, 3), 2, r"dimension 0 of %y: .* a multiple of 2 more than M, the input has 2"),
+        ((4, 8, 3), 7, r"dimension 0 of %y: .* a multiple of 2 more than M, the input has 7"),
+        ((0, 1, 3), 0, r"dimension 1 of %x: .* the input has 1"),
+    ]:
+        with pytest.raises(BindError, match=message):
+            kernel(torch.zeros(x), torch.zeros(y))
+
+
+def test_which_product_gives_a_size_depends_on_the_call(
+    buffer: MakeBuffer, make_native: MakeNative
+) -> None:
+    """Whichever of two factors is 0, the other one's product is solved first."""
+    code = make_native("define void @nop(ptr %a) { ret void }", "nop")
+    params = [buffer("M", "K"), buffer("A*M", "B*K", "A*B"), buffer("A", "B")]
+    kernel = Kernel("f", params, ["A", "B", "K", "M"], [("A", 1)], 1, 0, code)
+    for m, k in ((2, 5), (0, 5), (2, 0)):
+        shape = (3 * m, 4 * k, 12)
+        assert kernel(torch.zeros(m, k), torch.zeros(shape))[0].shape == (3, 4)
+
+
 def test_sizes_that_no_input_gives(buffer: MakeBuffer) -> None:
     for params, sizes in [
         ([buffer("N"), buffer("N")], ["N", "M"]),
@@ -294,7 +323,7 @@ def test_output_is_on_the_cpu_whatever_the_default(scaled_add: Kernel) -> None:
     assert torch.equal(out, 2 * x + y)
 
 
-SIZES = ["N", "M", "3", "2*N", "N*M", "N + 1", "N*M + 2*N", "0"]
+SIZES = ["N", "M", "3", "2*N", "N*M", "N + 1", "N*M + 2*N", "0", "N + 2*K", "N*K", "K*M", "N*N"]
 
 
 @given(
@@ -316,7 +345,7 @@ def test_sizes_agree_with_bind_sizes(texts: list[list[str]], data: st.DataObject
             kernel = Kernel("f", types, names, [(1, 1)], 0, 0, NOTHING)
         except BindError:
             return
-    values = {"N": data.draw(st.integers(0, 3)), "M": data.draw(st.integers(0, 3))}
+    values = {name: data.draw(st.integers(0, 3)) for name in "NMK"}
     shapes = [[s.evaluate(values) for s in t.shape] for t in types]
     if data.draw(st.booleans()):
         change = st.sampled_from([0, 0, 0, 1])
@@ -333,5 +362,6 @@ def test_sizes_agree_with_bind_sizes(texts: list[list[str]], data: st.DataObject
 
 def fits(types: list[BufferType], shapes: list[list[int]]) -> bool:
     """Whether any small sizes give these shapes, by trying all (0 stands for a free size)."""
-    tries = ({"N": n, "M": m} for n in range(16) for m in range(16))
-    return any(shapes == [[s.evaluate(v) for s in t.shape] for t in types] for v in tries)
+    tries = itertools.product(range(16), repeat=3)
+    named = (dict(zip("NMK", v, strict=True)) for v in tries)
+    return any(shapes == [[s.evaluate(v) for s in t.shape] for t in types] for v in named)

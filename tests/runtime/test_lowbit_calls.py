@@ -11,8 +11,8 @@ import torch
 
 from tilewright.ir.errors import BindError, TilewrightError, UnsupportedError
 from tilewright.ir.parser import parse
+from tilewright.runtime.backends import kernel_target
 from tilewright.runtime.lowbit import gated_kernel, linear_kernel, linears_kernel, why_not_bytes
-from tilewright.runtime.lowbit.programs import kernel_target
 from tilewright.runtime.program import Program
 from tilewright.runtime.quantized.tensor import QuantizedTensor
 

@@ -17,6 +17,7 @@ from tilewright.cli import (
     explain,
     layout,
     opt,
+    place,
     run,
     simulate,
 )
@@ -70,6 +71,7 @@ app.command("opt")(opt.opt)
 app.command("explain")(explain.explain)
 app.command("simulate")(simulate.simulate)
 app.command("layout")(layout.layout)
+app.command("place")(place.place)
 app.command("doctor")(doctor.show)
 _PASSED_ON = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 app.command("bench", context_settings=_PASSED_ON)(bench.bench)

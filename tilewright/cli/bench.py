@@ -7,14 +7,25 @@ import sys
 
 import typer
 
-WHAT = ("attention", "cross_entropy", "demo", "kv_cache", "lowbit", "masks", "readme", "simulator")
+WHAT = (
+    "attention",
+    "cross_entropy",
+    "demo",
+    "expert_memory",
+    "kv_cache",
+    "lowbit",
+    "masks",
+    "placement",
+    "readme",
+    "simulator",
+)
 
 
 def bench(
     context: typer.Context,
     what: str = typer.Argument(
-        help="What to measure: attention, cross_entropy, demo, kv_cache, lowbit, masks, "
-        "simulator; or readme (the table)."
+        help="What to measure: attention, cross_entropy, demo, expert_memory, kv_cache, lowbit, "
+        "masks, placement, simulator; or readme (the table)."
     ),
 ) -> None:
     """Measure against PyTorch; options after the name go to it (``--json``, ``--save``, …)."""

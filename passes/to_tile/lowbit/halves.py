@@ -55,7 +55,7 @@ def half_table(packing: Packing, dtype: DType, zero: int, target: Target) -> Hal
     if target.lanes != 16:
         return None
     every = decoded(np.arange(1 << packing.bits, dtype=np.uint8), dtype) - zero
-    kept = from_bits(bf16_bits(every), BF16).astype(np.float64)
+    kept = from_bits(bf16_bits(every).astype(np.uint64), BF16).astype(np.float64)
     if not np.isfinite(every).all() or (kept != every).any():
         return None
     if len(every) <= LARGEST_TABLE:

@@ -20,9 +20,9 @@ from tilewright.frontend.quantize.product import (
     linear_op,
     look_up,
 )
-from tilewright.frontend.quantize.reference import reference_linear, rounded_to_int8
 from tilewright.ir.errors import BindError, SettingError
 from tilewright.runtime.lowbit import FUNCTIONS
+from tilewright.runtime.lowbit.reference import reference_linear, rounded_to_int8
 
 SIZES = st.sampled_from([0, 1, 2, 3, 17, 40])
 LENGTHS = st.sampled_from([0, 1, 2, 31, 32, 33, 100])

@@ -1,0 +1,1 @@
+"""Mixture-of-experts layers of models: transformers' interface, quantised experts, gradients."""

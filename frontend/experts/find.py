@@ -1,0 +1,58 @@
+"""Which modules of a model are experts, and which layers choose them. Needs no transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from tilewright.runtime.experts import ALL, HALVES, PAIRS
+
+_FLAGS = ("has_gate", "has_bias", "is_transposed", "is_concatenated")
+
+
+def is_experts(module: nn.Module) -> bool:
+    """Whether a module is what transformers' ``use_experts_implementation`` makes."""
+    own = vars(module)
+    return all(isinstance(own.get(flag), bool) for flag in _FLAGS) and hasattr(module, "config")
+
+
+def experts_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Name and module of all experts, each once."""
+    for name, module in model.named_modules():
+        if is_experts(module):
+            yield name, module
+
+
+def products_of(module: nn.Module) -> tuple[str, str]:
+    """The names of the parameters of both products."""
+    return "gate_up_proj" if module.has_gate else "up_proj", "down_proj"
+
+
+def columns_of(module: nn.Module) -> str:
+    """How the columns of the first product tell gate and up. transformers' own gate takes halves,
+    whatever the module's flag says.
+
+    Dynamo traces this.
+    """
+    if not module.has_gate:
+        return ALL
+    usual = type(module)._apply_gate.__name__ == "_default_apply_gate"  # type: ignore[attr-defined]
+    return HALVES if usual or module.is_concatenated else PAIRS
+
+
+def routers(model: nn.Module) -> set[nn.Module]:
+    """The linear layers beside experts that give a number for each expert, or a single one (the
+    gate of a shared expert)."""
+    found: set[nn.Module] = set()
+    for block in model.modules():
+        beside = [child for child in block.children() if is_experts(child)]
+        if not beside:
+            continue
+        sizes = {1, *(int(getattr(experts, "num_experts", 1)) for experts in beside)}
+        found |= {
+            layer
+            for layer in block.modules()
+            if isinstance(layer, nn.Linear) and layer.out_features in sizes
+        }
+    return found

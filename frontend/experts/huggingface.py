@@ -1,0 +1,147 @@
+"""Models of transformers: ``experts_implementation="tilewright"``.
+
+``register_experts()`` makes the name known. A layer without gradients is one call of
+``runtime.experts.experts_forward`` (under torch.compile the op ``tilewright::experts``); with them
+it is the ops of grouped.py, whose gradients are exact and recompute nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from tilewright.frontend.experts.find import columns_of
+from tilewright.frontend.experts.gates import after_of, gate_of, plain_gate, scalars
+from tilewright.frontend.experts.grouped import experts_op, grouped_linear_op, route_op
+from tilewright.frontend.experts.parts import Stack, product_from, stack_of
+from tilewright.frontend.quantize.linear import transformed
+from tilewright.runtime.experts import ExpertsForm, experts_forward
+from tilewright.runtime.experts.segments import combine
+
+NAME = "tilewright"
+
+
+def experts_layer(
+    self: nn.Module,
+    hidden_states: torch.Tensor,
+    top_k_index: torch.Tensor,
+    top_k_weights: torch.Tensor,
+) -> torch.Tensor:
+    """transformers' experts function: [T, H] and the router's [T, k] twice -> [T, H].
+
+    ``self._tilewright_bank``, if it is there, says which ids and weights really count.
+    """
+    ids, given = top_k_index, None
+    bank: Any = getattr(self, "_tilewright_bank", None)
+    if bank is not None:
+        ids, given = bank.ids(top_k_index), bank.weights
+    first = stack_of(self, "gate_up_proj" if self.has_gate else "up_proj", given)
+    down = stack_of(self, "down_proj", given)
+    tensors = [*first[0], *down[0]]
+    if _needs_gradients(hidden_states, top_k_weights, *tensors):
+        return differentiable(self, hidden_states, ids, top_k_weights, first, down)
+    if torch.compiler.is_compiling():
+        function = plain_gate(self)
+        if function is None:
+            return differentiable(self, hidden_states, ids, top_k_weights, first, down)
+        result: torch.Tensor = experts_op(
+            hidden_states,
+            ids,
+            top_k_weights,
+            *first,
+            *down,
+            function,
+            columns_of(self),
+            skips(self),
+        )
+        return result
+    if transformed(hidden_states):
+        return differentiable(self, hidden_states, ids, top_k_weights, first, down)
+    return experts_forward(form_of(self, first, down), hidden_states, ids, top_k_weights)
+
+
+def _needs_gradients(*tensors: torch.Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def skips(module: nn.Module) -> bool:
+    """Whether ids from E on stand for experts on other devices."""
+    return bool(getattr(module, "_is_expert_parallel", False))
+
+
+def differentiable(
+    module: nn.Module,
+    x: torch.Tensor,
+    ids: torch.Tensor,
+    weights: torch.Tensor,
+    first: Stack,
+    down: Stack,
+) -> torch.Tensor:
+    """The layer as ops with gradients; what the module does between the products is its own."""
+    columns = columns_of(module)
+    experts = _experts(down)
+    order, counts = route_op(ids, experts, skips(module))
+    y = grouped_linear_op(x[order // ids.shape[1]], counts, *first, columns)
+    own: Any = module
+    y = own._apply_gate(y) if module.has_gate else own.act_fn(y)
+    y = grouped_linear_op(y.to(x.dtype), counts, *down, columns)
+    if getattr(module, "has_post_expert_norm", False):
+        y = own.post_expert_norm(y)
+    if skips(module):
+        weights = weights.masked_fill(ids >= experts, 0.0)
+    return combine(y, order, weights, x.dtype)
+
+
+def _experts(stack: Stack) -> int:
+    tensors, text = stack
+    return len(text.split("\n")) - 1 if text.startswith("each") else tensors[-1].shape[0]
+
+
+@dataclass
+class _Known:
+    tensors: list[torch.Tensor]
+    places: list[int]
+    key: tuple[object, ...]
+    form: ExpertsForm
+
+
+_forms: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
+
+
+def form_of(module: nn.Module, first: Stack, down: Stack) -> ExpertsForm:
+    """What the module computes; the same object until its tensors or settings are others."""
+    tensors = [*first[0], *down[0]]
+    places = [t.data_ptr() for t in tensors]
+    key = (first[1], down[1], *scalars(module))
+    known = _forms.get(module)
+    if (
+        known is not None
+        and known.key == key
+        and known.places == places
+        and all(a is b for a, b in zip(known.tensors, tensors, strict=True))
+    ):
+        return known.form
+    with torch.inference_mode(False):
+        form = ExpertsForm(
+            (product_from(*first),),
+            product_from(*down),
+            gate_of(module),
+            columns_of(module),
+            after_of(module),
+            skips(module),
+        )
+    _forms[module] = _Known(tensors, places, key, form)
+    return form
+
+
+def register_experts(name: str = NAME) -> None:
+    """Makes ``experts_implementation=name`` known to transformers. Call it once before
+    ``from_pretrained(…, experts_implementation="tilewright")`` or
+    ``model.set_experts_implementation("tilewright")``."""
+    from transformers.integrations.moe import ExpertsInterface
+
+    ExpertsInterface.register(name, experts_layer)

@@ -1,0 +1,121 @@
+"""Per-token adapter ids: which experts a token's choices mean, and what a call in progress said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+import torch
+
+from tilewright.ir.errors import ExpertError
+from tilewright.runtime.expert_memory.snapshot import Layer, Snapshot
+
+AdapterIds = torch.Tensor | str | int | None | Sequence[str | int | None]
+
+
+def reroute(ids: torch.Tensor, adapter_ids: torch.Tensor, pi: torch.Tensor) -> torch.Tensor:
+    """ids'[b, k] = ids[b, k] if adapter_ids[b] < 0 else Pi[adapter_ids[b], ids[b, k]]
+    (arXiv 2508.17624): the meaning, as torch operations.
+
+    ``ids`` integers [T, k] of base experts, ``adapter_ids`` integers [T], ``pi`` int32 [N, E] ->
+    [T, k] of ids' dtype. Raises ExpertError for ids out of range (on CPUs; devices check).
+    """
+    if ids.dim() != 2 or adapter_ids.shape != ids.shape[:1]:
+        raise ExpertError(
+            f"rerouting: ids must be [T, k] and adapter ids [T]; they are {list(ids.shape)} and "
+            f"{list(adapter_ids.shape)}"
+        )
+    if ids.device.type == "cpu":
+        _check_range("adapter ids", adapter_ids, -1, pi.shape[0] - 1)
+    return _looked_up(ids, adapter_ids, pi)
+
+
+def _looked_up(ids: torch.Tensor, adapter_ids: torch.Tensor, pi: torch.Tensor) -> torch.Tensor:
+    """``reroute`` for adapter ids that are known to be right."""
+    if ids.device.type == "cpu":
+        _check_range("expert ids", ids, 0, pi.shape[1] - 1)
+    adapters = adapter_ids.long()[:, None]
+    moved = pi[adapters.clamp(min=0), ids.long()].to(ids.dtype)
+    return torch.where(adapters < 0, ids, moved)
+
+
+def _check_range(what: str, ids: torch.Tensor, least: int, most: int) -> None:
+    if not ids.numel():
+        return
+    low, high = (int(end) for end in torch.aminmax(ids))
+    if low < least or high > most:
+        raise ExpertError(f"{what} must be in {least} to {most}; they are in {low} to {high}")
+
+
+@dataclass
+class Active:
+    """What one ``with bank.adapters(…)`` says: checked adapter ids, and the snapshot it leased.
+
+    ``ids`` int32 [n] on the CPU, one for each token or for each sequence, or one for all.
+    """
+
+    ids: torch.Tensor
+    snapshot: Snapshot
+    _spread: dict[tuple[int, torch.device], torch.Tensor] = field(default_factory=dict)
+
+    def of_tokens(self, tokens: int, device: torch.device) -> torch.Tensor:
+        """int32 [tokens]: each sequence's id for all of its tokens. Raises ExpertError if the
+        number of tokens is no multiple of the number of ids."""
+        known = self._spread.get((tokens, device))
+        if known is None:
+            each, rest = divmod(tokens, len(self.ids))
+            if rest:
+                raise ExpertError(
+                    f"{len(self.ids)} adapter ids for {tokens} tokens: give one for each token, "
+                    "one for each sequence of the batch, or one"
+                )
+            known = self.ids.repeat_interleave(each).to(device)
+            self._spread[tokens, device] = known
+        return known
+
+    def reroute(self, ids: torch.Tensor, layer: Layer) -> torch.Tensor:
+        """The router's ids [T, k] of a layer -> the experts that they mean, [T, k]."""
+        adapter_ids = self.of_tokens(ids.shape[0], ids.device)
+        return _looked_up(ids, adapter_ids, self.snapshot.maps[layer])
+
+
+# What is active in this thread, by the identity of the bank: banks of several models do not meet.
+ACTIVE: ContextVar[dict[int, Active]] = ContextVar("tilewright_adapters", default={})  # noqa: B039
+
+
+def slots_of(given: AdapterIds, snapshot: Snapshot) -> torch.Tensor:
+    """Names, slots, None for the base, or integers (a tensor [T] or [B, S]) as int32 [n].
+
+    Raises ExpertError for a name that is not loaded, a slot that is empty or does not exist, and
+    anything that is no id.
+    """
+    if isinstance(given, torch.Tensor):
+        kind = given.dtype
+        if kind.is_floating_point or kind.is_complex or kind == torch.bool:
+            raise ExpertError(f"adapter ids must be integers; they are {given.dtype}")
+        found = given.detach().reshape(-1).cpu().long()
+    else:
+        each = [given] if given is None or isinstance(given, (str, int)) else list(given)
+        found = torch.tensor([_slot(item, snapshot) for item in each], dtype=torch.long)
+    if not found.numel():
+        raise ExpertError("adapter ids are empty: give one for each token or sequence")
+    loaded = {adapter.slot for adapter in snapshot.adapters.values()}
+    wrong = sorted(set(found.tolist()) - loaded - {-1})
+    if wrong:
+        known = ", ".join(f"{a.slot} ({a.name})" for a in snapshot.adapters.values()) or "none"
+        raise ExpertError(f"no adapter in slot {wrong[0]}; -1 is the base, loaded are: {known}")
+    return found.int()
+
+
+def _slot(item: object, snapshot: Snapshot) -> int:
+    if item is None:
+        return -1
+    if isinstance(item, str):
+        if item not in snapshot.adapters:
+            loaded = ", ".join(snapshot.adapters) or "none"
+            raise ExpertError(f"adapter {item!r} is not loaded; loaded are: {loaded}")
+        return snapshot.adapters[item].slot
+    if isinstance(item, int) and not isinstance(item, bool):
+        return item
+    raise ExpertError(f"an adapter id is a name, a slot, -1 or None; not {item!r}")

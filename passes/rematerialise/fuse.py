@@ -1,0 +1,140 @@
+"""Keys and values made again from a layer's input where attention reads them.
+
+    %k = tensor.contract %x, %wk {"bmc,hcd->bhmd"}       %k = tensor.remake %x, %wk {…}
+    %r = … rotated by positions …                        %r = … rotated by positions …
+    %s = tensor.contract %q, %r {"bhgnd,bhmd->bhgnm"}    %s = tensor.contract %q, %r {…}
+    %p = tensor.softmax %s {…}                       ->  %p = tensor.softmax %s {…}
+    %v = tensor.contract %x, %wv {"bmc,hce->bhme"}       %o = tensor.contract %p, %x
+    %o = tensor.contract %p, %v {"bhgnm,bhme->bhgne"}         {"bhgnm,bmc->bhgnc"}, then times %wv
+
+A product that is made again is made for every block of rows, as it has no memory. Values are not
+rotated, so that the order of their products is free: where rows are few, it is cheaper to weigh the
+input itself, and to project the sums afterwards ("absorbed").
+
+Source: Tomar et al., "XQuant" (arXiv 2508.10395).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from tilewright.ir.core import Graph, Op, Region, Value
+from tilewright.ir.ops_remake import Remake
+from tilewright.ir.ops_tensor import Contract, Reduce, Softmax
+from tilewright.ir.sizes import Size
+from tilewright.ir.types import TensorType
+from tilewright.passes.rematerialise.absorb import absorbed, replaced
+from tilewright.passes.rewrite import Rewriter, rewrite_graph
+
+
+@dataclass(frozen=True)
+class Last:
+    """A product that is left for the caller: of a result with the input called ``weights``."""
+
+    equation: str
+    weights: str
+
+
+@dataclass(frozen=True)
+class Fused:
+    """The rewritten graph, and for each of its results what is left to do (None: nothing). It takes
+    only the inputs that it reads."""
+
+    graph: Graph
+    last: tuple[Last | None, ...]
+
+
+def fuse(graph: Graph, tokens: Size, sizes: Mapping[str, int], item_rows: int) -> Fused:
+    """Products of inputs along ``tokens`` made again by their readers, or absorbed where that costs
+    fewer multiply-adds at these sizes; ``item_rows`` rows share what a work item makes."""
+    graph = _absorb_values(graph, tokens, sizes, item_rows)
+    again = _products_of_inputs(graph, tokens)
+
+    def rule(b: Rewriter, op: Op) -> Value | None:
+        if not isinstance(op, Contract) or b.original not in again:
+            return None
+        return b(Remake, *op.operands, equation=op.equation, hint=op.result.hint)
+
+    return _without_last(rewrite_graph(graph, rule), tokens)
+
+
+def _along(value: Value, tokens: Size) -> bool:
+    assert isinstance(value.type, TensorType)
+    return tokens in value.type.shape
+
+
+def _products_of_inputs(graph: Graph, tokens: Size) -> set[Op]:
+    """The products along the tokens that need no other product and are no result."""
+    after: set[Value] = set()
+    found: set[Op] = set()
+    for op in graph.body.ops:
+        late = any(v in after for v in op.operands)
+        reduces = isinstance(op, Contract | Reduce | Softmax)
+        if isinstance(op, Contract) and not late and _along(op.result, tokens):
+            found.add(op)
+        if late or reduces:
+            after.update(op.results)
+    return {op for op in found if op.result not in graph.results}
+
+
+def _absorb_values(graph: Graph, tokens: Size, sizes: Mapping[str, int], item_rows: int) -> Graph:
+    """Sums over the tokens of products of inputs, in the cheaper order."""
+    while True:
+        again, made, uses = _products_of_inputs(graph, tokens), graph.producers(), graph.uses()
+        for op in graph.body.ops:
+            if not isinstance(op, Contract) or _along(op.result, tokens) or op in again:
+                continue
+            if not any(made.get(v) in again for v in op.operands):
+                continue
+            times = -(-_rows(op, made, again, sizes) // item_rows)
+            pair = absorbed(op, made, uses, graph, sizes, times)
+            if pair is not None:
+                graph = replaced(graph, op, pair)
+                break
+        else:
+            return graph
+
+
+def _rows(op: Contract, made: Mapping[Value, Op], again: set[Op], sizes: Mapping[str, int]) -> int:
+    """How many rows share a product: the axes of a sum's result that the product lacks."""
+    left, right, out = op.letters()
+    shared = left if made.get(op.lhs) in again else right
+    extents: dict[str, Size] = {}
+    for letters, value in ((left, op.lhs), (right, op.rhs)):
+        assert isinstance(value.type, TensorType)
+        extents.update(zip(letters, value.type.shape, strict=True))
+    rows = 1
+    for letter in out:
+        rows *= 1 if letter in shared else extents[letter].evaluate(dict(sizes))
+    return max(rows, 1)
+
+
+def _without_last(graph: Graph, tokens: Size) -> Fused:
+    """Products of a result with an input cut off: they are no part of a pass over the tokens."""
+    made = graph.producers()
+    results: list[Value] = []
+    last: list[Last | None] = []
+    for value in graph.results:
+        op = made.get(value)
+        cut = _cut(op, graph, made, tokens) if isinstance(op, Contract) else None
+        results.append(value if cut is None else cut[0])
+        last.append(None if cut is None else cut[1])
+    needed, kept = set(results), []
+    for op in reversed(graph.body.ops):
+        if needed.intersection(op.results):
+            kept.append(op)
+            needed.update(op.operands)
+    params = tuple(p for p in graph.params if p in needed)
+    body = Region(params, tuple(reversed(kept)), tuple(results))
+    return Fused(replace(graph, body=body), tuple(last))
+
+
+def _cut(
+    op: Contract, graph: Graph, made: Mapping[Value, Op], tokens: Size
+) -> tuple[Value, Last] | None:
+    left, right, out = op.letters()
+    for computed, a, weights, b in ((op.lhs, left, op.rhs, right), (op.rhs, right, op.lhs, left)):
+        if computed in made and weights in graph.params and not _along(weights, tokens):
+            return computed, Last(f"{a},{b}->{out}", weights.hint)
+    return None

@@ -1,0 +1,1 @@
+"""Mixture-of-experts layers: which rows go to which expert, grouped products, results combined."""

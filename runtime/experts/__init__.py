@@ -1,0 +1,51 @@
+"""Mixture-of-experts layers: from a router's choice to the combined output. Torch tensors in and
+out; no models, no gradients.
+
+``experts_forward`` is the one way in.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from tilewright.runtime.experts import by_expert, grouped
+from tilewright.runtime.experts.form import (
+    ALL,
+    FUNCTIONS,
+    HALVES,
+    PAIRS,
+    ExpertsForm,
+    Gate,
+    Product,
+)
+from tilewright.runtime.experts.segments import check_ids, check_shapes
+
+
+def experts_forward(
+    form: ExpertsForm, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    """``y[t] = sum over j of weights[t, j] * expert[ids[t, j]](x[t])``: x [T, H], ids int [T, k],
+    weights float [T, k]; [T, H] in x's dtype, the same bits in every call.
+
+    Raises BindError, before any weight is read, for shapes that do not fit and for experts that
+    are not there. No gradients.
+    """
+    check_shapes(form.hidden, x, ids, weights)
+    if not ids.numel():
+        return torch.zeros_like(x)
+    if not grouped.why_not(form, x):
+        return grouped.run(form, x, ids, weights)
+    check_ids(ids, form.experts, form.skip)
+    return by_expert.run(form, x, ids, weights)
+
+
+__all__ = [
+    "ALL",
+    "FUNCTIONS",
+    "HALVES",
+    "PAIRS",
+    "ExpertsForm",
+    "Gate",
+    "Product",
+    "experts_forward",
+]
