@@ -12,7 +12,7 @@ from tilewright.ir import ops_stream as s
 from tilewright.ir.core import Builder, Graph, Module, Op, Region, Value
 from tilewright.ir.ops_cache import CachedStream
 from tilewright.ir.ops_remake import RemakeStream
-from tilewright.ir.types import StreamType, TensorType
+from tilewright.ir.types import Axis, StreamType, TensorType
 from tilewright.passes.channels import deep_inputs
 from tilewright.passes.reorder.along import LoopAnalysis
 
@@ -44,12 +44,22 @@ def _levels(graph: Graph) -> dict[Op, int]:
         for at, value in enumerate(op.operands):
             producer = producers.get(value)
             if producer is not None:
-                waits = isinstance(producer, s.Repeat) and loops.along(
-                    producers, producer.axis.name
-                ).late(value)
+                axis = _entered(op, value, producer)
+                waits = axis is not None and loops.along(producers, axis.name).late(value)
                 found.append(level[producer] + ((op, at) in deep or waits))
         level[op] = max(found)
     return level
+
+
+def _entered(op: Op, value: Value, producer: Op) -> Axis | None:
+    """The loop in which an op gets a value that runs in none of it: repeated, or one number for a
+    graph's only loop."""
+    if isinstance(producer, s.Repeat):
+        return producer.axis
+    here = op.results[0].type
+    if not isinstance(value.type, StreamType) or not isinstance(here, StreamType):
+        return None
+    return here.loops[-1] if here.loops and not value.type.loops else None
 
 
 class _Part:

@@ -48,9 +48,10 @@ def is_exponential(op: Op | None) -> bool:
 
 def shifted_by_maximum(made: Made, op: Op, loops: LoopAnalysis) -> Shifted | None:
     """The form of an exponential's argument if it is a scaled difference to its own maximum. None
-    for elements: a maximum of their own for each number would rescale each by another factor, and a
-    sum whose term folds or contracts the element has no factor then."""
-    if stream_type(op.results[0]).element:
+    outside of loops, and for elements: a maximum of their own for each number would rescale each by
+    another factor, and a sum whose term folds or contracts the element has no factor then."""
+    type_ = stream_type(op.results[0])
+    if type_.element or not type_.loops:
         return None
     scaling: list[Op] = []
     positive = True

@@ -120,6 +120,18 @@ def test_no_running_maximum(body: str) -> None:
     assert "stream.scan" not in check(program(body), X, V)
 
 
+@pytest.mark.parametrize("scaled", ["math.mul %x, %c", "math.sub %x, %c"])
+def test_an_exponential_in_no_loop(scaled: str) -> None:
+    module = streamed(
+        parse(
+            "graph f(%x: tensor<1 x f32>) {\n"
+            "%c = math.const {value = 0.5, type = tensor<f32>}\n"
+            f"%a = {scaled}\n%o = math.exp %a\nreturn %o }}"
+        )
+    )
+    check(module, np.array([0.25]), changes=False)
+
+
 QUADRATIC = {
     "e * (e * v)": EXP + "%f = math.mul %e, %v\n%w = math.mul %e, %f\n" + total("%w"),
     "e * (cast e * v)": EXP + "%a = math.cast %e {dtype = f64}\n%f = math.cast %a {dtype = f32}\n"

@@ -119,6 +119,20 @@ def test_one_row_after_its_vectors_are_summed(name: str, target: str) -> None:
         check(program(text, B=2, N=3, M=number), target, classes[number % len(classes)])
 
 
+AGAIN = (
+    "graph f<N>(%x: tensor<1 x N x f32>) {\n%a = math.tanh %x\n%p = tensor.softmax %x {axis = 1}\n"
+    '%s = tensor.contract %a, %p {equation = "an,an->a"}\n'
+    '%f = math.compare %a, %s {relation = "lt"}\n%r = math.select %f, %a, %p\nreturn %r }'
+)
+
+
+@pytest.mark.parametrize("target", NARROW_TO_WIDE)
+def test_one_number_summed_along_the_only_loop_and_read_in_it_again(target: str) -> None:
+    """It is repeated by no operation, and comes from an earlier kernel all the same."""
+    for n in (1, 7, 40):
+        check(program(AGAIN, N=n), target, 0)
+
+
 ROW = "graph f<N>(%x: tensor<N x {0} x f32>, %w: tensor<{0} x f32>) {{\n"
 ROWS = {
     "normalisation": '%q = math.mul %x, %x\n%s = tensor.reduce %q {{kind = "sum", axis = 1, '

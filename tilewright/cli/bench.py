@@ -12,6 +12,7 @@ WHAT = (
     "cross_entropy",
     "demo",
     "expert_memory",
+    "experts",
     "kv_cache",
     "lowbit",
     "masks",
@@ -24,8 +25,8 @@ WHAT = (
 def bench(
     context: typer.Context,
     what: str = typer.Argument(
-        help="What to measure: attention, cross_entropy, demo, expert_memory, kv_cache, lowbit, "
-        "masks, placement, simulator; or readme (the table)."
+        help="What to measure: attention, cross_entropy, demo, expert_memory, experts, kv_cache, "
+        "lowbit, masks, placement, simulator; or readme (the table)."
     ),
 ) -> None:
     """Measure against PyTorch; options after the name go to it (``--json``, ``--save``, …)."""

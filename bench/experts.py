@@ -1,0 +1,171 @@
+"""The figures of expert layers, as a command: ``python -m tilewright.bench.experts``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import typer
+
+import tilewright
+from tilewright.bench.command import (
+    AsJson,
+    Only,
+    Quick,
+    Save,
+    Seconds,
+    begin,
+    deliver,
+    require_whole,
+)
+from tilewright.bench.records import Comparison, Goal, Record
+from tilewright.bench.timing import Effort, interleaved
+from tilewright.experts import register_experts
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+PEER = "transformers grouped_mm"
+OURS = "our f32"
+# tokens, and the goals of f32 beside transformers' best and of u4 beside our f32
+LAYERS = ((1, Goal(1.8)), (16, Goal(1.8)), (256, Goal(1.2)), (2048, Goal(1.1)))
+PACKED = ((1, Goal(3.0)), (16, Goal(3.0)))
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of experts as Hugging Face's Qwen3-MoE has it."""
+
+    experts: int = 64
+    hidden: int = 1024
+    inter: int = 768
+    top: int = 6
+
+    @property
+    def name(self) -> str:
+        return f"E{self.experts} H{self.hidden} I{self.inter} top-{self.top}"
+
+    def module(self, dtype: torch.dtype) -> Any:
+        """Its experts, the same in every run, as transformers' own class."""
+        from transformers import Qwen3MoeConfig
+        from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
+
+        config = Qwen3MoeConfig(
+            hidden_size=self.hidden,
+            moe_intermediate_size=self.inter,
+            num_experts=self.experts,
+            num_experts_per_tok=self.top,
+        )
+        made: Any = Qwen3MoeExperts(config)  # type: ignore[no-untyped-call]
+        random = torch.Generator().manual_seed(0)
+        for weight in made.parameters():
+            weight.data = torch.randn(weight.shape, generator=random).mul_(0.03).to(dtype)
+        return made.requires_grad_(False)
+
+    def inputs(self, tokens: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+        """x [T, H], ids and weights [T, k]."""
+        random = torch.Generator().manual_seed(tokens)
+        x = torch.randn(tokens, self.hidden, generator=random).to(dtype)
+        ids = torch.rand(tokens, self.experts, generator=random).topk(self.top).indices
+        return x, ids, torch.rand(tokens, self.top, generator=random).to(dtype)
+
+    def work(self, tokens: int) -> float:
+        """10⁹ floating-point operations."""
+        return 6e-9 * tokens * self.top * self.hidden * self.inter
+
+
+@app.command()
+def experts(
+    as_json: AsJson = False,
+    save: Save = False,
+    quick: Quick = False,
+    only: Only = "",
+    seconds: Seconds = 6.0,
+) -> None:
+    """Measures layers of experts against transformers' best, and few bits against f32."""
+    require_whole(save, quick, only)
+    record = run(Effort(seconds=seconds), quick=quick, only=only)
+    deliver(record, as_json, save)
+
+
+def run(effort: Effort, *, quick: bool = False, only: str = "") -> Record:
+    """All figures with ``only`` in their names. ``quick`` holds nothing to its goals."""
+    date, here, effort = begin(effort, quick)
+    layer = Layer(8, 64, 48, 2) if quick else Layer()
+    register_experts()
+    with torch.inference_mode():
+        rows = tuple(row for row in _rows(layer, effort, only, quick))
+    record = Record("experts", date, here, rows, (), {"layer": vars(layer)})
+    return record.without_goals() if quick else record
+
+
+def _rows(layer: Layer, effort: Effort, only: str, quick: bool) -> Iterator[Comparison]:
+    for dtype in (torch.float32, torch.bfloat16):
+        module = layer.module(dtype)
+        for tokens, goal in LAYERS[: 2 if quick else None]:
+            name = f"{layer.name}, {_short(dtype)}, {tokens} tokens"
+            if only in name:
+                typer.secho(name, err=True, dim=True)
+                held = goal if dtype == torch.float32 else Goal()
+                sides = _call(module, "tilewright"), _call(module, "grouped_mm")
+                yield _compare(name, PEER, sides, layer, (tokens, dtype), held, effort)
+    wide, packed = layer.module(torch.float32), _packed(layer)
+    for tokens, goal in PACKED:
+        name = f"{layer.name}, u4 group 32, int8 activations, {tokens} tokens"
+        if only in name:
+            typer.secho(name, err=True, dim=True)
+            sides = _call(packed, "tilewright"), _call(wide, "tilewright")
+            yield _compare(name, OURS, sides, layer, (tokens, torch.float32), goal, effort)
+
+
+def _packed(layer: Layer) -> Any:
+    """The same experts in four bits."""
+    holder = torch.nn.Module()
+    holder.experts = layer.module(torch.float32)
+    tilewright.quantize(holder, "u4", group=32, activation="int8")
+    return holder.experts
+
+
+def _compare(
+    name: str,
+    peer: str,
+    sides: tuple[Callable[..., torch.Tensor], Callable[..., torch.Tensor]],
+    layer: Layer,
+    given: tuple[int, torch.dtype],
+    goal: Goal,
+    effort: Effort,
+) -> Comparison:
+    """Both sides with the same inputs; errors against the sum over a token's experts in f64."""
+    inputs = layer.inputs(*given)
+    exact = _exact(layer.module(given[1]), *(part[:16] for part in inputs))
+    errors = [float((side(*inputs)[:16].double() - exact).abs().max()) for side in sides]
+    times = interleaved(lambda: sides[0](*inputs), lambda: sides[1](*inputs), effort)
+    return Comparison(name, peer, *times, goal, layer.work(given[0]), "GFLOP/s", *errors)
+
+
+def _call(module: Any, implementation: str) -> Callable[..., torch.Tensor]:
+    def call(*inputs: torch.Tensor) -> torch.Tensor:
+        module.config._experts_implementation = implementation
+        return module(*inputs)  # type: ignore[no-any-return]
+
+    return call
+
+
+def _exact(module: Any, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    found = []
+    for row, chosen, scale in zip(x.double(), ids, weights.double(), strict=True):
+        total = torch.zeros_like(row)
+        for expert, factor in zip(chosen.tolist(), scale, strict=True):
+            gate, up = (module.gate_up_proj[expert].double() @ row).chunk(2)
+            inner = torch.nn.functional.silu(gate) * up
+            total += factor * (module.down_proj[expert].double() @ inner)
+        found.append(total)
+    return torch.stack(found)
+
+
+def _short(dtype: torch.dtype) -> str:
+    return "f32" if dtype == torch.float32 else "bf16"
+
+
+if __name__ == "__main__":
+    app()
