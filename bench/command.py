@@ -35,6 +35,25 @@ def begin(effort: Effort, quick: bool) -> tuple[str, Machine, Effort]:
     return date, here, QUICK if quick else effort
 
 
+def add_command(
+    app: typer.Typer, run: Callable[..., Record], about: str, seconds: float = 4.0
+) -> None:
+    """Makes ``run(effort, quick=…, only=…)`` the command of a benchmark, ``seconds`` for each
+    comparison if nothing else is asked for."""
+
+    def command(
+        as_json: AsJson = False,
+        save: Save = False,
+        quick: Quick = False,
+        only: Only = "",
+        seconds: Seconds = seconds,
+    ) -> None:
+        require_whole(save, quick, only)
+        deliver(run(Effort(seconds=seconds), quick=quick, only=only), as_json, save)
+
+    app.command(help=about)(command)
+
+
 def deliver(
     record: Record, as_json: bool, save: bool, show: Callable[[Record], object] = show_record
 ) -> None:

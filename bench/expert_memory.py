@@ -15,16 +15,7 @@ from typing import Any
 import torch
 import typer
 
-from tilewright.bench.command import (
-    AsJson,
-    Only,
-    Quick,
-    Save,
-    Seconds,
-    begin,
-    deliver,
-    require_whole,
-)
+from tilewright.bench.command import add_command, begin
 from tilewright.bench.expert_adapters import ADAPTERS, LAYERS, MOST, draw_counts, draw_experts
 from tilewright.bench.records import Goal, Quantity, Record
 from tilewright.bench.timing import Effort
@@ -66,20 +57,6 @@ class Layer:
 
 WHOLE, SMALL = Layer(), Layer(16, 64, 48, 2, 3)
 ODD = Layer(64, 1000, 700)  # experts that are no multiple of a page
-
-
-@app.command()
-def expert_memory(
-    as_json: AsJson = False,
-    save: Save = False,
-    quick: Quick = False,
-    only: Only = "",
-    seconds: Seconds = 6.0,
-) -> None:
-    """Measures what adapters take of memory, how long they load, and what decoding feels of it."""
-    require_whole(save, quick, only)
-    record = run(Effort(seconds=seconds), quick=quick, only=only)
-    deliver(record, as_json, save)
 
 
 def run(effort: Effort, *, quick: bool = False, only: str = "") -> Record:
@@ -277,6 +254,13 @@ def _seconds(call: Callable[[], object]) -> float:
     call()
     return time.perf_counter() - start
 
+
+add_command(
+    app,
+    run,
+    "Measures what adapters take of memory, how long they load, and what decoding feels of it.",
+    6.0,
+)
 
 if __name__ == "__main__":
     app()

@@ -10,16 +10,7 @@ import torch
 import typer
 
 import tilewright
-from tilewright.bench.command import (
-    AsJson,
-    Only,
-    Quick,
-    Save,
-    Seconds,
-    begin,
-    deliver,
-    require_whole,
-)
+from tilewright.bench.command import add_command, begin
 from tilewright.bench.records import Comparison, Goal, Record
 from tilewright.bench.timing import Effort, interleaved
 from tilewright.experts import register_experts
@@ -72,20 +63,6 @@ class Layer:
     def work(self, tokens: int) -> float:
         """10⁹ floating-point operations."""
         return 6e-9 * tokens * self.top * self.hidden * self.inter
-
-
-@app.command()
-def experts(
-    as_json: AsJson = False,
-    save: Save = False,
-    quick: Quick = False,
-    only: Only = "",
-    seconds: Seconds = 6.0,
-) -> None:
-    """Measures layers of experts against transformers' best, and few bits against f32."""
-    require_whole(save, quick, only)
-    record = run(Effort(seconds=seconds), quick=quick, only=only)
-    deliver(record, as_json, save)
 
 
 def run(effort: Effort, *, quick: bool = False, only: str = "") -> Record:
@@ -166,6 +143,13 @@ def _exact(module: Any, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tenso
 def _short(dtype: torch.dtype) -> str:
     return "f32" if dtype == torch.float32 else "bf16"
 
+
+add_command(
+    app,
+    run,
+    "Measures layers of experts against transformers' best, and few bits against f32.",
+    6.0,
+)
 
 if __name__ == "__main__":
     app()

@@ -11,16 +11,7 @@ import torch
 import typer
 
 import tilewright
-from tilewright.bench.command import (
-    AsJson,
-    Only,
-    Quick,
-    Save,
-    Seconds,
-    begin,
-    deliver,
-    require_whole,
-)
+from tilewright.bench.command import add_command, begin
 from tilewright.bench.records import Comparison, Goal, Record
 from tilewright.bench.timing import Effort, interleaved
 
@@ -67,20 +58,6 @@ WORKLOADS = (
     Workload("i8", "i4", keys=4096),
     Workload("u8", "u4", rows=256, keys=4096),
 )
-
-
-@app.command()
-def kv_cache(
-    as_json: AsJson = False,
-    save: Save = False,
-    quick: Quick = False,
-    only: Only = "",
-    seconds: Seconds = 6.0,
-) -> None:
-    """Measures attention over low-bit caches against the same over a cache in f32."""
-    require_whole(save, quick, only)
-    record = run(Effort(seconds=seconds), quick=quick, only=only)
-    deliver(record, as_json, save)
 
 
 def run(effort: Effort, *, quick: bool = False, only: str = "") -> Record:
@@ -170,6 +147,10 @@ def _errors(
             errors[at] = max(errors[at], float((result[:, some] - exact).abs().max()))
     return errors
 
+
+add_command(
+    app, run, "Measures attention over low-bit caches against the same over a cache in f32.", 6.0
+)
 
 if __name__ == "__main__":
     app()

@@ -10,16 +10,7 @@ import typer
 
 from tilewright.bench import lowbit_workloads as w
 from tilewright.bench import machine
-from tilewright.bench.command import (
-    AsJson,
-    Only,
-    Quick,
-    Save,
-    Seconds,
-    begin,
-    deliver,
-    require_whole,
-)
+from tilewright.bench.command import add_command, begin
 from tilewright.bench.lowbit_peers import has_onnxruntime
 from tilewright.bench.lowbit_workloads import Problem, Shape
 from tilewright.bench.records import Comparison, Goal, Quantity, Record
@@ -42,20 +33,6 @@ PEERS: tuple[tuple[Problem, Goal, Goal], ...] = (
     (Problem(1, 4, "float", "onnxruntime"), Goal(2.5), Goal(2.0)),
     (Problem(1, 4, "float", "torch int4 bf16"), Goal(1.5), Goal(1.5)),
 )
-
-
-@app.command()
-def lowbit(
-    as_json: AsJson = False,
-    save: Save = False,
-    quick: Quick = False,
-    only: Only = "",
-    seconds: Seconds = 4.0,
-) -> None:
-    """Measures products with quantised weights against onnxruntime, torch and memory itself."""
-    require_whole(save, quick, only)
-    record = run(Effort(seconds=seconds), quick=quick, only=only)
-    deliver(record, as_json, save)
 
 
 def run(effort: Effort, *, quick: bool = False, only: str = "") -> Record:
@@ -119,6 +96,12 @@ def _formats(shape: Shape, effort: Effort, only: str) -> Iterator[Quantity]:
     worst = max(found["value"] for found in details.values())
     yield Quantity(title, worst, "times", FORMAT_GOAL, details)
 
+
+add_command(
+    app,
+    run,
+    "Measures products with quantised weights against onnxruntime, torch and memory itself.",
+)
 
 if __name__ == "__main__":
     app()

@@ -47,6 +47,12 @@ class Contract(TensorOp, name="tensor.contract", traits=("linear",)):
         left, right = sides[0].split(",")
         return left, right, sides[1]
 
+    def extents(self) -> dict[str, Size]:
+        """The size that each letter stands for."""
+        left, right, _ = self.letters()
+        sizes = *self.tensor(self.lhs).shape, *self.tensor(self.rhs).shape
+        return dict(zip(left + right, sizes, strict=True))
+
     def infer(self) -> Type:
         left, right, out = self.letters()
         sizes: dict[str, Size] = {}

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import torch
 
 from tilewright.ir.bind import bind_sizes
+from tilewright.ir.dtypes import BF16, F16, F32, DType
 from tilewright.ir.errors import BindError, UnsupportedError
 from tilewright.ir.sizes import Size, SizeLike, parse_size
 from tilewright.ir.types import BufferType
@@ -39,6 +40,9 @@ TORCH_DTYPES: dict[str, torch.dtype] = {
     "i8": torch.int8,
     "u8": torch.uint8,
     "bool": torch.bool,
+}
+FLOATS: dict[torch.dtype, DType] = {  # those that kernels compute with
+    TORCH_DTYPES[dtype.name]: dtype for dtype in (F32, F16, BF16)
 }
 ALIGNMENT = 64  # of scratch memory and of the counters: a cache line
 

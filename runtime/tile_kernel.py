@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from tilewright.ir.core import Graph
@@ -10,8 +11,10 @@ from tilewright.ir.target import Target
 from tilewright.ir.types import BufferType
 from tilewright.runtime.backends import (
     SYMBOL,
+    default_backend,
     interpreted,
     kernel_cache,
+    kernel_target,
     machine_code,
     native_parts,
 )
@@ -19,6 +22,12 @@ from tilewright.runtime.family import Call
 from tilewright.runtime.fingerprint import cache_key
 from tilewright.runtime.kernel import Kernel
 from tilewright.runtime.native import load_object
+
+
+def own_tile_kernel(program_for: Callable[[Target], Graph]) -> Call:
+    """A callable for what a program is on this process' target, by its back end."""
+    target = kernel_target()
+    return make_tile_kernel(program_for(target), target, default_backend())
 
 
 def make_tile_kernel(program: Graph, target: Target, backend: str) -> Call:

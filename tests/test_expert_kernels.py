@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from tilewright.ir.dtypes import BF16, F16, F32, I32, I64
 from tilewright.ir.errors import BindError, UnsupportedError
+from tilewright.passes.activation_functions import ACTIVATIONS
 from tilewright.passes.to_tile.experts.combine import combine_program
 from tilewright.passes.to_tile.experts.floating import FloatForm, grouped_program, tile_rows
-from tilewright.passes.to_tile.experts.gate import GATE_FUNCTIONS, GateFunction
+from tilewright.passes.to_tile.experts.gate import GateFunction
 from tilewright.passes.to_tile.experts.plan import plan_program
 from tilewright.runtime.experts import by_expert, grouped
 from tilewright.runtime.experts.form import HALVES, ExpertsForm, Gate, Product
@@ -83,9 +84,9 @@ def test_grouped_products(case: int, where: tuple[str, str]) -> None:
     target = resolve_target(where[0])
     dtype, narrow = (F32, BF16, F16)[case % 3], (F32, BF16)[case % 2]
     length, width = (16, 37, 5)[case % 3], (64, 3, 70)[case % 3]
-    gate = GateFunction(GATE_FUNCTIONS[case % 5], limit=0.5 if case == 5 else None)
+    gate = GateFunction(ACTIVATIONS[case % 5], limit=0.5 if case == 5 else None)
     bias = dtype if case % 2 else None
-    form = FloatForm(length, dtype, narrow, 1 + case % 2, gate, bias, case % 3 == 0, F32)
+    form = FloatForm(length, dtype, narrow, 1 + case % 2, gate, bias, case % 3 == 0)
     random = torch.Generator().manual_seed(case)
     experts, counts = 5, (3, 0, 1, 9, 0)
     rows = sum(counts)
@@ -102,7 +103,7 @@ def test_grouped_products(case: int, where: tuple[str, str]) -> None:
     for weight, b in zip(weights, biases, strict=True):
         part = (weight[owner].double() @ x.double()[:, :, None])[:, :, 0]
         parts.append(part + b[owner].double() if bias else part)
-    function = {**dict.fromkeys(GATE_FUNCTIONS, lambda v: v), "silu": torch.nn.functional.silu}
+    function = {**dict.fromkeys(ACTIVATIONS, lambda v: v), "silu": torch.nn.functional.silu}
     function |= {"relu": torch.relu, "relu2": lambda v: torch.relu(v).square()}
     function["gelu_tanh"] = lambda v: torch.nn.functional.gelu(v, approximate="tanh")
     if gate.limit is not None and len(parts) == 2:

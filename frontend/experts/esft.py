@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tilewright.frontend.experts.adapter_files import layer_number
-from tilewright.frontend.experts.find import experts_of
+from tilewright.frontend.experts.find import heard
 from tilewright.ir.errors import DataError, SettingError
 
 SCORES = ("gate", "token")
@@ -78,27 +78,16 @@ def record_choices(model: nn.Module) -> Iterator[dict[int | str, Choices]]:
     """Within the block every call of the model adds its tokens' (ids [T, k], weights [T, k]), on
     the CPU, to the mapping by layer. Leave padding out of what you record."""
     found: dict[int | str, Choices] = {}
-    handles = []
-    for name, module in experts_of(model):
+
+    def hear(name: str, args: Any, kwargs: Any) -> None:
+        """(hidden states, ids, weights), by place or by name."""
         number = layer_number(name)
-        hook = _Recorder(found, name if number is None else number)
-        handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-class _Recorder:
-    """Hears one layer's calls: (hidden states, ids, weights), by place or by name."""
-
-    def __init__(self, found: dict[int | str, Choices], layer: int | str) -> None:
-        self.found, self.layer = found, layer
-
-    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        layer = name if number is None else number
         ids, weights = (value.detach().cpu() for value in [*args, *kwargs.values()][1:3])
-        if self.layer in self.found:
-            before = self.found[self.layer]
+        if layer in found:
+            before = found[layer]
             ids, weights = torch.cat([before[0], ids]), torch.cat([before[1], weights])
-        self.found[self.layer] = ids, weights
+        found[layer] = ids, weights
+
+    with heard(model, hear):
+        yield found

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 
@@ -22,6 +24,24 @@ def experts_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in model.named_modules():
         if is_experts(module):
             yield name, module
+
+
+@contextmanager
+def heard(model: nn.Module, hear: Callable[[str, Any, Any], None]) -> Iterator[None]:
+    """Within the block every call of experts is told first: ``hear(name, args, kwargs)``."""
+
+    def hook_for(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        return lambda _, args, kwargs: hear(name, args, kwargs)
+
+    hooks = [
+        module.register_forward_pre_hook(hook_for(name), with_kwargs=True)
+        for name, module in experts_of(model)
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def products_of(module: nn.Module) -> tuple[str, str]:

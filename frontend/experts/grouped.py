@@ -15,7 +15,8 @@ import torch
 from tilewright.frontend.experts.parts import kept, product_from
 from tilewright.frontend.quantize.linear import through_op
 from tilewright.runtime.experts import ExpertsForm, Gate, Product, experts_forward
-from tilewright.runtime.experts.by_expert import linear, merged
+from tilewright.runtime.experts.by_expert import linear
+from tilewright.runtime.experts.form import merge_columns
 from tilewright.runtime.experts.segments import check_ids, route
 
 
@@ -118,7 +119,7 @@ def _of_x(product: Product, e: int, grad: torch.Tensor, columns: str) -> torch.T
         matrix = product.each[e].dequantize()
         if product.apart:
             left, right = matrix.mT
-            matrix = merged(left, right, columns).mT
+            matrix = merge_columns(left, right, columns).mT
     return grad.to(matrix.dtype) @ matrix
 
 

@@ -7,9 +7,8 @@ it is the ops of grouped.py, whose gradients are exact and recompute nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import weakref
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -17,7 +16,7 @@ from torch import nn
 from tilewright.frontend.experts.find import columns_of
 from tilewright.frontend.experts.gates import after_of, gate_of, plain_gate, scalars
 from tilewright.frontend.experts.grouped import experts_op, grouped_linear_op, route_op
-from tilewright.frontend.experts.parts import Stack, product_from, stack_of
+from tilewright.frontend.experts.parts import Stack, kept, product_from, stack_of
 from tilewright.frontend.quantize.linear import transformed
 from tilewright.runtime.experts import ExpertsForm, experts_forward
 from tilewright.runtime.experts.segments import combine
@@ -101,41 +100,24 @@ def _experts(stack: Stack) -> int:
     return len(text.split("\n")) - 1 if text.startswith("each") else tensors[-1].shape[0]
 
 
-@dataclass
-class _Known:
-    tensors: list[torch.Tensor]
-    places: list[int]
-    key: tuple[object, ...]
-    form: ExpertsForm
-
-
-_forms: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
-
-
 def form_of(module: nn.Module, first: Stack, down: Stack) -> ExpertsForm:
     """What the module computes; the same object until its tensors or settings are others."""
-    tensors = [*first[0], *down[0]]
-    places = [t.data_ptr() for t in tensors]
-    key = (first[1], down[1], *scalars(module))
-    known = _forms.get(module)
-    if (
-        known is not None
-        and known.key == key
-        and known.places == places
-        and all(a is b for a, b in zip(known.tensors, tensors, strict=True))
-    ):
-        return known.form
-    with torch.inference_mode(False):
-        form = ExpertsForm(
-            (product_from(*first),),
-            product_from(*down),
+
+    def make(parts: list[torch.Tensor]) -> ExpertsForm:
+        count = len(first[0])
+        return ExpertsForm(
+            (product_from(parts[:count], first[1]),),
+            product_from(parts[count:], down[1]),
             gate_of(module),
             columns_of(module),
             after_of(module),
             skips(module),
         )
-    _forms[module] = _Known(tensors, places, key, form)
-    return form
+
+    # the module, too: another one with the same tensors has functions of its own
+    key = weakref.ref(module), first[1], down[1], *scalars(module)
+    with torch.inference_mode(False):
+        return kept([*first[0], *down[0]], key, make)
 
 
 def register_experts(name: str = NAME) -> None:

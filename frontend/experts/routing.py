@@ -112,10 +112,7 @@ def _slot(item: object, snapshot: Snapshot) -> int:
     if item is None:
         return -1
     if isinstance(item, str):
-        if item not in snapshot.adapters:
-            loaded = ", ".join(snapshot.adapters) or "none"
-            raise ExpertError(f"adapter {item!r} is not loaded; loaded are: {loaded}")
-        return snapshot.adapters[item].slot
+        return snapshot.adapter(item).slot
     if isinstance(item, int) and not isinstance(item, bool):
         return item
     raise ExpertError(f"an adapter id is a name, a slot, -1 or None; not {item!r}")

@@ -6,8 +6,6 @@ in torch's indexing and nothing in gather and scatter, which refuse it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch.fx import Node
@@ -23,7 +21,7 @@ from tilewright.ir import ops_tensor as t
 from tilewright.ir.core import Op, Value
 from tilewright.ir.dtypes import I64
 from tilewright.ir.errors import UnsupportedError
-from tilewright.ir.sizes import Size
+from tilewright.ir.sizes import Size, product
 from tilewright.ir.types import TensorType
 
 
@@ -216,17 +214,10 @@ def index_put(
     if _rank(input) != 1 or len(indices) != 1 or not tensor_type(indices[0]).dtype.is_int:
         raise UnsupportedError("index_put; only into one dimension at integer positions")
     ids, size = indices[0], tensor_type(input).shape[0]
-    count = _count(tensor_type(ids).shape)
+    count = product(tensor_type(ids).shape)
     flat = e.reshape(e.broadcast(values, tensor_type(ids).shape), (count,))
     at = e.reshape(_from_start(e, ids, size), (count,))
     return _scattered(e, input, 0, at, flat, "sum" if accumulate else "set")
-
-
-def _count(shape: Sequence[Size]) -> Size:
-    total = ONE
-    for size in shape:
-        total = total * size
-    return total
 
 
 # ---- tables

@@ -7,21 +7,18 @@ its tensors and ``Facts``. Gradients reach the input, the bias and the residual;
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from tilewright.frontend.quantize.form import Form, select_rows
-from tilewright.ir.errors import BackendMissingError, BindError, TargetError, UnsupportedError
-from tilewright.runtime.lowbit import linear_kernel
-from tilewright.runtime.lowbit.reference import reference_linear, working_dtype
+from tilewright.ir.errors import BindError
+from tilewright.runtime.lowbit.fallback import linear_somehow
+from tilewright.runtime.lowbit.reference import working_dtype
 from tilewright.runtime.quantized.tensor import QuantizedTensor
 
-FALLBACKS: Counter[str] = Counter()  # why a product ran in torch instead, and how often
 Optional = torch.Tensor | None
-REFUSALS = (UnsupportedError, BackendMissingError, TargetError)  # of a kernel
 
 
 def product(
@@ -38,34 +35,8 @@ def product(
     count = math.prod(lead)
     given = x.reshape(count, columns)
     beside = None if residual is None else residual.reshape(count, rows)
-    result = _by_kernel(given, weight, bias, beside, activation, epilogue)
-    if result is None:
-        result = reference_linear(given, weight, bias, activation, epilogue, beside)
+    result = linear_somehow(given, weight, bias, activation, epilogue, beside)
     return result.reshape(*lead, rows)
-
-
-def _by_kernel(
-    x: torch.Tensor,
-    weight: QuantizedTensor,
-    bias: Optional,
-    residual: Optional,
-    activation: str,
-    epilogue: str,
-) -> Optional:
-    """The kernel's result for x [M, K], or None where torch has to do; ``FALLBACKS`` says why."""
-    if 0 in (*x.shape, weight.shape[0]):
-        return None  # nothing to multiply
-    if x.device.type != "cpu":
-        reason = f"there is no kernel for quantised weights on {x.device.type}"
-    else:
-        try:
-            return linear_kernel(
-                x.contiguous(), weight, bias, activation, residual=residual, epilogue=epilogue
-            )
-        except REFUSALS as error:
-            reason = error.message
-    FALLBACKS[reason] += 1
-    return None
 
 
 @torch.library.custom_op("tilewright::linear", mutates_args=())

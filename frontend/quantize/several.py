@@ -11,9 +11,9 @@ from torch.fx import Node
 
 from tilewright.frontend.quantize.direct import QuantizedLinearCall
 from tilewright.frontend.quantize.linear import through_op
-from tilewright.frontend.quantize.product import REFUSALS
 from tilewright.ir.errors import BindError
 from tilewright.runtime.lowbit import FUNCTIONS, gated_kernel, linears_kernel
+from tilewright.runtime.lowbit.fallback import REFUSALS
 from tilewright.runtime.quantized.tensor import QuantizedTensor
 
 Product = Sequence[Any]  # what follows x in the arguments of tilewright::linear

@@ -11,13 +11,12 @@ Source: DeepSeek-AI, "DeepSeek-V2" (2024), section 2.1.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from tilewright.ir.core import Graph, Op, Region, Value
 from tilewright.ir.ops_remake import Remake
 from tilewright.ir.ops_tensor import Contract
-from tilewright.ir.sizes import Size, product
-from tilewright.ir.types import TensorType
+from tilewright.ir.sizes import product
+from tilewright.passes.canonicalise import drop_dead
 
 
 def absorb(graph: Graph, sizes: Mapping[str, int]) -> Graph:
@@ -93,12 +92,7 @@ def _pair(
 
 def work(op: Contract, sizes: Mapping[str, int]) -> float:
     """Multiply-adds of a product."""
-    left, right, _ = op.letters()
-    extents: dict[str, Size] = {}
-    for letters, value in ((left, op.lhs), (right, op.rhs)):
-        assert isinstance(value.type, TensorType)
-        extents.update(zip(letters, value.type.shape, strict=True))
-    return float(product(extents.values()).evaluate(dict(sizes)))
+    return float(product(op.extents().values()).evaluate(dict(sizes)))
 
 
 def replaced(graph: Graph, old: Op, new: tuple[Contract, Contract]) -> Graph:
@@ -115,9 +109,4 @@ def replaced(graph: Graph, old: Op, new: tuple[Contract, Contract]) -> Graph:
         mapping.update(zip(op.results, fresh.results, strict=True))
         ops.append(fresh)
     results = tuple(mapping.get(v, v) for v in graph.results)
-    needed, kept = set(results), []
-    for op in reversed(ops):
-        if needed.intersection(op.results):
-            kept.append(op)
-            needed.update(op.operands)
-    return replace(graph, body=Region(graph.params, tuple(reversed(kept)), results))
+    return drop_dead(graph.with_body(Region(graph.params, tuple(ops), results)))

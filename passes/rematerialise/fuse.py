@@ -17,13 +17,14 @@ Source: Tomar et al., "XQuant" (arXiv 2508.10395).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from tilewright.ir.core import Graph, Op, Region, Value
 from tilewright.ir.ops_remake import Remake
 from tilewright.ir.ops_tensor import Contract, Reduce, Softmax
-from tilewright.ir.sizes import Size
+from tilewright.ir.sizes import Size, product
 from tilewright.ir.types import TensorType
+from tilewright.passes.canonicalise import drop_dead
 from tilewright.passes.rematerialise.absorb import absorbed, replaced
 from tilewright.passes.rewrite import Rewriter, rewrite_graph
 
@@ -100,14 +101,9 @@ def _rows(op: Contract, made: Mapping[Value, Op], again: set[Op], sizes: Mapping
     """How many rows share a product: the axes of a sum's result that the product lacks."""
     left, right, out = op.letters()
     shared = left if made.get(op.lhs) in again else right
-    extents: dict[str, Size] = {}
-    for letters, value in ((left, op.lhs), (right, op.rhs)):
-        assert isinstance(value.type, TensorType)
-        extents.update(zip(letters, value.type.shape, strict=True))
-    rows = 1
-    for letter in out:
-        rows *= 1 if letter in shared else extents[letter].evaluate(dict(sizes))
-    return max(rows, 1)
+    extents = op.extents()
+    rows = product(extents[letter] for letter in out if letter not in shared)
+    return max(rows.evaluate(dict(sizes)), 1)
 
 
 def _without_last(graph: Graph, tokens: Size) -> Fused:
@@ -120,14 +116,10 @@ def _without_last(graph: Graph, tokens: Size) -> Fused:
         cut = _cut(op, graph, made, tokens) if isinstance(op, Contract) else None
         results.append(value if cut is None else cut[0])
         last.append(None if cut is None else cut[1])
-    needed, kept = set(results), []
-    for op in reversed(graph.body.ops):
-        if needed.intersection(op.results):
-            kept.append(op)
-            needed.update(op.operands)
+    body = drop_dead(graph.with_body(Region(graph.params, graph.body.ops, tuple(results)))).body
+    needed = {*results, *(v for op in body.ops for v in op.operands)}
     params = tuple(p for p in graph.params if p in needed)
-    body = Region(params, tuple(reversed(kept)), tuple(results))
-    return Fused(replace(graph, body=body), tuple(last))
+    return Fused(graph.with_body(Region(params, body.ops, body.yields)), tuple(last))
 
 
 def _cut(

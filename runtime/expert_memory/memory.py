@@ -130,7 +130,7 @@ class ExpertMemory:
         pace = Pace(share)
         with self._loading:
             self._check_process()
-            adapter = self._find(self._snapshot, name)
+            adapter = self._snapshot.adapter(name)
             without = self._changed(adapter, loaded=False)
             with self._state:  # from here on nobody gets a new lease of it
                 if self._leases[name]:
@@ -154,7 +154,7 @@ class ExpertMemory:
         with self._state:
             snapshot = self._snapshot
             for name in held:
-                self._find(snapshot, name)
+                snapshot.adapter(name)
             self._leases.update(held)
         try:
             yield snapshot
@@ -278,13 +278,6 @@ class ExpertMemory:
 
     def _names(self) -> str:
         return ", ".join(repr(layer) for layer in self.layers) or "none"
-
-    @staticmethod
-    def _find(snapshot: Snapshot, name: str) -> Adapter:
-        if name not in snapshot.adapters:
-            loaded = ", ".join(snapshot.adapters) or "none"
-            raise ExpertError(f"adapter {name!r} is not loaded; loaded are: {loaded}")
-        return snapshot.adapters[name]
 
     def _weights(self) -> Iterator[ExpertWeight]:
         return (weight for weights in self.layers.values() for weight in weights.values())

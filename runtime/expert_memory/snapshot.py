@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from tilewright.ir.errors import ExpertError
+
 Layer = int | str
 
 
@@ -25,6 +27,13 @@ class Snapshot:
 
     maps: Mapping[Layer, torch.Tensor]
     adapters: Mapping[str, Adapter] = field(default_factory=dict)
+
+    def adapter(self, name: str) -> Adapter:
+        """The adapter of a name. Raises ExpertError if it is not loaded."""
+        if name not in self.adapters:
+            loaded = ", ".join(self.adapters) or "none"
+            raise ExpertError(f"adapter {name!r} is not loaded; loaded are: {loaded}")
+        return self.adapters[name]
 
     def name_of(self, slot: int) -> str | None:
         """The adapter in a slot, or None."""

@@ -5,20 +5,14 @@ Slow with many experts, and clear: what grouped kernels are compared with.
 
 from __future__ import annotations
 
-from collections import Counter
-
 import torch
 import torch.nn.functional as F
 
-from tilewright.ir.errors import BackendMissingError, BindError, TargetError, UnsupportedError
-from tilewright.runtime.experts.form import ALL, PAIRS, ExpertsForm, Product
+from tilewright.ir.errors import BindError
+from tilewright.runtime.experts.form import ALL, ExpertsForm, Product, merge_columns
 from tilewright.runtime.experts.segments import combine, route
-from tilewright.runtime.lowbit import EPILOGUES, gated_kernel, linear_kernel
-from tilewright.runtime.lowbit.reference import reference_linear
-from tilewright.runtime.quantized.tensor import QuantizedTensor
-
-FALLBACKS: Counter[str] = Counter()  # why a product ran in torch instead, and how often
-_REFUSALS = (UnsupportedError, BackendMissingError, TargetError)  # of a kernel
+from tilewright.runtime.lowbit import EPILOGUES, gated_kernel
+from tilewright.runtime.lowbit.fallback import REFUSALS, linear_somehow
 
 
 def run(
@@ -57,14 +51,7 @@ def _first(form: ExpertsForm, e: int, x: torch.Tensor) -> torch.Tensor:
     left, right = (linear(product, e, x) for product in form.first)
     if gate.call is None:
         return gate.apply(left, right)
-    return gate.call(merged(left, right, form.columns))
-
-
-def merged(left: torch.Tensor, right: torch.Tensor, columns: str) -> torch.Tensor:
-    """gate and up [S, I] as the columns [S, 2I] of one product."""
-    if columns == PAIRS:
-        return torch.stack((left, right), dim=-1).flatten(-2)
-    return torch.cat((left, right), dim=-1)
+    return gate.call(merge_columns(left, right, form.columns))
 
 
 def _gated(form: ExpertsForm, e: int, x: torch.Tensor) -> torch.Tensor | None:
@@ -81,7 +68,7 @@ def _gated(form: ExpertsForm, e: int, x: torch.Tensor) -> torch.Tensor | None:
             first.activation,
             epilogue=form.gate.function,
         )
-    except (*_REFUSALS, BindError):
+    except (*REFUSALS, BindError):
         return None
 
 
@@ -94,21 +81,6 @@ def linear(product: Product, e: int, x: torch.Tensor, columns: str = ALL) -> tor
         return F.linear(x.to(weight.dtype), weight, None if bias is None else bias.to(weight.dtype))
     if product.apart:
         both = zip(product.halves[e], product.bias_halves(columns)[e], strict=True)
-        left, right = (_quantised(x, w, b, product.activation) for w, b in both)
-        return merged(left, right, columns)
-    return _quantised(x, product.each[e], product.biases[e], product.activation)
-
-
-def _quantised(
-    x: torch.Tensor, weight: QuantizedTensor, bias: torch.Tensor | None, activation: str
-) -> torch.Tensor:
-    """By a kernel, or in torch where there is none; ``FALLBACKS`` says why."""
-    if x.device.type != "cpu":
-        reason = f"there is no kernel for quantised weights on {x.device.type}"
-    else:
-        try:
-            return linear_kernel(x.contiguous(), weight, bias, activation)
-        except _REFUSALS as error:
-            reason = error.message
-    FALLBACKS[reason] += 1
-    return reference_linear(x, weight, bias, activation)
+        left, right = (linear_somehow(x, w, b, product.activation) for w, b in both)
+        return merge_columns(left, right, columns)
+    return linear_somehow(x, product.each[e], product.biases[e], product.activation)

@@ -6,21 +6,17 @@ from collections.abc import Sequence
 
 import torch
 
-from tilewright.ir.dtypes import BF16, F16, F32, DType
+from tilewright.ir.dtypes import DType
 from tilewright.passes.to_tile.experts.combine import combine_program
 from tilewright.passes.to_tile.experts.floating import FloatForm, grouped_program, tile_rows
 from tilewright.passes.to_tile.experts.gate import GateFunction
-from tilewright.runtime.backends import default_backend, kernel_target
+from tilewright.runtime.backends import kernel_target
 from tilewright.runtime.experts.plan import Plan
 from tilewright.runtime.family import Call
+from tilewright.runtime.kernel import FLOATS
 from tilewright.runtime.once import Once
-from tilewright.runtime.tile_kernel import make_tile_kernel
+from tilewright.runtime.tile_kernel import own_tile_kernel
 
-FLOATS: dict[torch.dtype, DType] = {
-    torch.float32: F32,
-    torch.bfloat16: BF16,
-    torch.float16: F16,
-}
 PLAIN = GateFunction()
 
 
@@ -48,7 +44,6 @@ def grouped_product(
         gate,
         FLOATS[biases[0].dtype] if biases else None,
         scale is not None,
-        F32,
     )
     rows = tile_rows(kernel_target(), 1 if single else max(2, plan.rows_each))
     more = () if scale is None else (scale,)
@@ -63,13 +58,12 @@ def combine(plan: Plan, y: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _product(key: tuple[FloatForm, int]) -> Call:
-    target = kernel_target()
-    return make_tile_kernel(grouped_program(key[0], target, key[1]), target, default_backend())
+    form, rows = key
+    return own_tile_kernel(lambda target: grouped_program(form, target, rows))
 
 
 def _sum(key: tuple[int, int, DType]) -> Call:
-    target = kernel_target()
-    return make_tile_kernel(combine_program(*key, target), target, default_backend())
+    return own_tile_kernel(lambda target: combine_program(*key, target))
 
 
 _PRODUCTS: Once[tuple[FloatForm, int], Call] = Once(_product)

@@ -23,6 +23,24 @@ FUNCTIONS: dict[str, Function] = {
 }
 
 
+def split_columns(y: torch.Tensor, columns: str, dim: int = -1) -> tuple[torch.Tensor, ...]:
+    """gate and up as views of ``y``, along the dimension of the first product's columns; ``y``
+    itself without a gate."""
+    if columns == ALL:
+        return (y,)
+    if columns == HALVES:
+        return y.chunk(2, dim)
+    rows = y.movedim(dim, 0)
+    return rows[::2].movedim(0, dim), rows[1::2].movedim(0, dim)
+
+
+def merge_columns(gate: torch.Tensor, up: torch.Tensor, columns: str) -> torch.Tensor:
+    """gate and up [S, I] as the columns [S, 2I] of one product."""
+    if columns == PAIRS:
+        return torch.stack((gate, up), dim=-1).flatten(-2)
+    return torch.cat((gate, up), dim=-1)
+
+
 @dataclass(frozen=True)
 class Gate:
     """From the first product to the second: ``function(min(g, limit)) * (clamp(u, -limit, limit) +
@@ -67,8 +85,7 @@ class Gate:
             return self.call(y)
         if columns == ALL:
             return FUNCTIONS[self.function](y)
-        gate, up = y.chunk(2, dim=-1) if columns == HALVES else (y[..., ::2], y[..., 1::2])
-        return self.apply(gate, up)
+        return self.apply(*split_columns(y, columns))
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,15 +170,18 @@ class Product:
 
     def bias_halves(self, columns: str) -> tuple[tuple[torch.Tensor | None, ...], ...]:
         """By expert, the biases of gate and up; always the same objects."""
-        return self._pairs if columns == PAIRS else self._halves
+        return self._bias_pairs if columns == PAIRS else self._bias_halves
 
     @cached_property
-    def _halves(self) -> tuple[tuple[torch.Tensor | None, ...], ...]:
-        return tuple((None, None) if b is None else b.chunk(2) for b in self.biases)
+    def _bias_halves(self) -> tuple[tuple[torch.Tensor | None, ...], ...]:
+        return self._split_biases(HALVES)
 
     @cached_property
-    def _pairs(self) -> tuple[tuple[torch.Tensor | None, ...], ...]:
-        return tuple((None, None) if b is None else (b[::2], b[1::2]) for b in self.biases)
+    def _bias_pairs(self) -> tuple[tuple[torch.Tensor | None, ...], ...]:
+        return self._split_biases(PAIRS)
+
+    def _split_biases(self, columns: str) -> tuple[tuple[torch.Tensor | None, ...], ...]:
+        return tuple((None, None) if b is None else split_columns(b, columns) for b in self.biases)
 
 
 @dataclass(frozen=True, eq=False)

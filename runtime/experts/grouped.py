@@ -8,9 +8,17 @@ import torch
 
 from tilewright.ir.errors import UnsupportedError
 from tilewright.passes.to_tile.experts.gate import GateFunction
-from tilewright.runtime.experts.floating import FLOATS, combine, grouped_product
-from tilewright.runtime.experts.form import ALL, HALVES, ExpertsForm, Gate, Product
+from tilewright.runtime.experts.floating import combine, grouped_product
+from tilewright.runtime.experts.form import (
+    ALL,
+    ExpertsForm,
+    Gate,
+    Product,
+    merge_columns,
+    split_columns,
+)
 from tilewright.runtime.experts.plan import Plan, plan
+from tilewright.runtime.kernel import FLOATS
 
 Pair = tuple[torch.Tensor, ...]
 
@@ -32,7 +40,7 @@ def _why_not_product(product: Product) -> str:
         return "quantised weights"
     if not weight.is_cpu or weight.dtype not in FLOATS:
         return f"weights of {weight.dtype} on {weight.device.type}"
-    if weight.stride(1 if product.transposed else 2) != 1 or product.transposed:
+    if product.transposed or weight.stride(2) != 1:
         return "weights whose elements of a row do not lie side by side"
     if product.bias is not None and product.bias.dtype not in FLOATS:
         return f"biases of {product.bias.dtype}"
@@ -71,7 +79,7 @@ def _first(form: ExpertsForm, made: Plan, x: torch.Tensor, single: bool) -> torc
     ]
     if form.gate.call is None and len(each) > 1:
         return form.gate.apply(each[0], each[1])
-    whole = each[0] if len(each) == 1 else _merged(each[0], each[1], form.columns)
+    whole = each[0] if len(each) == 1 else merge_columns(each[0], each[1], form.columns)
     return form.gate.between(whole.to(x.dtype), form.columns).float()
 
 
@@ -87,24 +95,14 @@ def _split(product: Product, columns: str) -> Pair:
     weight = product.weight
     assert isinstance(weight, torch.Tensor)
     weight = weight.detach()
-    return _halves(weight, columns) if columns != ALL else (weight,)
+    return split_columns(weight, columns, dim=1)
 
 
 def _split_bias(product: Product, columns: str) -> Pair:
     if product.bias is None:
         return ()
-    bias = product.bias.detach()
-    return tuple(b.contiguous() for b in _halves(bias, columns)) if columns != ALL else (bias,)
-
-
-def _halves(x: torch.Tensor, columns: str) -> Pair:
-    return x.chunk(2, dim=1) if columns == HALVES else (x[:, ::2], x[:, 1::2])
-
-
-def _merged(left: torch.Tensor, right: torch.Tensor, columns: str) -> torch.Tensor:
-    if columns == HALVES:
-        return torch.cat((left, right), dim=-1)
-    return torch.stack((left, right), dim=-1).flatten(-2)
+    parts = split_columns(product.bias.detach(), columns, dim=1)
+    return tuple(b if b.stride(1) == 1 else b.contiguous() for b in parts)  # as kernels read them
 
 
 @lru_cache(maxsize=64)

@@ -6,16 +6,15 @@ from dataclasses import dataclass
 
 import torch
 
-from tilewright.ir.dtypes import BF16, F16, F32, I32, I64, DType
+from tilewright.ir.dtypes import I32, I64, DType
 from tilewright.passes.to_tile.experts.plan import plan_program
-from tilewright.runtime.backends import default_backend, kernel_target
 from tilewright.runtime.experts.segments import check_ids
 from tilewright.runtime.family import Call
+from tilewright.runtime.kernel import FLOATS
 from tilewright.runtime.once import Once
-from tilewright.runtime.tile_kernel import make_tile_kernel
+from tilewright.runtime.tile_kernel import own_tile_kernel
 
 _IDS = {torch.int32: I32, torch.int64: I64}
-_WEIGHTS = {torch.float32: F32, torch.bfloat16: BF16, torch.float16: F16}
 
 
 @dataclass(frozen=True)
@@ -47,9 +46,9 @@ def plan(ids: torch.Tensor, weights: torch.Tensor, experts: int, skip: bool = Fa
     Raises BindError for ids that name no expert.
     """
     ids = ids if ids.dtype in _IDS else ids.long()
-    weights = weights if weights.dtype in _WEIGHTS else weights.float()
+    weights = weights if weights.dtype in FLOATS else weights.float()
     tokens, chosen = ids.shape
-    kernel = _KERNELS[experts, chosen, _IDS[ids.dtype], _WEIGHTS[weights.dtype]]
+    kernel = _KERNELS[experts, chosen, _IDS[ids.dtype], FLOATS[weights.dtype]]
     active, starts, rows, places, scales, wrong = kernel(ids, weights)
     below, above = wrong.tolist()
     if below or (above and not skip):
@@ -59,8 +58,7 @@ def plan(ids: torch.Tensor, weights: torch.Tensor, experts: int, skip: bool = Fa
 
 
 def _kernel(key: tuple[int, int, DType, DType]) -> Call:
-    target = kernel_target()
-    return make_tile_kernel(plan_program(*key, target), target, default_backend())
+    return own_tile_kernel(lambda target: plan_program(*key, target))
 
 
 # by experts, choices of a token, dtypes of ids and weights

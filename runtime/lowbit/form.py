@@ -12,6 +12,7 @@ from tilewright.ir.ops_lowbit import Dequantize
 from tilewright.ir.packing import Packing
 from tilewright.ir.sizes import Size
 from tilewright.ir.types import TensorType
+from tilewright.passes.activation_functions import activated
 
 EPILOGUES = ("", "relu", "silu", "gelu_tanh")
 
@@ -68,7 +69,7 @@ class LinearBuilder:
         form, b = self.form, self.b
         x = self.activations()
         first, *others = [self.product(x, w, str(at)) for at, w in enumerate(form.weights)]
-        y = apply_function(b, form.epilogue, first)
+        y = activated(b, self.number, form.epilogue, first)
         for other in others:
             y = b(m.Mul, y, other, hint="y")
         if form.residual is not None:
@@ -138,24 +139,9 @@ class LinearBuilder:
             y = b(m.Add, y, bias, hint="y")
         return y
 
+    def number(self, value: float) -> Value:
+        return self.b(m.Const, value=value, type=TensorType((), F32), hint="c")
+
     def wide(self, x: Value) -> Value:
         assert isinstance(x.type, TensorType)
         return x if x.type.dtype == F32 else self.b(m.Cast, x, dtype=F32, hint=x.hint)
-
-
-def apply_function(b: Builder, name: str, y: Value) -> Value:
-    """An activation function by its name."""
-
-    def number(value: float) -> Value:
-        return b(m.Const, value=value, type=TensorType((), F32), hint="c")
-
-    if name == "relu":
-        return b(m.Max, y, number(0.0), hint="y")
-    if name == "silu":
-        return b(m.Mul, y, b(m.Sigmoid, y), hint="y")
-    if name == "gelu_tanh":
-        cube = b(m.Mul, b(m.Mul, y, y), y)
-        inner = b(m.Add, y, b(m.Mul, cube, number(0.044715)))
-        bent = b(m.Tanh, b(m.Mul, inner, number(0.7978845608028654)))
-        return b(m.Mul, b(m.Mul, y, number(0.5)), b(m.Add, bent, number(1.0)), hint="y")
-    return y

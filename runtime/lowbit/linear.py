@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from tilewright.ir.dtypes import BF16, F16, F32, U8, DType
+from tilewright.ir.dtypes import F32, U8, DType
 from tilewright.ir.errors import BindError, UnsupportedError
 from tilewright.ir.packing import Packing
 from tilewright.passes.choose_layout import choose_layout
@@ -18,6 +18,7 @@ from tilewright.passes.to_tile.lowbit.byte_codes import byte_codes
 from tilewright.passes.to_tile.lowbit.pairs import pair_table
 from tilewright.runtime.backends import kernel_target
 from tilewright.runtime.family import Call
+from tilewright.runtime.kernel import FLOATS
 from tilewright.runtime.lowbit.form import EPILOGUES, LinearForm, WeightForm
 from tilewright.runtime.lowbit.programs import (
     PROGRAMS,
@@ -29,8 +30,7 @@ from tilewright.runtime.program import Program
 from tilewright.runtime.quantized.tensor import QuantizedTensor
 
 LONGEST_SUM = 1 << 15  # products of two bytes that certainly add up in 32 bits
-_FLOATS = {torch.float32: F32, torch.float16: F16, torch.bfloat16: BF16}
-_BESIDE = {**_FLOATS, torch.uint8: U8}
+_BESIDE = {**FLOATS, torch.uint8: U8}
 FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "": lambda y: y,
     "relu": torch.relu,
@@ -179,7 +179,7 @@ def _single(
     residual: torch.Tensor | None,
     epilogue: str,
 ) -> torch.Tensor:
-    if x.dtype not in _FLOATS or epilogue not in FUNCTIONS:
+    if x.dtype not in FLOATS or epilogue not in FUNCTIONS:
         raise UnsupportedError(f"no kernel for activations of {x.dtype} and {epilogue!r}")
     if epilogue not in EPILOGUES:  # torch's own function, after the product
         y: torch.Tensor = FUNCTIONS[epilogue](_single(x, weights, biases, activation, None, ""))
@@ -261,10 +261,10 @@ def _prepare(
     integer = activation == "int8" and not any(
         why_not_bytes(w.dtype, w.zero_blocks is not None, w.layout.group) for w in weights
     )
-    kind = None if residual is None else _FLOATS[residual]
+    kind = None if residual is None else FLOATS[residual]
     length = weights[0].shape[1]
     narrow = not integer and x == torch.bfloat16 and all(_in_pairs(f, length) for f in forms)
-    form = LinearForm(tuple(forms), length, integer, _FLOATS[x], kind, epilogue, narrow=narrow)
+    form = LinearForm(tuple(forms), length, integer, FLOATS[x], kind, epilogue, narrow=narrow)
     return Prepared(form, rows, tuple(own), (weights[1:], biases))
 
 
@@ -302,7 +302,7 @@ def _weight_form(weight: QuantizedTensor, bias: torch.Tensor | None) -> WeightFo
         zeros=None if zeros is None else _BESIDE[zeros.dtype],
         scales=_BESIDE[weight.scale_blocks.dtype],
         scale_dtype=weight.scale_dtype if coded else F32,
-        bias=None if bias is None else _FLOATS[bias.dtype],
+        bias=None if bias is None else FLOATS[bias.dtype],
     )
 
 
@@ -310,7 +310,7 @@ def _padded(x: torch.Tensor | None, lanes: int) -> torch.Tensor | None:
     """With whole blocks of columns, in a dtype and order that kernels read."""
     if x is None:
         return None
-    x = x if x.dtype in _FLOATS else x.float()
+    x = x if x.dtype in FLOATS else x.float()
     short = -x.shape[-1] % lanes
     return torch.nn.functional.pad(x, (0, short)) if short else x.contiguous()
 

@@ -18,7 +18,7 @@ from tilewright.runtime.family import Call
 from tilewright.runtime.lowbit.form import LinearBuilder, LinearForm
 from tilewright.runtime.once import Once
 from tilewright.runtime.program import Program
-from tilewright.runtime.tile_kernel import make_tile_kernel
+from tilewright.runtime.tile_kernel import make_tile_kernel, own_tile_kernel
 
 
 def _program(form: LinearForm) -> Program:
@@ -29,8 +29,7 @@ def _program(form: LinearForm) -> Program:
 
 
 def _rounding(key: tuple[int, int, DType]) -> Call:
-    program = quantise_rows(*key, kernel_target())
-    return make_tile_kernel(program, kernel_target(), default_backend())
+    return own_tile_kernel(lambda target: quantise_rows(*key, target))
 
 
 PROGRAMS: Once[LinearForm, Program] = Once(_program)

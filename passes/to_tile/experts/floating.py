@@ -33,7 +33,7 @@ FEW = (1, 2)  # rows of a register tile where experts have few
 @dataclass(frozen=True)
 class FloatForm:
     """A grouped product: K columns of ``weight`` dtype, activations ``x``; ``products`` 2: gate and
-    up; ``bias`` dtype or None; ``scaled``: times a number of each row; results ``out``."""
+    up; ``bias`` dtype or None; ``scaled``: times a number of each row."""
 
     length: int
     weight: DType
@@ -42,7 +42,6 @@ class FloatForm:
     gate: GateFunction
     bias: DType | None
     scaled: bool
-    out: DType
 
 
 def tile_rows(target: Target, rows: int) -> int:
@@ -83,7 +82,7 @@ class _Grouped:
         if form.bias is not None:
             self.biases = [self._param(f"b{i}", (experts, width), form.bias) for i in count]
         scales = [self._param("scale", (every,), F32)] if form.scaled else []
-        self.out = self._param("y", (every, width), form.out)
+        self.out = self._param("y", (every, width), F32)
         self.scale = scales[0] if scales else None
         self.params = (
             self.active,
@@ -136,8 +135,6 @@ class _Grouped:
             bounds = [(0, "clamp", last)] if self.rows > 1 else []
             scale = b.load(self.scale, [row], (0,), self.result.collapse(1), bounds)
             y = b(m.Mul, y, scale, hint="y")
-        if self.form.out != F32:
-            y = b(m.Cast, y, dtype=self.form.out, hint="y")
         limits = [(0, last)] if self.rows > 1 else []
         b.store(y, self.out, [row, column], (0, 1), [*limits, (1, total)])
 

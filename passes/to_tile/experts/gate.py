@@ -8,9 +8,8 @@ from tilewright.ir import ops_math as m
 from tilewright.ir.core import Value
 from tilewright.ir.dtypes import F32
 from tilewright.ir.errors import UnsupportedError
+from tilewright.passes.activation_functions import ACTIVATIONS, activated
 from tilewright.passes.to_tile.emitter import TileBuilder
-
-GATE_FUNCTIONS = ("", "relu", "relu2", "silu", "gelu_tanh")
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class GateFunction:
     shift: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.function not in GATE_FUNCTIONS:
+        if self.function not in ACTIVATIONS:
             raise UnsupportedError(f"no kernel with the function {self.function!r}")
 
     def emit(self, b: TileBuilder, gate: Value, up: Value | None) -> Value:
@@ -43,16 +42,7 @@ class GateFunction:
         return b(m.Mul, value, up, hint="h")
 
     def _function(self, b: TileBuilder, x: Value) -> Value:
-        if self.function in ("relu", "relu2"):
-            x = b(m.Max, x, b.number(0.0, F32), hint="relu")
-            return b(m.Mul, x, x, hint="relu2") if self.function == "relu2" else x
-        if self.function == "silu":
-            inner = x if self.alpha == 1.0 else b(m.Mul, x, b.number(self.alpha, F32))
+        if self.alpha != 1.0:  # of silu
+            inner = b(m.Mul, x, b.number(self.alpha, F32))
             return b(m.Mul, x, b(m.Sigmoid, inner), hint="silu")
-        if self.function == "gelu_tanh":
-            cube = b(m.Mul, b(m.Mul, x, x), x)
-            inner = b(m.Add, x, b(m.Mul, cube, b.number(0.044715, F32)))
-            bent = b(m.Tanh, b(m.Mul, inner, b.number(0.7978845608028654, F32)))
-            half = b(m.Mul, x, b.number(0.5, F32))
-            return b(m.Mul, half, b(m.Add, bent, b.number(1.0, F32)), hint="gelu")
-        return x
+        return activated(b, lambda value: b.number(value, F32), self.function, x)

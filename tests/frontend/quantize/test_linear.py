@@ -14,7 +14,6 @@ import tilewright
 from tests.frontend.quantize.models import largest_error, weight
 from tilewright.frontend.quantize.form import facts_of, parts_of
 from tilewright.frontend.quantize.product import (
-    FALLBACKS,
     dequantize_op,
     embedding_op,
     linear_op,
@@ -22,6 +21,7 @@ from tilewright.frontend.quantize.product import (
 )
 from tilewright.ir.errors import BindError, SettingError
 from tilewright.runtime.lowbit import FUNCTIONS
+from tilewright.runtime.lowbit.fallback import FALLBACKS
 from tilewright.runtime.lowbit.reference import reference_linear, rounded_to_int8
 
 SIZES = st.sampled_from([0, 1, 2, 3, 17, 40])
