@@ -11,7 +11,8 @@ SOURCES := ir passes backends frontend runtime bench tilewright tests examples
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo    a real transformer through PyTorch and through Tilewright, side by side"
+	@echo "make demo    a real transformer through PyTorch and through Tilewright, side by side;"
+	@echo "             then three adapters of one mixture of experts, in one batch"
 	@echo "make test    the whole test suite"
 	@echo "make lint    ruff, format check, mypy"
 	@echo "make format  rewrite the sources in the project's format"
@@ -19,6 +20,7 @@ help:
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m tilewright.bench.demo
+	$(BIN)/python -m tilewright.bench.adapters_demo
 	$(BIN)/tilewright run examples/attention.tw
 
 test: $(VENV)/.dev

@@ -31,6 +31,7 @@ from tilewright.experts import (
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 MUST_MAPPED, MUST_PAUSE = 1.02, 1.5
 PAGES = {"4 KiB": 4096, "2 MiB": 2 << 20}
+DEPTH = 4  # layers of experts in a decode step
 SHARES = (0.1, 0.25, 1.0)
 
 
@@ -172,8 +173,8 @@ def pause_rows(layer: Layer, effort: Effort) -> Iterator[Quantity]:
             thread.join()
         median = statistics.median(quiet)
         yield Quantity(
-            f"decode step of {layer.name} top-{layer.top} while loading, share {share}: "
-            "longest / median",
+            f"decode step of {DEPTH} layers {layer.name} top-{layer.top} while loading, "
+            f"share {share}: longest / median",
             max(loaded) / median,
             "",
             Goal(MUST_PAUSE) if share == 0.25 else Goal(),  # the default
@@ -198,7 +199,8 @@ def _churn(bank: Any, weights: Any, share: float, stop: threading.Event, loads: 
 
 
 def _decode(layer: Layer) -> tuple[Callable[[], object], Any, Any]:
-    """One token's step through a layer of a bank, with an adapter: the experts differ each time."""
+    """One token's step through the experts of a model's layers (of the first ``DEPTH``; real models
+    have more), with an adapter: the experts differ each time."""
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
     register_experts()
@@ -207,7 +209,7 @@ def _decode(layer: Layer) -> tuple[Callable[[], object], Any, Any]:
         hidden_size=layer.hidden,
         intermediate_size=8,
         moe_intermediate_size=layer.inter,
-        num_hidden_layers=1,
+        num_hidden_layers=DEPTH,
         num_attention_heads=2,
         num_key_value_heads=2,
         num_experts=layer.experts,
@@ -216,8 +218,8 @@ def _decode(layer: Layer) -> tuple[Callable[[], object], Any, Any]:
     model: Any = Qwen3MoeForCausalLM(config)
     model.set_experts_implementation("tilewright")
     bank = ExpertBank(model, slots=2, experts_per_slot=MOST)
-    bank.load("mine", _adapter(layer, ADAPTERS[0].name), share=1.0)
-    experts, x = model.model.layers[0].mlp.experts, torch.randn(1, layer.hidden)
+    bank.load("mine", _adapter(layer, ADAPTERS[0].name, DEPTH), share=1.0)
+    blocks, x = [block.mlp.experts for block in model.model.layers], torch.randn(1, layer.hidden)
     generator = torch.Generator().manual_seed(0)
     chosen = itertools.cycle(
         torch.randperm(layer.experts, generator=generator)[: layer.top][None] for _ in range(64)
@@ -226,9 +228,9 @@ def _decode(layer: Layer) -> tuple[Callable[[], object], Any, Any]:
 
     def step() -> object:
         with bank.adapters("mine"):
-            return experts(x, next(chosen), weights)
+            return [experts(x, next(chosen), weights) for experts in blocks]
 
-    return step, bank, _adapter(layer, ADAPTERS[2].name)
+    return step, bank, _adapter(layer, ADAPTERS[2].name, DEPTH)
 
 
 def _memory(layer: Layer, slots: int) -> Any:
@@ -237,12 +239,14 @@ def _memory(layer: Layer, slots: int) -> Any:
     return memory
 
 
-def _adapter(layer: Layer, name: str) -> dict[int | str, Any]:
-    """The first layer's experts of an adapter."""
+def _adapter(layer: Layer, name: str, depth: int = 1) -> dict[int | str, Any]:
+    """The experts of an adapter in the first layers."""
     shape = next(shape for shape in ADAPTERS if shape.name == name)
-    count = _fitting(draw_counts(shape)[0], layer)
-    chosen = draw_experts(count, layer.experts, random.Random(name))
-    return {0: {e: {k: torch.randn(s) for k, s in layer.shapes().items()} for e in chosen}}
+    generator, found = random.Random(name), dict[int | str, Any]()
+    for at, count in enumerate(draw_counts(shape)[:depth]):
+        chosen = draw_experts(_fitting(count, layer), layer.experts, generator)
+        found[at] = {e: {k: torch.randn(s) for k, s in layer.shapes().items()} for e in chosen}
+    return found
 
 
 def _fitting(count: int, layer: Layer) -> int:

@@ -14,9 +14,19 @@ from tilewright.frontend.options import Options
 from tilewright.frontend.programs import ProgramLike, shared_program
 from tilewright.frontend.verify import check_against
 from tilewright.ir.core import Module
-from tilewright.ir.errors import FallbackError, Location, UnsupportedError
+from tilewright.ir.errors import (
+    BackendMissingError,
+    FallbackError,
+    Location,
+    TargetError,
+    UnsupportedError,
+)
 
 GRADIENTS = "inputs require gradients: stays with torch; use torch.no_grad()"
+
+
+# what a kernel for a GPU may lack: a form that is covered, a GPU new enough, Triton
+_NO_KERNEL = (UnsupportedError, TargetError, BackendMissingError)
 
 
 @dataclass(frozen=True)
@@ -69,7 +79,7 @@ class RegionCall:
         assert self.program is not None
         try:
             results = self.program(*inputs)
-        except UnsupportedError as error:  # forms of a kernel are compiled when first needed
+        except _NO_KERNEL as error:  # forms of a kernel are compiled when first needed
             reason = f"no kernel for these inputs: {error}"
             if self.instead is not None:
                 self.failure = reason
@@ -114,8 +124,10 @@ def refusal(inputs: tuple[torch.Tensor, ...]) -> str | None:
             return f"an input is a {type(x).__name__}: tensor subclasses stay with torch"
         if gradients and x.requires_grad:
             return GRADIENTS
-        if not x.is_cpu:
-            return f"an input is on {x.device}: stays with torch; only CPU tensors have kernels yet"
+        if not (x.is_cpu or x.is_cuda):
+            return f"an input is on {x.device}: stays with torch; kernels are for CPU and CUDA"
+        if x.is_cuda != inputs[0].is_cuda:
+            return f"inputs are on {inputs[0].device} and {x.device}: stays with torch"
         if x.layout is not torch.strided or x.is_neg():
             return "an input is sparse or lazily negated: stays with torch"
     if _functorch.maybe_current_level() is not None:

@@ -18,6 +18,7 @@ from tilewright.frontend.classify import LAST, Analysis, reduced_axes
 from tilewright.frontend.hazards import Hazards
 from tilewright.frontend.op_map.registry import Kind
 from tilewright.frontend.rotations import find_rotation
+from tilewright.frontend.routing_cores import routing_cores
 from tilewright.frontend.translate import fake_of, operand_nodes
 from tilewright.frontend.weight_cores import row_cores, weight_cores
 
@@ -64,11 +65,24 @@ def _cores(analysis: Analysis) -> Iterator[set[Node]]:
             taken |= convex
             yield convex
     taken |= {n for n in analysis.nodes if analysis.kind(n) is Kind.ATTENTION}
+    for core in routing_cores(analysis, taken):
+        for convex in _without_detours(analysis, core):
+            taken |= convex
+            yield convex
     for core in weight_cores(analysis, taken):
         taken |= core
         yield from _whole(analysis, core)
     for core in row_cores(analysis, taken):
         yield from _whole(analysis, core)
+
+
+def _without_detours(analysis: Analysis, core: set[Node]) -> Iterator[set[Node]]:
+    """What is left of a routing core without what a way out and back in depends on, if it still
+    chooses."""
+    while detours := _detours(analysis, core):
+        core = core - _ancestors(detours)
+    if any(analysis.kind(n) is Kind.ROUTING for n in core):
+        yield core
 
 
 def _whole(analysis: Analysis, core: set[Node]) -> Iterator[set[Node]]:
@@ -197,6 +211,8 @@ def _ancestors(nodes: Iterable[Node]) -> set[Node]:
 
 def _scores(analysis: Analysis, core: frozenset[Node]) -> bool:
     kinds = {analysis.kind(n) for n in core}
+    if Kind.ROUTING in kinds:
+        return False
     return bool(kinds & {Kind.ATTENTION, Kind.SOFTMAX}) or any(map(analysis.multiplies, core))
 
 

@@ -26,7 +26,7 @@ def weight_cores(analysis: Analysis, taken: set[Node]) -> Iterator[set[Node]]:
     for node in analysis.nodes:
         if node in taken:
             continue
-        if _is_weight_product(analysis, node):
+        if is_weight_product(analysis, node):
             group[node] = {node}
         elif analysis.kind(node) is Kind.POINTWISE:
             _join(analysis, node, group)
@@ -37,7 +37,8 @@ def weight_cores(analysis: Analysis, taken: set[Node]) -> Iterator[set[Node]]:
             yield members
 
 
-def _is_weight_product(analysis: Analysis, node: Node) -> bool:
+def is_weight_product(analysis: Analysis, node: Node) -> bool:
+    """Whether a node multiplies activations in f32 with a matrix of weights."""
     if analysis.kind(node) is not Kind.CONTRACTION or analysis.multiplies(node):
         return False
     fake = fake_of(node)

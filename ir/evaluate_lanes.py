@@ -138,6 +138,9 @@ class LaneWorker(Worker):
         with reported(op):
             return (inputs[0].viewed(op.result.type, self.arithmetic),)
 
+    def do_tile_integer(self, op: ops_tile.Integer, inputs: list[Registers], scope: Any) -> Any:
+        return (op.reference(inputs[0].tile(op)),)
+
     def do_tile_undefined(self, op: Undefined, inputs: Any, scope: Any) -> Any:
         assert isinstance(op.type, RegisterType)
         return (Registers.undefined(op.type, self.arithmetic.exact),)

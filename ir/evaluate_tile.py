@@ -139,6 +139,14 @@ class Worker:
             carried = self.run(region, inner)
         return carried
 
+    def do_tile_while(self, op: ops_tile.While, inputs: list[Any], scope: dict[Value, Any]) -> Any:
+        region, (go, *carried) = op.regions[0], inputs
+        while go > 0:
+            inner = dict(scope)
+            inner.update(zip(region.params, carried, strict=True))
+            go, *carried = self.run(region, inner)
+        return carried
+
     def do_tile_if(self, op: ops_tile.If, inputs: list[Any], scope: dict[Value, Any]) -> Any:
         if inputs[0] < inputs[1]:
             self.run(op.regions[0], dict(scope))

@@ -26,6 +26,7 @@ from tilewright.ir.ops_routing import (
 )
 from tilewright.ir.ops_stream import StreamOp, over
 from tilewright.ir.selection import TIES, top_k
+from tilewright.ir.sizes import Size
 from tilewright.ir.types import Axis, StreamType, Type
 
 
@@ -175,11 +176,16 @@ class StreamScatter(StreamRouting, name="stream.scatter"):
 
 class StreamSegmentCount(StreamRouting, name="stream.segment_count"):
     """How many ids of the whole innermost loop ``axis`` are 0, 1, …: one element along the new axis
-    ``segments``, after the last. A fold whose state is one counter for every segment."""
+    ``segments``, after the last. A fold whose state is one counter for every segment.
+
+    With ``parts`` above 1 each of so many equal parts of the loop (the last ones shorter or empty)
+    is counted by itself, so that several workers can: elements along the axis "part" and segments.
+    """
 
     ids: Value = operand()
     axis: str = attribute()
     segments: Axis = attribute()
+    parts: int = attribute(default=1)
 
     def infer(self) -> Type:
         type_ = self.stream(self.ids)
@@ -188,14 +194,19 @@ class StreamSegmentCount(StreamRouting, name="stream.segment_count"):
         loops = type_.loops[:-1]
         known = self.segments.name not in [a.name for a in loops]
         self.require(known, f"the stream already runs over {self.segments.name}")
-        return StreamType(loops, (self.segments,), I32)
+        self.require(self.parts >= 1, "parts must be positive")
+        part = (Axis("part", Size.of(self.parts)),) if self.parts > 1 else ()
+        return StreamType(loops, (*part, self.segments), I32)
 
     def reference_axes(self, ids: Any, sizes: dict[str, int]) -> Any:
         outer, count = ids.shape[: len(self.stream(self.ids).loops) - 1], sizes[self.segments.name]
-        out = np.zeros((*outer, count), np.int64)
+        out = np.zeros((*outer, self.parts, count), np.int64)
         for at in np.ndindex(outer):
-            out[at] = counted(ids[at].reshape(-1), count)
-        return out
+            each = -(-len(ids[at]) // self.parts)
+            for part in range(self.parts):
+                own = ids[at][part * each : (part + 1) * each]
+                out[(*at, part)] = counted(own.reshape(-1), count)
+        return out if self.parts > 1 else out[..., 0, :]
 
 
 class StreamPrefixSum(StreamRouting, name="stream.prefix_sum"):

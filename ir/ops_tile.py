@@ -24,6 +24,11 @@ from tilewright.ir.ops_index import Read as Read  # noqa: PLC0414
 from tilewright.ir.ops_index import SizeOf as SizeOf  # noqa: PLC0414
 from tilewright.ir.ops_index import StrideOf as StrideOf  # noqa: PLC0414
 from tilewright.ir.ops_index import TileOp
+from tilewright.ir.ops_tile_blocks import Integer as Integer  # noqa: PLC0414
+from tilewright.ir.ops_tile_blocks import Product as Product  # noqa: PLC0414
+from tilewright.ir.ops_tile_lanes import PairDot as PairDot  # noqa: PLC0414
+from tilewright.ir.ops_tile_lanes import Rearrange as Rearrange  # noqa: PLC0414
+from tilewright.ir.ops_tile_lanes import words_of as words_of  # noqa: PLC0414
 from tilewright.ir.types import INDEX, RegisterType, ScratchType, Type
 
 Bounds = tuple[tuple[int, str], ...]
@@ -332,6 +337,27 @@ class For(TileOp, name="tile.for", traits=("regions",)):
         carried = tuple(v.type for v in self.inits)
         self.require(tuple(p.type for p in region.params) == (INDEX, *carried), "region parameters")
         self.require(tuple(y.type for y in region.yields) == carried, "yields must match inits")
+        return carried
+
+
+class While(TileOp, name="tile.while", traits=("regions",)):
+    """Runs the region while ``go`` is above 0, carrying values from one turn to the next.
+
+    Operands: go, then initial values; the region takes the carried values and yields the next go
+    and the next values. Whether it ends is for the program to know.
+    """
+
+    go: Value = operand()
+    inits: tuple[Value, ...] = operand(rest=True)
+
+    def infer(self) -> tuple[Type, ...]:
+        self.require_indices((self.go,))
+        self.require(len(self.regions) == 1, "needs one region")
+        region = self.regions[0]
+        carried = tuple(v.type for v in self.inits)
+        self.require(tuple(p.type for p in region.params) == carried, "region parameters")
+        yields = tuple(y.type for y in region.yields)
+        self.require(yields == (INDEX, *carried), "yields must be the next go, then match inits")
         return carried
 
 

@@ -22,6 +22,7 @@ class Target:
     byte_table: int = 16  # bytes that one shuffle chooses from
     l1_bytes: int = 32 * 1024
     l2_bytes: int = 1024 * 1024
+    gpu: str = ""  # Triton's name of a GPU's kind (cuda, hip), "" for a CPU
 
     @property
     def signed_bytes(self) -> bool:
@@ -76,11 +77,22 @@ NAMED: dict[str, Target] = {
         Target("scalar", "generic", "", 1, 16, False, False, byte_table=64),
     )
 }
+# Programs for GPUs hold whole blocks in one lane, which the back end shares out among threads.
+GPUS: dict[str, Target] = {
+    t.name: t
+    for t in (
+        Target("cuda-sm80", "sm_80", "", 1, 255, False, False, gpu="cuda"),
+        Target("cuda-sm90", "sm_90", "", 1, 255, False, False, gpu="cuda"),
+        Target("cuda-sm100", "sm_100", "", 1, 255, False, False, gpu="cuda"),
+        Target("hip-gfx942", "gfx942", "", 1, 512, False, False, gpu="hip"),
+    )
+}
 
 
 def named_target(name: str) -> Target:
     """The target of that name. Raises TargetError with the known names."""
-    if name not in NAMED:
-        known = ", ".join(["host", *NAMED])
+    found = NAMED.get(name) or GPUS.get(name)
+    if found is None:
+        known = ", ".join(["host", *NAMED, *GPUS])
         raise TargetError(f"unknown target {name!r}; known targets: {known}")
-    return NAMED[name]
+    return found

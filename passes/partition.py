@@ -22,7 +22,7 @@ _FREE = (s.Source, s.Gather, CachedStream, RemakeStream, s.Index, s.Repeat, m.Co
 
 def partition_graph(graph: Graph) -> tuple[Graph, ...]:
     """The kernels of one stream graph, in an order in which they can run."""
-    level = _levels(graph)
+    level = levels(graph)
     last = max(level.values(), default=0)
     if last == 0:
         return (graph,)
@@ -32,7 +32,7 @@ def partition_graph(graph: Graph) -> tuple[Graph, ...]:
     return tuple(g for g in kept if g.results)
 
 
-def _levels(graph: Graph) -> dict[Op, int]:
+def levels(graph: Graph) -> dict[Op, int]:
     """How many deep channels lie before each op on the worst path. What a loop waits for from a
     loop over the same axis comes from an earlier kernel, too: a kernel runs each loop once."""
     deep = deep_inputs(graph)

@@ -235,6 +235,12 @@ def run_on_host(graph: Graph, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...
     return interpreted(graph, [v.type for v in graph.results], *tensors)
 
 
+def run_from_device(graph: Graph, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """``run_on_host`` for tensors on a device: calls with nothing to sum."""
+    results = run_on_host(graph, *(x.cpu() for x in tensors))
+    return tuple(x.to(tensors[0].device) for x in results)
+
+
 def make_numba(variant: Variant, target: Target) -> tuple[Call, VariantReport]:
     """Plain loops compiled by Numba."""
     from tilewright.runtime.numba_kernel import make_numba_kernel
@@ -243,7 +249,19 @@ def make_numba(variant: Variant, target: Target) -> tuple[Call, VariantReport]:
     return kernel, _report(variant, target.name, "numba", 0, False)
 
 
-MAKERS = {"mlir": make_mlir, "interpreter": make_interpreter, "numba": make_numba}
+def make_triton(variant: Variant, target: Target) -> tuple[Call, VariantReport]:
+    """A kernel for a GPU, written in Triton."""
+    from tilewright.runtime.triton_kernel import make_triton as make
+
+    return make(variant, target)
+
+
+MAKERS = {
+    "mlir": make_mlir,
+    "interpreter": make_interpreter,
+    "numba": make_numba,
+    "triton": make_triton,
+}
 
 
 def choose_backend(name: str | None) -> str:

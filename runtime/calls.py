@@ -140,12 +140,39 @@ def _tuple(names: list[str]) -> str:
     return f"({''.join(f'{n}, ' for n in names)})"
 
 
-def _unpack(signature: Signature) -> Iterator[str]:
+def gpu_call_source(signature: Signature, strides: Sequence[tuple[int, int]], place: str) -> str:
+    """``call_source`` for a kernel that ``launch`` starts on a device: with the number of work
+    items, the tensors, their ``strides`` (buffer, dimension) and the sizes. ``place`` is what all
+    inputs must be (``is_cuda``)."""
+    binding = _bind(signature)
+    buffers = _tuple([f"t{i}" for i in range(len(signature.params))])
+    steps = _tuple([f"t{i}.stride({d})" for i, d in strides])
+    lines = [
+        "def call(*tensors):",
+        "    try:",
+        *_indent(_unpack(signature, place), 8),
+        "    except (AttributeError, TypeError, ValueError):",
+        "        fits = False",
+        "    if not fits:",
+        "        complain(tensors)",
+        *_indent(binding.statements(), 4),
+    ]
+    if conditions := binding.natural + binding.conditions:
+        lines += [f"    if not ({' and '.join(conditions)}):", "        complain(tensors)"]
+    lines += ["    device = t0.device"]
+    lines += _indent([*_outputs(signature, "device"), *_grid(signature), "if items:"], 4)
+    sizes = _tuple([_name(n) for n in signature.sizes])
+    lines += [f"        launch(device, items, {buffers}, {steps}, {sizes})"]
+    outputs = "".join(f"t{i}, " for i in range(len(signature.inputs), len(signature.params)))
+    return "\n".join([*lines, f"    return ({outputs})", ""])
+
+
+def _unpack(signature: Signature, place: str = "is_cpu") -> Iterator[str]:
     """Right number of tensors, each of the right dtype, place and rank; ``n0_1`` is a dimension."""
     inputs = signature.inputs
     yield f"{_tuple([f't{i}' for i in range(len(inputs))])} = tensors"
     checks = [
-        f"t{i}.dtype is dtype{i} and t{i}.is_cpu and t{i}.layout is strided and not t{i}.is_neg()"
+        f"t{i}.dtype is dtype{i} and t{i}.{place} and t{i}.layout is strided and not t{i}.is_neg()"
         for i in range(len(inputs))
     ]
     yield f"fits = {' and '.join(checks) or 'True'}"
@@ -214,11 +241,11 @@ def _expression(size: Size) -> str:
     return " + ".join(t.removeprefix("1*") for t in terms) or "0"
 
 
-def _outputs(signature: Signature) -> Iterator[str]:
+def _outputs(signature: Signature, device: str = "cpu") -> Iterator[str]:
     for i in range(len(signature.inputs), len(signature.params)):
         shape = ", ".join(map(_expression, signature.params[i].shape))
         # sizes one by one: torch parses a tuple of them much more slowly
-        yield f"t{i} = empty({shape or '()'}, dtype=dtype{i}, device=cpu)"
+        yield f"t{i} = empty({shape or '()'}, dtype=dtype{i}, device={device})"
 
 
 def _grid(signature: Signature) -> Iterator[str]:

@@ -23,8 +23,9 @@ from tilewright.ir.sizes import Size
 from tilewright.ir.target import Target
 from tilewright.ir.types import BufferType, StreamType, TensorType
 from tilewright.passes.specialise import specialise
-from tilewright.passes.to_tile.kernel_info import analyse, is_row_kernel
+from tilewright.passes.to_tile.kernel_info import analyse, is_routing, is_row_kernel
 from tilewright.passes.to_tile.narrow import LONGEST
+from tilewright.passes.to_tile.routing.info import token_classes
 from tilewright.passes.to_tile.schedule import row_class, row_classes
 from tilewright.passes.to_tile.tables import tables_of, with_tables
 from tilewright.runtime.calls import Signature, key_source
@@ -66,7 +67,7 @@ class KernelFamily:
         self.inner: Size = info.inner.size if not info.splits else Size.of(1)
         self.static_names = tuple(sorted(_static_names(graph)))
         self.row_count: Size = info.row_count
-        self.classes = () if is_row_kernel(graph) else row_classes(target)
+        self.classes = _classes(graph, target)
         self.forms: dict[Key, Call] = {}
         self.reports: list[VariantReport] = []
         self.lock = threading.Lock()
@@ -161,6 +162,13 @@ class KernelFamily:
             self.reports.append(report)
             self.forms[key] = call
             return call
+
+
+def _classes(graph: Graph, target: Target) -> tuple[int, ...]:
+    """Numbers of rows that have layouts of their own."""
+    if is_routing(graph):
+        return token_classes(graph, target)
+    return () if is_row_kernel(graph) else row_classes(target)
 
 
 def _gathered(graph: Graph) -> tuple[int, ...]:

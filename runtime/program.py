@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 
@@ -13,12 +13,17 @@ from tilewright.ir.printer import print_graph
 from tilewright.ir.target import named_target
 from tilewright.passes.canonicalise import canonicalise_graph
 from tilewright.passes.channels import find_channels
+from tilewright.passes.fuse_reroute import whole_routing
 from tilewright.passes.pipeline import TO_KERNELS, run_passes
 from tilewright.passes.split_sums import result_names
-from tilewright.runtime.backends import MAKERS, choose_backend, run_on_host
+from tilewright.passes.to_tile import kernel_to_tile
+from tilewright.passes.to_tile.kernel_info import is_routing
+from tilewright.runtime.backends import MAKERS, choose_backend, run_from_device, run_on_host
 from tilewright.runtime.family import Call, KernelFamily
+from tilewright.runtime.gpu_targets import device_target, forced_schedule, pretended
 from tilewright.runtime.report import KernelReport, ProgramReport
-from tilewright.runtime.targets import require_runnable, resolve_target
+from tilewright.runtime.routing import with_few_tokens, with_shared_counts
+from tilewright.runtime.targets import program_target, require_runnable
 
 
 @dataclass
@@ -51,22 +56,25 @@ class Program:
     ) -> None:
         self.module = module
         self.backend = choose_backend(backend)
-        self.target = resolve_target(target)
+        self.target = program_target(target, self.backend)
+        self._on_gpu: dict[object, Program] = {}
         if self.backend == "numba":
             self.target = named_target("scalar")  # plain loops, one element at a time
         if self.backend == "mlir":
             require_runnable(self.target)
         self._as_written = Module(())  # the streams before any rule was applied
+        self._uncut = Module(())  # the streams before they were cut into kernels
         self.results: tuple[str, ...] = ()
         kernels = run_passes(module, TO_KERNELS, after=lambda step, m: self._watch(step.name, m))
         self.inputs = tuple(p.hint for p in module.main.params)
         self.steps = [self._step(graph) for graph in kernels.graphs]
-        self._single = self._only_step()
+        self._single = self._only_step() or self._routing(kernels)
 
     def _watch(self, name: str, module: Module) -> None:
         if name == "to_stream":
             self._as_written = module
         if name == "reorder":
+            self._uncut = module
             self.results = result_names(module)
 
     @cached_property
@@ -80,12 +88,24 @@ class Program:
         outputs = tuple(v.hint for v in graph.results)
         try:
             whole = self._on_host(self.module.main) if inputs == self.inputs else None
-            family = KernelFamily(graph, self.target, MAKERS[self.backend], whole)
+            make = with_shared_counts(MAKERS[self.backend])
+            family = KernelFamily(graph, self.target, make, whole)
+            if is_routing(graph) and not family.static_names:
+                self._try(graph)
         except UnsupportedError as error:
+            if self.backend == "triton":
+                raise
             return Step(graph, inputs, outputs, self._on_host(graph), None, error.message)
         return Step(graph, inputs, outputs, family, family)
 
+    def _try(self, graph: Graph) -> None:
+        """Raises UnsupportedError now for what no form of a routing kernel covers."""
+        units = {p.hint: len(getattr(p.type, "shape", ())) - 1 for p in graph.params}
+        kernel_to_tile(graph, self.target, 0, units)
+
     def _on_host(self, graph: Graph) -> Call:
+        if self.backend == "triton":
+            return partial(run_from_device, graph)
         return lambda *tensors: run_on_host(graph, *tensors)
 
     def _only_step(self) -> Call | None:
@@ -96,10 +116,34 @@ class Program:
             return None
         return self.steps[0].call
 
+    def _routing(self, kernels: Module) -> Call | None:
+        """One kernel for few tokens where all route them, the steps for more."""
+        whole = whole_routing(self._uncut, kernels)
+        if whole is None or not self.supported:
+            return None
+        fits = tuple(p.hint for p in whole.params) == self.inputs
+        if not fits or tuple(v.hint for v in whole.results) != self.results:
+            return None
+        make = with_few_tokens(MAKERS[self.backend], self._in_steps)
+        return KernelFamily(whole, self.target, make, self._on_host(self.module.main))
+
     def __call__(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The results, newly allocated. Raises BindError if the inputs do not fit."""
+        if tensors and (tensors[0].is_cuda or pretended.on) and self.backend != "triton":
+            return self._for_device(tensors[0].device)(*tensors)
         if self._single is not None:
             return self._single(*tensors)
+        return self._in_steps(*tensors)
+
+    def _for_device(self, device: torch.device) -> Program:
+        """The same program for a GPU. Raises UnsupportedError if it has parts without a kernel."""
+        target = device_target(device.index)
+        key = target.name, forced_schedule()
+        if key not in self._on_gpu:
+            self._on_gpu[key] = Program(self.module, target=target.name, backend="triton")
+        return self._on_gpu[key]
+
+    def _in_steps(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         if len(tensors) != len(self.inputs):
             names = ", ".join(f"%{n}" for n in self.inputs)
             given = len(tensors)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from functools import cache
 
+import torch
+
 from tilewright.ir.errors import TargetError
-from tilewright.ir.target import Target, from_features, named_target
+from tilewright.ir.target import GPUS, Target, from_features, named_target
+from tilewright.runtime.gpu_targets import device_target
 from tilewright.runtime.native import host_cpu
 
 
@@ -19,6 +22,26 @@ def host_target() -> Target:
 def resolve_target(name: str | None) -> Target:
     """A target by name; None or "host" is this machine. Raises TargetError with the known names."""
     return host_target() if name in (None, "host") else named_target(str(name))
+
+
+def program_target(name: str | None, backend: str) -> Target:
+    """The target of a program for a back end. Raises TargetError where there is none."""
+    if backend != "triton":
+        found = resolve_target(name)
+        if found.gpu:
+            raise TargetError(f"{found.name} is a GPU: its kernels are made by backend='triton'")
+        return found
+    if name is None:
+        if not torch.cuda.is_available():
+            raise TargetError(
+                "backend='triton' and no GPU that torch can reach: name a target "
+                f"({', '.join(GPUS)}), or leave the back end out to run on the CPU"
+            )
+        return device_target(torch.cuda.current_device())
+    found = resolve_target(name)
+    if not found.gpu:
+        raise TargetError(f"backend='triton' makes kernels for {', '.join(GPUS)}, not {name}")
+    return found
 
 
 _V3 = {"avx2", "fma", "bmi", "bmi2", "f16c", "lzcnt", "movbe"}

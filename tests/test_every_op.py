@@ -50,7 +50,7 @@ def test_declaration(example: Example) -> None:
     effects = {"tile.load", "tile.store", "tile.gather", "tile.read", "tile.prefetch", "tile.alloc"}
     if not {"pure"} & cls.traits:
         blocks = {"tile.copy_async", "tile.commit", "tile.wait", "tile.barrier"}
-        assert example.op in effects | blocks | {"tile.for", "tile.if"}
+        assert example.op in effects | blocks | {"tile.for", "tile.if", "tile.while"}
 
 
 @pytest.mark.parametrize("example", [e for e in EXAMPLES if e.want is not None], ids=str)

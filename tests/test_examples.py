@@ -25,7 +25,7 @@ def test_example(path: Path) -> None:
     module = parse(path.read_text(encoding="utf-8"), str(path))
     program = Program(module)
     assert len(program.steps) == KERNELS.get(path.stem, 1)
-    assert program.supported == (path.stem != "routing")  # in the interpreter until it has kernels
+    assert program.supported
     rng = torch.Generator().manual_seed(0)
     inputs = []
     for param in module.main.params:

@@ -14,10 +14,16 @@ if TYPE_CHECKING:
     from tilewright.runtime.expert_memory.figures import fragmentation, sparsity
     from tilewright.runtime.expert_memory.memory import ExpertMemory
     from tilewright.runtime.expert_memory.page_table import mapped_bytes
+    from tilewright.runtime.experts import ExpertsForm, Gate, Product, Rerouting, experts_forward
 
 _LAZY = {
     "ExpertBank": "tilewright.frontend.experts.bank",
     "ExpertMemory": "tilewright.runtime.expert_memory.memory",
+    "ExpertsForm": "tilewright.runtime.experts",
+    "Gate": "tilewright.runtime.experts",
+    "Product": "tilewright.runtime.experts",
+    "Rerouting": "tilewright.runtime.experts",
+    "experts_forward": "tilewright.runtime.experts",
     "expert_scores": "tilewright.frontend.experts.esft",
     "fragmentation": "tilewright.runtime.expert_memory.figures",
     "mapped_bytes": "tilewright.runtime.expert_memory.page_table",
@@ -31,7 +37,12 @@ _LAZY = {
 __all__ = [
     "ExpertBank",
     "ExpertMemory",
+    "ExpertsForm",
+    "Gate",
+    "Product",
+    "Rerouting",
     "expert_scores",
+    "experts_forward",
     "fragmentation",
     "mapped_bytes",
     "record_choices",

@@ -8,6 +8,7 @@ import struct
 from typing import Any
 
 from tilewright.ir.errors import BackendMissingError
+from tilewright.ir.ops_lowbit import bf16_bits
 
 PIPELINE = (
     "builtin.module(canonicalize,cse,loop-invariant-code-motion,convert-scf-to-cf,"
@@ -54,11 +55,23 @@ def _older_spelling(text: str) -> str:
             current = type_  # a constant has the type last named on its line
             return found.group()
         if decimal:
-            # the older reader wants decimals to be exact in their type
-            return _spell_double(_FLOAT.unpack(_FLOAT.pack(float(decimal)))[0], current, decimal)
+            return _spell_decimal(current, decimal)
         return _spell_constant(current, sign, word, digits)
 
     return _TOKEN.sub(spell, text)
+
+
+def _spell_decimal(type_: str, decimal: str) -> str:
+    """The nearest number by its bits: the older reader wants decimals to be exact in their type,
+    unless it is double."""
+    number = float(decimal)
+    if type_ == "float":
+        return _spell_double(_FLOAT.unpack(_FLOAT.pack(number))[0])
+    if type_ == "half":
+        return f"{_PREFIX[type_]}{struct.unpack('<H', struct.pack('<e', number))[0]:04X}"
+    if type_ == "bfloat":
+        return f"{_PREFIX[type_]}{int(bf16_bits([number])[0]):04X}"
+    return decimal
 
 
 def _spell_constant(type_: str, sign: str, word: str | None, digits: str | None) -> str:
@@ -68,15 +81,13 @@ def _spell_constant(type_: str, sign: str, word: str | None, digits: str | None)
     if sign == "-":
         bits |= 1 << (_BITS[type_] - 1)
     if type_ == "float":  # written with the bits of the same value in double precision
-        return _spell_double(_FLOAT.unpack(struct.pack("<I", bits))[0], type_, "")
+        return _spell_double(_FLOAT.unpack(struct.pack("<I", bits))[0])
     width = 4 if type_ in ("half", "bfloat") else 16
     return f"{_PREFIX[type_]}{bits:0{width}X}"
 
 
-def _spell_double(number: float, type_: str, otherwise: str) -> str:
+def _spell_double(number: float) -> str:
     """A float constant by the bits of the same value in double precision."""
-    if type_ != "float":
-        return otherwise
     return f"0x{struct.unpack('<Q', struct.pack('<d', number))[0]:016X}"
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tilewright.backends.mlir.bits import BitEmitter
+from tilewright.backends.mlir.control import ControlFlow
 from tilewright.backends.mlir.lanes import LaneEmitter
 from tilewright.backends.mlir.memory import Access, MemoryEmitter, MemoryRef
 from tilewright.backends.mlir.pointwise import Scalars, emit_pointwise
@@ -54,7 +55,7 @@ def emit_module(graph: Graph, target: Target, symbol: str) -> str:
     return _Program(graph, target).run(symbol)
 
 
-class _Program:
+class _Program(ControlFlow):
     """Writes one function."""
 
     def __init__(self, graph: Graph, target: Target) -> None:
@@ -62,7 +63,7 @@ class _Program:
         self.text = MlirText()
         self.memory = MemoryEmitter(self.text)
         self.lanes = LaneEmitter(self.text, target)
-        self.bits = BitEmitter(self.text, target)
+        self.writers = {**BitEmitter(self.text, target).writers, **self.lanes.writers}
         self.values: dict[Value, Any] = {}
         self.numbers: dict[Value, float] = {}
         self.extents: list[str] = []
@@ -147,31 +148,14 @@ class _Program:
         handler: Callable[[Any], Any] | None = getattr(self, "_" + op.name.replace(".", "_"), None)
         if handler is not None:
             result = handler(op)
-        elif op.name in self.bits.writers:
-            result = self.bits.writers[op.name](op, *(self.values[v] for v in op.operands))
+        elif op.name in self.writers:
+            result = self.writers[op.name](op, *(self.values[v] for v in op.operands))
         elif "pointwise" in op.traits:
             result = self._pointwise(op)
         else:
             raise UnsupportedError(f"{op.name} in the mlir back end", op.loc)
-        if len(op.results) == 1 and not isinstance(op, t.For):
+        if len(op.results) == 1 and not isinstance(op, t.For | t.While):
             self.values[op.result] = result
-
-    def _flat(self, value: Value) -> list[str]:
-        held = self.values[value]
-        return held.names if isinstance(held, Registers) else [held]
-
-    def _types(self, value: Value) -> list[str]:
-        if isinstance(value.type, IndexType):
-            return ["i64"]
-        assert isinstance(value.type, RegisterType)
-        return [held_type(value.type)] * physical(value.type)
-
-    def _bind(self, value: Value, names: list[str]) -> None:
-        if isinstance(value.type, IndexType):
-            self.values[value] = names[0]
-        else:
-            assert isinstance(value.type, RegisterType)
-            self.values[value] = Registers(value.type, names)
 
     def _pointwise(self, op: Op) -> Any:
         type_ = op.result.type
@@ -355,44 +339,3 @@ class _Program:
     def _tile_split_pairs(self, op: t.SplitPairs) -> Registers:
         assert isinstance(op.result.type, RegisterType)
         return Registers(op.result.type, self.values[op.x].names)
-
-    # ---- control flow
-
-    def _tile_for(self, op: t.For) -> None:
-        text, region = self.text, op.regions[0]
-        lo, hi = self.values[op.lo], self.values[op.hi]
-        step = text.i64(op.step)
-        counter = text.name()
-        inits = [n for v in op.inits for n in self._flat(v)]
-        types = [x for v in op.inits for x in self._types(v)]
-        inner = [text.name() for _ in inits]
-        head = f"scf.for {counter} = {lo} to {hi} step {step}"
-        results = text.name() if inits else ""
-        if inits:
-            pairs = ", ".join(f"{a} = {b}" for a, b in zip(inner, inits, strict=True))
-            head = f"{results}:{len(inits)} = {head} iter_args({pairs}) -> ({', '.join(types)})"
-        text.line(f"{head} : i64 {{")
-        self.values[region.params[0]] = counter
-        self._bind_all(region.params[1:], inner)
-        with text.region():
-            yields = self._region(region)
-            if inits:
-                text.line(f"scf.yield {', '.join(yields)} : {', '.join(types)}")
-        text.line("}")
-        names = [f"{results}#{i}" for i in range(len(inits))]
-        self._bind_all(op.results, names)
-
-    def _bind_all(self, values: tuple[Value, ...], names: list[str]) -> None:
-        at = 0
-        for value in values:
-            count = len(self._types(value))
-            self._bind(value, names[at : at + count])
-            at += count
-
-    def _tile_if(self, op: t.If) -> None:
-        lo, hi = self.values[op.lo], self.values[op.hi]
-        inside = self.text.op(f"arith.cmpi slt, {lo}, {hi} : i64")
-        self.text.line(f"scf.if {inside} {{")
-        with self.text.region():
-            self._region(op.regions[0])
-        self.text.line("}")

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tilewright.backends.mlir.bits import ByteDot
 from tilewright.backends.mlir.pointwise import Scalars, narrow_bf16
-from tilewright.backends.mlir.registers import Registers, is_uniform, register_map, spread
+from tilewright.backends.mlir.registers import (
+    Registers,
+    is_uniform,
+    packed,
+    register_map,
+    spread,
+)
 from tilewright.backends.mlir.text import MlirText
 from tilewright.ir import ops_tile as t
 from tilewright.ir.dtypes import BF16, F32, U8
@@ -20,6 +28,10 @@ class LaneEmitter:
     def __init__(self, text: MlirText, target: Target) -> None:
         self.text, self.target = text, target
         self.bytes = ByteDot(text, target)
+        self.writers: dict[str, Callable[..., Registers]] = {
+            t.PairDot.name: self.pair_dot,
+            t.Rearrange.name: self.rearrange,
+        }
 
     def dot(self, op: t.Dot, acc: Registers, a: Registers, b: Registers) -> Registers:
         """Multiply-adds register by register; pairs through the bf16 dot instruction, quads of
@@ -49,14 +61,59 @@ class LaneEmitter:
             if a.type.dtype != F32:
                 raise UnsupportedError(f"tile.dot on {a.type.dtype} without pairs")
             return self.text.op(f"math.fma {x}, {y}, {c} : {acc.held}")
-        lanes = acc.lanes
-        held = f"vector<{2 * lanes}xbf16>"
-        given = f"vector<{lanes}xi32>" if a.uniform else a.held
-        x = self.text.op(f"vector.bitcast {x} : {given} to {held}")
-        y = self.text.op(f"vector.bitcast {y} : {b.held} to {held}")
+        given = f"vector<{acc.lanes}xi32>" if a.uniform else a.held
+        return self._add_pairs(acc, c, (x, given), (y, b.held))
+
+    def _add_pairs(self, acc: Registers, c: str, x: tuple[str, str], y: tuple[str, str]) -> str:
+        """The bf16 dot instruction; x and y with the types that they are held in."""
+        held = f"vector<{2 * acc.lanes}xbf16>"
+        a, b = (self.text.op(f"vector.bitcast {n} : {given} to {held}") for n, given in (x, y))
         name = '"llvm.x86.avx512bf16.dpbf16ps.512"'
         types = f"({acc.held}, {held}, {held}) -> {acc.held}"
-        return self.text.op(f"llvm.call_intrinsic {name}({c}, {x}, {y}) : {types}")
+        return self.text.op(f"llvm.call_intrinsic {name}({c}, {a}, {b}) : {types}")
+
+    def pair_dot(self, op: t.PairDot, acc: Registers, a: Registers, b: Registers) -> Registers:
+        """One instruction for each register of sums."""
+        pairs = a.pack == b.pack == 2 and not a.uniform and not b.uniform
+        if not self.target.bf16_dot or acc.lanes != 16 or a.type.dtype != BF16 or not pairs:
+            raise UnsupportedError(
+                f"tile.pair_dot of {a.type} and {b.type} for {self.target.name}", op.loc
+            )
+        at = [_words(x.type, acc.type) for x in (a, b)]
+        names = [
+            self._add_pairs(acc, c, (a.names[i], a.held), (b.names[j], b.held))
+            for c, i, j in zip(acc.names, *at, strict=True)
+        ]
+        return Registers(acc.type, names)
+
+    def rearrange(self, op: t.Rearrange, x: Registers) -> Registers:
+        """Every register from those that its elements come from, by shuffles of two at a time."""
+        result = op.result.type
+        assert isinstance(result, RegisterType)
+        if x.uniform or is_uniform(result.layout) or x.pack > 1 or packed(result) > 1:
+            raise UnsupportedError(f"{x.type} as {result}: not one element in a lane", op.loc)
+        layout, names = x.type.layout, []
+        for row in result.layout.table():
+            places = [layout.holders(index)[0] for index in row]
+            names.append(self._collected(x, places))
+        return Registers(result, names)
+
+    def _collected(self, x: Registers, places: list[tuple[int, int]]) -> str:
+        """A register of the elements that lie in (lane, register) of x."""
+        first, *others = dict.fromkeys(register for _, register in places)
+        found = x.names[first]
+        mask = [lane if register == first else -1 for lane, register in places]
+        if not others:
+            return self.text.shuffle(found, found, mask, x.held)
+        for register in others:
+            mask = [
+                x.lanes + lane if there == register else kept
+                for (lane, there), kept in zip(places, mask, strict=True)
+            ]
+            given = [0 if at < 0 else at for at in mask]  # lanes that are not there yet hold any
+            found = self.text.shuffle(found, x.names[register], given, x.held)
+            mask = [here if at >= 0 else -1 for here, at in enumerate(mask)]
+        return found
 
     def reduce(self, op: t.Reduce, x: Registers) -> Registers:
         """Registers first, as a tree, then lanes by exchanging halves."""
@@ -154,6 +211,13 @@ class LaneEmitter:
                 b = narrow[(row + 1) * per_row + column]
                 names.append(self.text.shuffle(a, b, woven, f"vector<{lanes}xi16>"))
         return Registers(result, names)
+
+
+def _words(pairs: RegisterType, sums: RegisterType) -> list[int]:
+    """For each register of sums, the register of the pairs that go with it."""
+    words = t.words_of(pairs.layout)
+    assert words is not None
+    return register_map(RegisterType(F32, words), sums)
 
 
 def _halves(lanes: int, group: int, half: int) -> tuple[list[int], list[int]]:

@@ -12,6 +12,7 @@ from tilewright.ir import ops_math as m
 from tilewright.ir.core import Op
 from tilewright.ir.dtypes import DType
 from tilewright.ir.errors import UnsupportedError
+from tilewright.ir.ops_lowbit import bf16_bits
 from tilewright.ir.target import Target
 
 Emit = Callable[["Scalars", Any, list[str]], str]
@@ -32,8 +33,9 @@ class Scalars:
         return self.shaped(element_type(self.dtype))
 
     def number(self, value: float, element: str) -> str:
-        """A constant of an element type in every lane."""
-        literal = _literal(value, element)
+        """A constant of an element type in every lane; registers hold bf16 as its bits."""
+        bits = self.dtype.name == "bf16" and element == element_type(self.dtype)
+        literal = _literal(int(bf16_bits([value])[0]) if bits else value, element)
         if self.lanes == 1:
             return self.text.constant(literal, element)
         return self.text.constant(f"dense<{literal}>", self.shaped(element))
@@ -51,9 +53,10 @@ def _literal(value: float, element: str) -> str:
     if element.startswith("i"):
         return str(int(value))
     if math.isnan(value):
-        return {"f32": "0x7FC00000", "f64": "0x7FF8000000000000"}[element]
+        return {"f16": "0x7E00", "f32": "0x7FC00000", "f64": "0x7FF8000000000000"}[element]
     if value in (float("inf"), float("-inf")):
         bits = {
+            "f16": ("0x7C00", "0xFC00"),
             "f32": ("0x7F800000", "0xFF800000"),
             "f64": ("0x7FF0000000000000", "0xFFF0000000000000"),
         }

@@ -331,6 +331,12 @@ class _Program:
     def _tile_split_pairs(self, op: t.SplitPairs) -> Tile:
         return self._elements(op, self.lanes.split_pairs, self.tile(op.x))
 
+    def _tile_pair_dot(self, op: t.PairDot) -> Tile:
+        return self._elements(op, self.lanes.pair_dot, *map(self.tile, op.operands))
+
+    def _tile_rearrange(self, op: t.Rearrange) -> Tile:
+        return self._elements(op, self.lanes.rearrange, self.tile(op.x))
+
     def _tile_view(self, op: View) -> Tile:
         return self._elements(op, self.bits.view, self.tile(op.x))
 
@@ -347,6 +353,9 @@ class _Program:
 
     def _tile_for(self, op: t.For) -> None:
         self.loops.write(op)
+
+    def _tile_while(self, op: t.While) -> None:
+        self.loops.write_while(op)
 
     def _tile_if(self, op: t.If) -> None:
         with self.text.block(f"if {self.values[op.lo]} < {self.values[op.hi]}"):

@@ -30,6 +30,15 @@ class LaneEmitter:
             out[index] = settle(" + ".join([acc.at(index), *products]), dtype)
         return out
 
+    def pair_dot(self, op: t.PairDot, acc: Tile, a: Tile, b: Tile) -> Elements:
+        """acc[…, n] + a[…, 2n] * b[…, 2n] + a[…, 2n + 1] * b[…, 2n + 1]"""
+        dtype, out = dtype_of(op.result.type), Elements()
+        for index in indices(op.result.type):
+            places = [(*index[:-1], 2 * index[-1] + h) for h in range(2)]
+            products = [f"{a.at(place)} * {b.at(place)}" for place in places]
+            out[index] = settle(" + ".join([acc.at(index), *products]), dtype)
+        return out
+
     def reduce(self, op: t.Reduce, x: Tile) -> Elements:
         """One expression of all elements that fall together."""
         groups: dict[Index, list[str]] = {}
@@ -69,6 +78,10 @@ class LaneEmitter:
     def transpose(self, op: t.Transpose, x: Tile) -> Elements:
         """Rows as columns."""
         return {i: x.at(i[::-1]) for i in indices(op.result.type)}
+
+    def rearrange(self, op: t.Rearrange, x: Tile) -> Elements:
+        """The same elements, in another order."""
+        return {i: x.at(i) for i in indices(op.result.type)}
 
     def reduce_to_lanes(self, op: t.ReduceToLanes, x: Tile) -> Elements:
         """The last dimension is spread over lanes: there is one, and nothing to sum."""

@@ -31,12 +31,7 @@ class LoopEmitter:
         """Writes a loop and says what stands for its results."""
         region = op.regions[0]
         params, yields = region.params[1:], region.yields
-        for param, init, result, value in zip(params, op.inits, op.results, yields, strict=True):
-            variable = self._variable(param, value)
-            self._start(elements(variable), elements(self.held[init]))
-            self.held[param] = self.held[result] = variable
-            if isinstance(variable, Tile) and self._becomes(param, value, region):
-                self.chosen[value] = variable.elements
+        self._begin(region, params, op.inits, op.results, yields)
         counter = self.text.name(region.params[0].hint)
         self.held[region.params[0]] = counter
         lo, hi = self.held[op.lo], self.held[op.hi]
@@ -44,6 +39,33 @@ class LoopEmitter:
         with self.text.block(f"for {counter} in range({given})"):
             self.region(region)
             self._carry(params, yields)
+
+    def write_while(self, op: t.While) -> None:
+        """The same with a condition, which is a variable too."""
+        region = op.regions[0]
+        go, yields = self.text.name("go"), region.yields[1:]
+        self.text.line(f"{go} = {self.held[op.go]}")
+        self._begin(region, region.params, op.inits, op.results, yields)
+        with self.text.block(f"while {go} > 0"):
+            self.region(region)
+            self.text.line(f"{go} = {self.held[region.yields[0]]}")
+            self._carry(region.params, yields)
+
+    def _begin(
+        self,
+        region: Region,
+        params: tuple[Value, ...],
+        inits: tuple[Value, ...],
+        results: tuple[Value, ...],
+        yields: tuple[Value, ...],
+    ) -> None:
+        """Gives every carried value a variable, and that its first value."""
+        for param, init, result, value in zip(params, inits, results, yields, strict=True):
+            variable = self._variable(param, value)
+            self._start(elements(variable), elements(self.held[init]))
+            self.held[param] = self.held[result] = variable
+            if isinstance(variable, Tile) and self._becomes(param, value, region):
+                self.chosen[value] = variable.elements
 
     def _variable(self, param: Value, value: Value) -> Any:
         """Names of a loop's variable, after what it becomes in each turn."""

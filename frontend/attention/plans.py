@@ -67,6 +67,8 @@ class Plan:
         inputs = [given[name] for name in self.given]
         if tensors:
             inputs += self.recipe.inputs(tensors)
+        if inputs[0].is_cuda:
+            return self._on_gpu(inputs)
         if not isinstance(self.program, Interpreted):
             try:
                 results: Sequence[torch.Tensor] = self.program(*inputs)
@@ -77,6 +79,19 @@ class Plan:
         if not interpret:
             raise UnsupportedError(f"no kernel could be made: {self.program.reason}")
         results = self.program(*inputs)
+        return results
+
+    def _on_gpu(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """Results of a kernel on a GPU; there is nothing slower to fall back to."""
+        try:
+            if isinstance(self.program, Interpreted):
+                raise UnsupportedError(self.program.reason)
+            results: Sequence[torch.Tensor] = self.program(*inputs)
+        except UnsupportedError as error:
+            raise UnsupportedError(
+                f"tilewright.attention: no kernel for this form on {inputs[0].device} "
+                f"({error.message}); move the tensors to the CPU, or use torch's flex_attention"
+            ) from error
         return results
 
 

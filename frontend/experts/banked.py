@@ -13,6 +13,7 @@ from tilewright.frontend.experts.routing import ACTIVE, Active
 from tilewright.ir.errors import ExpertError, UnsupportedError
 from tilewright.runtime.expert_memory.snapshot import Layer
 from tilewright.runtime.expert_memory.weight import ExpertWeight
+from tilewright.runtime.experts.rerouting import Rerouting
 
 if TYPE_CHECKING:
     from tilewright.frontend.experts.bank import ExpertBank
@@ -50,8 +51,15 @@ class BankLayer:
 
     def ids(self, top_k_index: torch.Tensor) -> torch.Tensor:
         """The router's ids [T, k] -> rows of ``weights`` [T, k]; unchanged without adapters."""
+        rerouting = self.rerouting(top_k_index)
+        return top_k_index if rerouting is None else rerouting.apply(top_k_index)
+
+    def rerouting(self, top_k_index: torch.Tensor) -> Rerouting | None:
+        """What the router's ids [T, k] mean, if there are adapters."""
         active = self.active
-        return top_k_index if active is None else active.reroute(top_k_index, self.layer)
+        if active is None:
+            return None
+        return active.rerouting(top_k_index.shape[0], self.layer, top_k_index.device)
 
     def check(self) -> None:
         """Raises ExpertError if a parameter is no longer the memory's."""

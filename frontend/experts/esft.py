@@ -14,7 +14,7 @@ from tilewright.frontend.experts.find import heard
 from tilewright.ir.errors import DataError, SettingError
 
 SCORES = ("gate", "token")
-_Key = TypeVar("_Key", int, str)
+_Key = TypeVar("_Key", bound=int | str)
 Choices = tuple[torch.Tensor, torch.Tensor]
 
 

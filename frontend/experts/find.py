@@ -63,16 +63,21 @@ def columns_of(module: nn.Module) -> str:
 
 def routers(model: nn.Module) -> set[nn.Module]:
     """The linear layers beside experts that give a number for each expert, or a single one (the
-    gate of a shared expert)."""
+    gate of a shared expert).
+
+    A shared expert may be as wide as there are experts (Qwen3-Next: 512 and 512). Its layers are
+    told from routers by what takes their result: another layer of the same child.
+    """
     found: set[nn.Module] = set()
     for block in model.modules():
         beside = [child for child in block.children() if is_experts(child)]
         if not beside:
             continue
         sizes = {1, *(int(getattr(experts, "num_experts", 1)) for experts in beside)}
-        found |= {
-            layer
-            for layer in block.modules()
-            if isinstance(layer, nn.Linear) and layer.out_features in sizes
-        }
+        for child in block.children():
+            layers = [layer for layer in child.modules() if isinstance(layer, nn.Linear)]
+            for layer in layers:
+                taken = {other.in_features for other in layers if other is not layer}
+                if layer.out_features in sizes - taken:
+                    found.add(layer)
     return found

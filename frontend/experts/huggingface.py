@@ -34,33 +34,27 @@ def experts_layer(
 
     ``self._tilewright_bank``, if it is there, says which ids and weights really count.
     """
-    ids, given = top_k_index, None
+    given, rerouting = None, None
     bank: Any = getattr(self, "_tilewright_bank", None)
     if bank is not None:
-        ids, given = bank.ids(top_k_index), bank.weights
+        given, rerouting = bank.weights, bank.rerouting(top_k_index)
     first = stack_of(self, "gate_up_proj" if self.has_gate else "up_proj", given)
     down = stack_of(self, "down_proj", given)
     tensors = [*first[0], *down[0]]
-    if _needs_gradients(hidden_states, top_k_weights, *tensors):
+    graph, ids = torch.compiler.is_compiling(), top_k_index
+    ours = not (_needs_gradients(hidden_states, top_k_weights, *tensors) or graph)
+    if ours and not transformed(hidden_states):
+        form = form_of(self, first, down)
+        return experts_forward(form, hidden_states, ids, top_k_weights, rerouting)
+    if rerouting is not None:
+        ids = rerouting.apply(ids)
+    function = plain_gate(self) if graph else None
+    if function is None or _needs_gradients(hidden_states, top_k_weights, *tensors):
         return differentiable(self, hidden_states, ids, top_k_weights, first, down)
-    if torch.compiler.is_compiling():
-        function = plain_gate(self)
-        if function is None:
-            return differentiable(self, hidden_states, ids, top_k_weights, first, down)
-        result: torch.Tensor = experts_op(
-            hidden_states,
-            ids,
-            top_k_weights,
-            *first,
-            *down,
-            function,
-            columns_of(self),
-            skips(self),
-        )
-        return result
-    if transformed(hidden_states):
-        return differentiable(self, hidden_states, ids, top_k_weights, first, down)
-    return experts_forward(form_of(self, first, down), hidden_states, ids, top_k_weights)
+    result: torch.Tensor = experts_op(
+        hidden_states, ids, top_k_weights, *first, *down, function, columns_of(self), skips(self)
+    )
+    return result
 
 
 def _needs_gradients(*tensors: torch.Tensor) -> bool:

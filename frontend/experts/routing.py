@@ -10,6 +10,7 @@ import torch
 
 from tilewright.ir.errors import ExpertError
 from tilewright.runtime.expert_memory.snapshot import Layer, Snapshot
+from tilewright.runtime.experts.rerouting import Rerouting, check_range
 
 AdapterIds = torch.Tensor | str | int | None | Sequence[str | int | None]
 
@@ -27,25 +28,8 @@ def reroute(ids: torch.Tensor, adapter_ids: torch.Tensor, pi: torch.Tensor) -> t
             f"{list(adapter_ids.shape)}"
         )
     if ids.device.type == "cpu":
-        _check_range("adapter ids", adapter_ids, -1, pi.shape[0] - 1)
-    return _looked_up(ids, adapter_ids, pi)
-
-
-def _looked_up(ids: torch.Tensor, adapter_ids: torch.Tensor, pi: torch.Tensor) -> torch.Tensor:
-    """``reroute`` for adapter ids that are known to be right."""
-    if ids.device.type == "cpu":
-        _check_range("expert ids", ids, 0, pi.shape[1] - 1)
-    adapters = adapter_ids.long()[:, None]
-    moved = pi[adapters.clamp(min=0), ids.long()].to(ids.dtype)
-    return torch.where(adapters < 0, ids, moved)
-
-
-def _check_range(what: str, ids: torch.Tensor, least: int, most: int) -> None:
-    if not ids.numel():
-        return
-    low, high = (int(end) for end in torch.aminmax(ids))
-    if low < least or high > most:
-        raise ExpertError(f"{what} must be in {least} to {most}; they are in {low} to {high}")
+        check_range("adapter ids", adapter_ids, -1, pi.shape[0] - 1)
+    return Rerouting(adapter_ids, pi).apply(ids)
 
 
 @dataclass
@@ -74,10 +58,9 @@ class Active:
             self._spread[tokens, device] = known
         return known
 
-    def reroute(self, ids: torch.Tensor, layer: Layer) -> torch.Tensor:
-        """The router's ids [T, k] of a layer -> the experts that they mean, [T, k]."""
-        adapter_ids = self.of_tokens(ids.shape[0], ids.device)
-        return _looked_up(ids, adapter_ids, self.snapshot.maps[layer])
+    def rerouting(self, tokens: int, layer: Layer, device: torch.device) -> Rerouting:
+        """What a layer's router's choices for so many tokens mean."""
+        return Rerouting(self.of_tokens(tokens, device), self.snapshot.maps[layer])
 
 
 # What is active in this thread, by the identity of the bank: banks of several models do not meet.

@@ -29,6 +29,8 @@ class QuantizedWeight(torch.nn.Module):
     zeros: torch.Tensor | None
     order: torch.Tensor | None
     facts: Facts
+    # of the floats in whose place it is, for models that ask a layer's weight what to convert to
+    dtype: torch.dtype = torch.float32
 
     def __init__(self, form: Form, parts: Parts) -> None:
         super().__init__()
@@ -79,7 +81,8 @@ class QuantizedWeight(torch.nn.Module):
         self._tensor = None
 
     def _apply(self, fn: Callable[[Any], Any], recurse: bool = True) -> QuantizedWeight:
-        """Moves the buffers, but leaves their dtypes."""
+        """Moves the buffers, but leaves their dtypes; ``dtype`` becomes what floats would have."""
+        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.device)).dtype
         for name, part in self._buffers.items():
             if part is not None:
                 moved = fn(part)

@@ -142,6 +142,7 @@ def new_layer(module: torch.nn.Module, weight: QuantizedWeight, settings: Settin
     """The quantised form of a linear layer or an embedding with that weight."""
     old = module.weight
     assert isinstance(old, torch.Tensor)
+    weight.dtype = old.dtype
     if isinstance(module, torch.nn.Embedding):
         layer: Layer = QuantizedEmbedding(weight, dtype=old.dtype, padding_idx=module.padding_idx)
     elif isinstance(module, torch.nn.Linear):

@@ -69,7 +69,7 @@ def survey(
             by = "the default" if choice.pattern is None else f"the plan's {choice.pattern!r}"
             reason = f"{by} leaves it"
         if reason is None and choice.pattern is None and site.module in choosing:
-            reason = "it chooses experts; a row of the plan that names it quantises it"
+            reason = "it chooses experts or weighs them; a row that names it quantises it"
         if reason is not None:
             site.leave(reason)
     _tie(sites)

@@ -27,6 +27,16 @@ class Loop:
 
 
 @dataclass
+class While:
+    """An open ``tile.while``: whether it goes on, and its carried values."""
+
+    go: Value
+    carried: tuple[Value, ...]
+    next: tuple[Value, ...] = ()
+    results: tuple[Value, ...] = ()
+
+
+@dataclass
 class TileBuilder:
     """Appends to the innermost open region."""
 
@@ -132,6 +142,20 @@ class TileBuilder:
         body = self.stack.pop()
         region = Region(params, tuple(body.ops), loop.next or loop.carried)
         op = t.For(lo, hi, *carried, regions=[region], step=step, hints=[c.hint for c in carried])
+        self.top.add(op)
+        loop.results = op.results
+
+    @contextmanager
+    def repeat(self, go: Value, carried: Sequence[Value] = ()) -> Iterator[While]:
+        """A ``tile.while``; set ``loop.go`` and ``loop.next`` inside, read ``loop.results``
+        after."""
+        params = tuple(Value(c.type, c.hint) for c in carried)
+        loop = While(go, params)
+        self.stack.append(Builder(self.top.loc))
+        yield loop
+        body = self.stack.pop()
+        region = Region(params, tuple(body.ops), (loop.go, *(loop.next or loop.carried)))
+        op = t.While(go, *carried, regions=[region], hints=[c.hint for c in carried])
         self.top.add(op)
         loop.results = op.results
 

@@ -100,13 +100,27 @@ def is_row_kernel(graph: Graph) -> bool:
     return element and not any(isinstance(op, stream) for op in graph.body.ops)
 
 
+def is_routing(graph: Graph) -> bool:
+    """True if a kernel chooses, counts, ranks, reads tables at several computed positions, or has
+    no loop at all."""
+    return any("routing" in op.traits or _looks_up(op) for op in graph.body.ops) or (
+        not _loops(graph)
+    )
+
+
+def _looks_up(op: Op) -> bool:
+    return isinstance(op, s.Gather) and bool(op.index_element)
+
+
 def analyse(graph: Graph) -> KernelInfo:
     """The axes of a kernel. Raises UnsupportedError for a form that no schedule covers."""
     made = graph.producers()
     loops = _loops(graph)
     reduced = [op.axis for op in graph.body.ops if isinstance(op, s.Reduce | s.Scan)]
-    _check_routing(graph)
     _check_dtypes(graph)
+    if is_routing(graph):
+        depends = _depends(graph, "")
+        return KernelInfo(graph, Axis("", Size.of(1)), (), loops[:1], depends, made=made)
     if is_row_kernel(graph):
         depends = _depends(graph, "")
         return KernelInfo(graph, Axis("", Size.of(1)), (), loops, depends, made=made)
@@ -130,14 +144,6 @@ def analyse(graph: Graph) -> KernelInfo:
     info = KernelInfo(graph, inner, grid, rows, depends, made=made)
     _set_phases(info)
     return info
-
-
-def _check_routing(graph: Graph) -> None:
-    for op in graph.body.ops:
-        if "routing" in op.traits:
-            raise UnsupportedError(f"{op.name} has no schedule", op.loc)
-        if isinstance(op, s.Gather) and op.index_element:
-            raise UnsupportedError(f"{op.name} at several positions at once", op.loc)
 
 
 def _check_dtypes(graph: Graph) -> None:

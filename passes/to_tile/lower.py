@@ -8,6 +8,8 @@ leaves in scratch what later phases read again. Vector-valued sums come last, fr
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tilewright.ir import ops_stream as s
 from tilewright.ir.core import Graph, Module, Region, Value
 from tilewright.ir.errors import UnsupportedError, VerifyError
@@ -18,15 +20,23 @@ from tilewright.passes.canonicalise import canonicalise_graph
 from tilewright.passes.expand_math import expand_math_graph
 from tilewright.passes.to_tile.block import BlockLowering
 from tilewright.passes.to_tile.cached.info import cached_schedule
-from tilewright.passes.to_tile.kernel_info import KernelInfo, analyse, is_row_kernel
+from tilewright.passes.to_tile.kernel_info import (
+    KernelInfo,
+    analyse,
+    is_routing,
+    is_row_kernel,
+)
 from tilewright.passes.to_tile.late_products import fold_late_products
 from tilewright.passes.to_tile.lowbit.info import has_packed_weights
 from tilewright.passes.to_tile.lowbit.kernel import PackedKernel
 from tilewright.passes.to_tile.narrow import narrow_positions
+from tilewright.passes.to_tile.routing.program import routing_program
 from tilewright.passes.to_tile.row_kernel import lower_row_kernel
 from tilewright.passes.to_tile.rows import RowLowering
 from tilewright.passes.to_tile.schedule import Schedule, row_schedule
 from tilewright.passes.to_tile.state import LoweringState
+from tilewright.passes.to_tile.whole_blocks.lower import lower_whole_blocks
+from tilewright.passes.to_tile.whole_blocks.schedule import BlockSchedule, choose_blocks
 
 
 def check_covered(info: KernelInfo) -> None:
@@ -58,12 +68,41 @@ def kernel_to_tile(graph: Graph, target: Target, rows: int, units: dict[str, int
     ``units`` maps a parameter's name to the dimension known to have stride one. Raises
     UnsupportedError for kernels that no schedule covers.
     """
+    if target.gpu:
+        return gpu_program(graph, target, units)
     graph = fold_late_products(canonicalise_graph(narrow_positions(graph)))
+    if is_routing(graph):
+        return _finished(lambda: routing_program(graph, target, rows, units))
     info = analyse(graph)
     check_covered(info)
     schedule = row_schedule(target) if is_row_kernel(graph) else cached_schedule(info, target, rows)
+    return _finished(lambda: _Program(info, schedule, units).run(target, rows))
+
+
+def gpu_program(
+    graph: Graph,
+    target: Target,
+    units: dict[str, int],
+    schedule: BlockSchedule | None = None,
+) -> Graph:
+    """The program of a kernel on whole blocks; ``schedule`` None: the default one."""
+    graph = fold_late_products(canonicalise_graph(narrow_positions(graph)))
+    if is_routing(graph):
+        raise UnsupportedError(f"{graph.name}: routing on a GPU")
+    info = analyse(graph)
+    check_covered(info)
+    chosen = schedule or choose_blocks(info, target)
     try:
-        program = _Program(info, schedule, units).run(target, rows)
+        program = lower_whole_blocks(info, chosen, units, target)
+    except VerifyError as error:
+        raise UnsupportedError(f"no tile form: {error.message}", error.location) from error
+    return canonicalise_graph(canonicalise_graph(program))
+
+
+def _finished(write: Callable[[], Graph]) -> Graph:
+    """What a program's writer wrote, with functions written out."""
+    try:
+        program = write()
     except VerifyError as error:
         raise UnsupportedError(f"no tile form: {error.message}", error.location) from error
     return canonicalise_graph(expand_math_graph(canonicalise_graph(program)))

@@ -18,23 +18,30 @@ from tilewright.runtime.experts.form import (
     Gate,
     Product,
 )
+from tilewright.runtime.experts.rerouting import Rerouting
 from tilewright.runtime.experts.segments import check_ids, check_shapes
 
 
 def experts_forward(
-    form: ExpertsForm, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
+    form: ExpertsForm,
+    x: torch.Tensor,
+    ids: torch.Tensor,
+    weights: torch.Tensor,
+    rerouting: Rerouting | None = None,
 ) -> torch.Tensor:
     """``y[t] = sum over j of weights[t, j] * expert[ids[t, j]](x[t])``: x [T, H], ids int [T, k],
     weights float [T, k]; [T, H] in x's dtype, the same bits in every call.
 
-    Raises BindError, before any weight is read, for shapes that do not fit and for experts that
-    are not there. No gradients.
+    With ``rerouting`` ids name its base experts, and what they mean is looked up. Raises BindError,
+    before any weight is read, for shapes that do not fit and for experts that are not there,
+    ExpertError for ids of no base expert. No gradients.
     """
     check_shapes(form.hidden, x, ids, weights)
     if not ids.numel():
         return torch.zeros_like(x)
     if not grouped.why_not(form, x):
-        return grouped.run(form, x, ids, weights)
+        return grouped.run(form, x, ids, weights, rerouting)
+    ids = ids if rerouting is None else rerouting.apply(ids)
     check_ids(ids, form.experts, form.skip)
     return by_expert.run(form, x, ids, weights)
 
@@ -47,5 +54,6 @@ __all__ = [
     "ExpertsForm",
     "Gate",
     "Product",
+    "Rerouting",
     "experts_forward",
 ]

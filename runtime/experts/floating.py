@@ -3,52 +3,140 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
-from tilewright.ir.dtypes import DType
+from tilewright.ir.dtypes import BF16, F32, DType
 from tilewright.passes.to_tile.experts.combine import combine_program
-from tilewright.passes.to_tile.experts.floating import FloatForm, grouped_program, tile_rows
+from tilewright.passes.to_tile.experts.floating import grouped_program
 from tilewright.passes.to_tile.experts.gate import GateFunction
+from tilewright.passes.to_tile.experts.grouped_form import FloatForm, Tiling, Way, tiling
 from tilewright.runtime.backends import kernel_target
+from tilewright.runtime.experts.between import gate_function, gated
+from tilewright.runtime.experts.form import ALL, PAIRS, ExpertsForm, Product, split_columns
 from tilewright.runtime.experts.plan import Plan
 from tilewright.runtime.family import Call
-from tilewright.runtime.kernel import FLOATS
+from tilewright.runtime.kernel import FLOATS, TORCH_DTYPES
 from tilewright.runtime.once import Once
 from tilewright.runtime.tile_kernel import own_tile_kernel
 
 PLAIN = GateFunction()
 
 
+@dataclass(frozen=True, eq=False)
+class Matrices:
+    """What rows are multiplied with: one or two [E, N, K], or gate and up ``woven``, one [E, 2N, K]
+    with their rows in turns; as many biases [E, N] (woven [E, 2N]), or none.
+
+    Neighbours along K lie side by side, or those along N; other strides are any.
+    """
+
+    weights: tuple[torch.Tensor, ...]
+    biases: tuple[torch.Tensor, ...] = ()
+    woven: bool = False
+
+    @staticmethod
+    def of(product: Product, columns: str = ALL) -> Matrices:
+        """A product's, as views: gate and up apart if they are ``columns`` of it."""
+        weight = product.weight
+        assert isinstance(weight, torch.Tensor)
+        weight = weight.detach().mT if product.transposed else weight.detach()
+        woven = columns == PAIRS and _is_turned(weight)
+        split = ALL if woven else columns
+        biases: tuple[torch.Tensor, ...] = ()
+        if product.bias is not None:
+            biases = split_columns(product.bias.detach(), split, dim=1)
+        return Matrices(split_columns(weight, split, dim=1), _readable(biases), woven)
+
+    def each(self) -> list[Matrices]:
+        """Every matrix by itself."""
+        count = range(len(self.weights))
+        return [Matrices(self.weights[i : i + 1], self.biases[i : i + 1]) for i in count]
+
+    def block(self, columns: slice) -> Matrices:
+        """Those of some columns of the product."""
+        weights, biases = (
+            tuple(part[:, columns] for part in parts) for parts in (self.weights, self.biases)
+        )
+        return Matrices(weights, _readable(biases))
+
+
+def float_first(form: ExpertsForm, plan: Plan, x: torch.Tensor, out: DType) -> torch.Tensor:
+    """What the second product takes, of dtype ``out``: x [T, H] -> [P, I]."""
+    parts = [Matrices.of(p, form.columns if len(form.first) == 1 else ALL) for p in form.first]
+    function, whole = gate_function(form.gate), _together(parts)
+    if function is not None and whole is not None:
+        return grouped_product(plan, x, whole, gate=function, chosen=True, out=out)
+    each = [grouped_product(plan, x, one, chosen=True) for part in parts for one in part.each()]
+    return gated(form, each, x.dtype).to(TORCH_DTYPES[out.name])
+
+
+def _together(parts: Sequence[Matrices]) -> Matrices | None:
+    """What one kernel takes; None if they are of different kinds."""
+    weights = tuple(w for part in parts for w in part.weights)
+    biases = tuple(b for part in parts for b in part.biases)
+    kinds = {(w.dtype, _is_turned(w)) for w in weights}
+    alike = len(kinds) == 1 and len({b.dtype for b in biases}) <= 1
+    if not alike or len(biases) not in (0, len(weights)):
+        return None
+    return Matrices(weights, biases, parts[0].woven)
+
+
+def float_product(
+    product: Product,
+    plan: Plan,
+    x: torch.Tensor,
+    scale: torch.Tensor | None,
+    columns: slice = slice(None),
+) -> torch.Tensor:
+    """The second product's ``columns``: sorted rows x [P, I] -> f32 [P, N]."""
+    return grouped_product(plan, x, Matrices.of(product).block(columns), scale=scale)
+
+
 def grouped_product(
     plan: Plan,
     x: torch.Tensor,
-    weights: Sequence[torch.Tensor],
-    biases: Sequence[torch.Tensor] = (),
+    matrices: Matrices,
     *,
     gate: GateFunction = PLAIN,
+    chosen: bool = False,
     scale: torch.Tensor | None = None,
-    single: bool = False,
+    out: DType = F32,
 ) -> torch.Tensor:
     """``gate(x @ w0[e].T + b0[e], x @ w1[e].T + b1[e]) * scale``, each sorted row with the weights
-    of its expert e: x [P, K] -> f32 [P, N].
-
-    ``weights``: one or two [E, N, K], any strides with neighbours along K side by side; ``biases``:
-    as many [E, N], or none; ``scale`` f32 [P]. ``single``: each expert has one row.
-    """
+    of its expert e: x [P, K] -> [P, N] of dtype ``out``. ``chosen``: x is [T, K], not yet sorted;
+    ``scale`` f32 [P]."""
+    weights, biases, woven = matrices.weights, matrices.biases, matrices.woven
     form = FloatForm(
         int(x.shape[1]),
+        int(weights[0].shape[1]) // (2 if woven else 1),
         FLOATS[weights[0].dtype],
         FLOATS[x.dtype],
-        len(weights),
+        2 if woven else len(weights),
         gate,
         FLOATS[biases[0].dtype] if biases else None,
         scale is not None,
+        _is_turned(weights[0]),
+        woven,
+        chosen,
+        out,
     )
-    rows = tile_rows(kernel_target(), 1 if single else max(2, plan.rows_each))
+    target = kernel_target()
+    how = tiling(form, target, 1 if len(plan.places) == 1 else max(2, plan.rows_each))
+    if how.way == Way.PANEL and form.x != F32 and not form.pairs(target):
+        x, form = x.float(), replace(form, x=F32)  # once, not in the loops over all columns
+    tokens = (plan.tokens,) if chosen else ()
     more = () if scale is None else (scale,)
-    kernel = _PRODUCTS[form, rows]
-    return kernel(plan.active, plan.starts, x, *weights, *biases, *more)[0]
+    kernel = _PRODUCTS[form, how]
+    return kernel(plan.active, plan.starts, *tokens, x, *weights, *biases, *more)[0]
+
+
+def inner_dtype(x: torch.Tensor, weight: torch.Tensor) -> DType:
+    """What rows between two products are kept in: bf16 if x is and the second ``weight``, whose
+    pairs of bf16 one instruction then multiplies."""
+    bf16 = x.dtype == weight.dtype == torch.bfloat16
+    return BF16 if bf16 and kernel_target().bf16_dot else F32
 
 
 def combine(plan: Plan, y: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -57,14 +145,24 @@ def combine(plan: Plan, y: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return kernel(y, plan.places, plan.starts)[0]
 
 
-def _product(key: tuple[FloatForm, int]) -> Call:
-    form, rows = key
-    return own_tile_kernel(lambda target: grouped_program(form, target, rows))
+def _is_turned(weight: torch.Tensor) -> bool:
+    """Whether in [E, N, K] neighbours along N lie side by side, and those along K do not."""
+    return weight.stride(2) != 1
+
+
+def _readable(biases: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """As kernels read them: numbers side by side."""
+    return tuple(b if b.stride(1) == 1 else b.contiguous() for b in biases)
+
+
+def _product(key: tuple[FloatForm, Tiling]) -> Call:
+    form, how = key
+    return own_tile_kernel(lambda target: grouped_program(form, target, how))
 
 
 def _sum(key: tuple[int, int, DType]) -> Call:
     return own_tile_kernel(lambda target: combine_program(*key, target))
 
 
-_PRODUCTS: Once[tuple[FloatForm, int], Call] = Once(_product)
+_PRODUCTS: Once[tuple[FloatForm, Tiling], Call] = Once(_product)
 _SUMS: Once[tuple[int, int, DType], Call] = Once(_sum)  # by choices, width and dtype of results

@@ -2,115 +2,101 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 
-from tilewright.ir.errors import UnsupportedError
-from tilewright.passes.to_tile.experts.gate import GateFunction
-from tilewright.runtime.experts.floating import combine, grouped_product
-from tilewright.runtime.experts.form import (
-    ALL,
-    ExpertsForm,
-    Gate,
-    Product,
-    merge_columns,
-    split_columns,
-)
+from tilewright.ir.dtypes import BF16, F32, DType
+from tilewright.runtime.experts import packed
+from tilewright.runtime.experts.floating import combine, float_first, float_product, inner_dtype
+from tilewright.runtime.experts.form import ExpertsForm, Product
 from tilewright.runtime.experts.plan import Plan, plan
+from tilewright.runtime.experts.rerouting import Rerouting
 from tilewright.runtime.kernel import FLOATS
 
-Pair = tuple[torch.Tensor, ...]
+HELD = 1 << 22  # results of the second product that are made at a time
+NARROW = 128  # columns that a block has at least
 
 
 def why_not(form: ExpertsForm, x: torch.Tensor) -> str:
     """Why no grouped kernel covers a call ('': one does)."""
     if not x.is_cpu or x.dtype not in FLOATS:
         return f"activations of {x.dtype} on {x.device.type}"
-    for product in (*form.first, form.down):
-        reason = _why_not_product(product)
-        if reason:
-            return reason
-    return ""
+    if any(product.quantised for product in form.first):
+        reason = packed.applies(form)
+    else:
+        reason = next(filter(None, map(_why_not_product, form.first)), "")
+    return reason or _why_not_product(form.down)
 
 
 def _why_not_product(product: Product) -> str:
     weight = product.weight
     if not isinstance(weight, torch.Tensor):
-        return "quantised weights"
+        return packed.applies(product)
     if not weight.is_cpu or weight.dtype not in FLOATS:
         return f"weights of {weight.dtype} on {weight.device.type}"
-    if product.transposed or weight.stride(2) != 1:
-        return "weights whose elements of a row do not lie side by side"
+    if 1 not in weight.stride()[1:]:
+        return "weights of whose elements no neighbours lie side by side"
     if product.bias is not None and product.bias.dtype not in FLOATS:
         return f"biases of {product.bias.dtype}"
     return ""
 
 
 def run(
-    form: ExpertsForm, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
+    form: ExpertsForm,
+    x: torch.Tensor,
+    ids: torch.Tensor,
+    weights: torch.Tensor,
+    rerouting: Rerouting | None = None,
 ) -> torch.Tensor:
     """x [T, H], ids and weights [T, k], T * k not 0 -> [T, H] in x's dtype.
 
-    Raises BindError for ids that name no expert.
+    Raises BindError for ids that name no expert, ExpertError for those of no base expert.
     """
-    made = plan(ids, weights, form.experts, form.skip)
-    single = len(x) == 1
-    h = _first(form, made, x.index_select(0, made.tokens), single)
-    scale = made.scales if form.after is None else None
-    y = _down(form, made, h, scale, single)
+    made = plan(ids, weights, form.experts, form.skip, rerouting)
+    h = _first(form, made, x if x.stride(1) == 1 else x.contiguous())
     if form.after is not None:
-        y = form.after(y.to(x.dtype)).float() * made.scales[:, None]
-    return combine(made, y, x.dtype)
-
-
-def _first(form: ExpertsForm, made: Plan, x: torch.Tensor, single: bool) -> torch.Tensor:
-    """What the second product takes, f32 [P, I]."""
-    columns = form.columns if len(form.first) == 1 else ALL
-    weights = tuple(w for p in form.first for w in _split(p, columns))
-    biases = tuple(b for p in form.first for b in _split_bias(p, columns))
-    function = _function(form.gate)
-    if function is not None:
-        return grouped_product(made, x, weights, biases, gate=function, single=single)
-    # a function that no kernel has: of both products in memory
-    each = [
-        grouped_product(made, x, weights[i : i + 1], biases[i : i + 1], single=single)
-        for i in range(len(weights))
+        y = form.after(_down(form, made, h, None).to(x.dtype))
+        return combine(made, y.float() * made.scales[:, None], x.dtype)
+    blocks = [
+        combine(made, _down(form, made, h, made.scales, block), x.dtype)
+        for block in _blocks(form.down, len(h))
     ]
-    if form.gate.call is None and len(each) > 1:
-        return form.gate.apply(each[0], each[1])
-    whole = each[0] if len(each) == 1 else merge_columns(each[0], each[1], form.columns)
-    return form.gate.between(whole.to(x.dtype), form.columns).float()
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks, 1)
+
+
+def _blocks(product: Product, rows: int) -> list[slice]:
+    """Columns of the second product, so many at a time as a cache holds the results of: new memory
+    for all of them would cost more than to fill it. Of packed weights all."""
+    columns = product.rows
+    if product.quantised:
+        return [slice(columns)]
+    count = min(-(-rows * columns // HELD), -(-columns // NARROW))
+    width = -(-columns // (count * NARROW)) * NARROW
+    return [slice(start, start + width) for start in range(0, columns, width)]
+
+
+def _first(form: ExpertsForm, made: Plan, x: torch.Tensor) -> torch.Tensor:
+    """What the second product takes, f32 or bf16 [P, I]."""
+    out = _inner_dtype(form.down, x)
+    if form.first[0].quantised:
+        return packed.packed_first(form, made, x, out)
+    return float_first(form, made, x, out)
+
+
+def _inner_dtype(down: Product, x: torch.Tensor) -> DType:
+    """What the rows between the two products are kept in."""
+    if isinstance(down.weight, torch.Tensor):
+        return inner_dtype(x, down.weight)
+    return BF16 if packed.read_as_bf16(down, x) else F32
 
 
 def _down(
-    form: ExpertsForm, made: Plan, h: torch.Tensor, scale: torch.Tensor | None, single: bool
+    form: ExpertsForm,
+    made: Plan,
+    h: torch.Tensor,
+    scale: torch.Tensor | None,
+    block: slice = slice(None),
 ) -> torch.Tensor:
-    weights, biases = _split(form.down, ALL), _split_bias(form.down, ALL)
-    return grouped_product(made, h, weights, biases, scale=scale, single=single)
-
-
-def _split(product: Product, columns: str) -> Pair:
-    """gate and up of a weight [E, N, K] as views; or the weight."""
-    weight = product.weight
-    assert isinstance(weight, torch.Tensor)
-    weight = weight.detach()
-    return split_columns(weight, columns, dim=1)
-
-
-def _split_bias(product: Product, columns: str) -> Pair:
-    if product.bias is None:
-        return ()
-    parts = split_columns(product.bias.detach(), columns, dim=1)
-    return tuple(b if b.stride(1) == 1 else b.contiguous() for b in parts)  # as kernels read them
-
-
-@lru_cache(maxsize=64)
-def _function(gate: Gate) -> GateFunction | None:
-    """The function as kernels have it; None if they have not."""
-    if gate.call is not None:
-        return None
-    try:
-        return GateFunction(gate.function, gate.alpha, gate.limit, gate.shift)
-    except UnsupportedError:
-        return None
+    """The second product's columns ``block``, f32 [P, N]; of packed weights all columns."""
+    if form.down.quantised:
+        return packed.packed_product(form.down, made, h, scale)
+    return float_product(form.down, made, h, scale, block)

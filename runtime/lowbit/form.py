@@ -13,25 +13,9 @@ from tilewright.ir.packing import Packing
 from tilewright.ir.sizes import Size
 from tilewright.ir.types import TensorType
 from tilewright.passes.activation_functions import activated
+from tilewright.passes.to_tile.lowbit.info import WeightForm
 
 EPILOGUES = ("", "relu", "silu", "gelu_tanh")
-
-
-@dataclass(frozen=True)
-class WeightForm:
-    """What a program has to know of one weight; its rows are free."""
-
-    packing: str
-    dtype: DType
-    zero: int
-    zeros: DType | None
-    scales: DType
-    scale_dtype: DType
-    bias: DType | None
-
-    @property
-    def layout(self) -> Packing:
-        return Packing.parse(self.packing)
 
 
 @dataclass(frozen=True)

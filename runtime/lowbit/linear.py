@@ -15,11 +15,12 @@ from tilewright.ir.errors import BindError, UnsupportedError
 from tilewright.ir.packing import Packing
 from tilewright.passes.choose_layout import choose_layout
 from tilewright.passes.to_tile.lowbit.byte_codes import byte_codes
+from tilewright.passes.to_tile.lowbit.info import WeightForm
 from tilewright.passes.to_tile.lowbit.pairs import pair_table
 from tilewright.runtime.backends import kernel_target
 from tilewright.runtime.family import Call
 from tilewright.runtime.kernel import FLOATS
-from tilewright.runtime.lowbit.form import EPILOGUES, LinearForm, WeightForm
+from tilewright.runtime.lowbit.form import EPILOGUES, LinearForm
 from tilewright.runtime.lowbit.programs import (
     PROGRAMS,
     ROUNDING,
@@ -213,7 +214,7 @@ def _ready(
         x = x[:, first.order]
     if first.tensor_scale != 1.0:
         x = x * first.tensor_scale
-    return x.contiguous(), tuple(map(_for_target, weights))
+    return x.contiguous(), tuple(map(for_target, weights))
 
 
 _kept: WeakKeyDictionary[QuantizedTensor, dict[Any, Any]] = WeakKeyDictionary()
@@ -251,30 +252,30 @@ def _prepare(
 ) -> Prepared:
     lanes, rows = weights[0].layout.lanes, weights[0].shape[0]
     for weight in weights:
-        _check_numbers(weight)
+        check_numbers(weight)
     own: list[torch.Tensor] = []
     forms = []
     for weight, given in zip(weights, biases, strict=True):
         bias = _padded(given, lanes)
-        own += [part for part in (*_flat(weight), bias) if part is not None]
-        forms.append(_weight_form(weight, bias))
+        own += [part for part in (*flat_parts(weight), bias) if part is not None]
+        forms.append(weight_form(weight, bias))
     integer = activation == "int8" and not any(
         why_not_bytes(w.dtype, w.zero_blocks is not None, w.layout.group) for w in weights
     )
     kind = None if residual is None else FLOATS[residual]
     length = weights[0].shape[1]
-    narrow = not integer and x == torch.bfloat16 and all(_in_pairs(f, length) for f in forms)
+    narrow = not integer and x == torch.bfloat16 and all(in_pairs(f, length) for f in forms)
     form = LinearForm(tuple(forms), length, integer, FLOATS[x], kind, epilogue, narrow=narrow)
     return Prepared(form, rows, tuple(own), (weights[1:], biases))
 
 
-def _in_pairs(form: WeightForm, length: int) -> bool:
+def in_pairs(form: WeightForm, length: int) -> bool:
     """Whether kernels multiply a weight with bf16 as it is."""
     target = kernel_target()
     return pair_table(form.layout, form.dtype, form.zero, length, target) is not None
 
 
-def _check_numbers(weight: QuantizedTensor) -> None:
+def check_numbers(weight: QuantizedTensor) -> None:
     """Kernels take every code for a number. Raises UnsupportedError if some are infinite or NaN."""
     if not weight.dtype.special:
         return
@@ -283,16 +284,16 @@ def _check_numbers(weight: QuantizedTensor) -> None:
         raise UnsupportedError(f"weights of {weight.dtype} that are infinite or not a number")
 
 
-def _flat(weight: QuantizedTensor) -> list[torch.Tensor]:
-    """Words, scales and zeros, each [blocks, …]."""
-    blocks = weight.words.shape[0]
+def flat_parts(weight: QuantizedTensor) -> list[torch.Tensor]:
+    """Words, scales and zeros, each [blocks, …], those of all matrices one after the other."""
+    blocks = weight.words.shape[:-3].numel()
     found = [weight.words.view(blocks, -1), weight.scale_blocks.view(blocks, -1)]
     if weight.zero_blocks is not None:
         found.append(weight.zero_blocks.view(blocks, -1))
     return found
 
 
-def _weight_form(weight: QuantizedTensor, bias: torch.Tensor | None) -> WeightForm:
+def weight_form(weight: QuantizedTensor, bias: torch.Tensor | None) -> WeightForm:
     zeros = weight.zero_blocks
     coded = weight.scale_blocks.dtype == torch.uint8
     return WeightForm(
@@ -335,7 +336,7 @@ def _without_products(
 _repacked: WeakKeyDictionary[QuantizedTensor, tuple[int, QuantizedTensor]] = WeakKeyDictionary()
 
 
-def _for_target(weight: QuantizedTensor) -> QuantizedTensor:
+def for_target(weight: QuantizedTensor) -> QuantizedTensor:
     """The weight in as many lanes as this process' kernels have; made once."""
     lanes = kernel_target().lanes
     if weight.layout.lanes == lanes:

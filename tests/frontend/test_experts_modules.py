@@ -11,7 +11,7 @@ from torch import nn
 
 from tests.frontend.huggingface_experts import experts_module, routed, run
 from tilewright.ir.errors import BindError
-from tilewright.runtime.experts import Gate
+from tilewright.runtime.experts import Gate, Rerouting
 
 pytest.importorskip("transformers")
 from transformers.activations import ACT2FN
@@ -179,8 +179,10 @@ class Bank:
             name: torch.cat((p.detach(), p.detach() * 0.5)) for name, p in module.named_parameters()
         }
 
-    def ids(self, ids: torch.Tensor) -> torch.Tensor:
-        return torch.where(ids == 1, ids + 4, ids)
+    def rerouting(self, ids: torch.Tensor) -> Rerouting:
+        return Rerouting(
+            torch.zeros(len(ids), dtype=torch.int32), torch.tensor([[0, 5, 2, 3]]).int()
+        )
 
 
 def test_a_bank_says_which_weights_count() -> None:

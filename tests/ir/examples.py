@@ -258,6 +258,11 @@ def _tile_examples() -> Iterator[Example]:
         " { %t = math.add %s, %s yield %t }\n"
     )
     yield _tile("tile.for", loop + STORE, T, want=T * 16)
+    turns = (
+        f"%n, %r = tile.while %c4, %c4, %a (%i: index, %s: reg<4 x 8 x f64, {LAYOUT}>)"
+        " { %t = math.add %s, %s %j = math.sub %i, %c1 yield %j, %j, %t }\n"
+    )
+    yield _tile("tile.while", turns + STORE, T, want=T * 16)
     store = "tile.store %z, %o, %c0, %c0 {dims = [0, 1]}"
     never = f"tile.if %c4, %c1 () {{ %z = math.neg %a {store} yield }}\n"
     once = never.replace("%c4, %c1", "%c1, %c4").replace("%z", "%w")
@@ -294,12 +299,30 @@ def _product_examples() -> Iterator[Example]:
     tile = "%a = tile.load %x, %c0, %c0 {dims = [-1, 1], layout = spatial(1, 4).local(1, 2)}\n"
     split = head.format("4 x 1 x 2", tile + "%r = tile.split_pairs %a")
     yield Example("tile.split_pairs", split, (T,), T[0].reshape(4, 1, 2))
+    words = "{1}.spatial(1, 1, 4).local(1, 1, 2)"
+    words = f"tile.load %x, %c0, %c0 {{{{dims = [{{0}}, 2], layout = {words}}}}}"
+    a, c = words.format(0, "local(2, 1, 1)"), words.format(1, "local(1, 2, 1)")
+    acc = "reg<2 x 2 x 4 x f32, local(2, 2, 1).spatial(1, 1, 4)>"
+    dot = f"%a = {a}\n%b = {c}\n%z = math.const {{value = 1.0, type = {acc}}}\n"
+    dot = head.format("2 x 2 x 4", f"{dot}%r = tile.pair_dot %z, %a, %b")
+    pairs = T[:2].reshape(2, 4, 2)
+    sums = 1 + (pairs[:, None] * pairs[None]).sum(-1)
+    yield Example("tile.pair_dot", dot.replace("4 x bf16, unit 2", "4 x f32, unit 2"), (T,), sums)
+    whole = "%p = tile.load %x, %c0, %c0 {dims = [0, 1], layout = local(4, 8)}\n"
+    whole += "%q = tile.load %x, %c0, %c0 {dims = [1, 0], layout = local(8, 4)}\n"
+    whole += "%z = math.const {value = 1.0, type = reg<4 x 4 x f64, local(4, 4)>}\n"
+    whole += "%r = tile.product %z, %p, %q\n" + STORE
+    yield _tile("tile.product", whole, T, want=1 + T @ T.T, out="4 x 4")
+    turned = "%r = tile.rearrange %a {layout = spatial(4, 2).local(1, 4)}"
+    yield _tile("tile.rearrange", f"{turned}\n{STORE}", T, want=T)
 
 
 def _index_examples() -> Iterator[Example]:
     number = "%f = math.cast %i {dtype = f64}\n%r = math.add %a, %f\n" + STORE
     index = "%j = SOURCE\n%i = tile.splat %j\n" + number
     yield _tile("tile.splat", index.replace("SOURCE", "math.add %c4, %c4"), T, want=T + 8)
+    one = "%k = tile.splat %c4\n" + index.replace("SOURCE", "tile.integer %k")
+    yield _tile("tile.integer", one, T, want=T + 4)
     yield _tile("tile.block", index.replace("SOURCE", "tile.block {dim = 0}"), T, want=T)
     yield _tile("tile.size", index.replace("SOURCE", "tile.size {size = size(7)}"), T, want=T + 7)
     yield _tile("tile.stride", index.replace("SOURCE", "tile.stride %x {dim = 0}"), T, want=T + 8)

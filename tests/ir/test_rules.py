@@ -157,6 +157,17 @@ BROKEN = [
     (R, "%q = tile.pack_pairs %r {dtype = f32}", "tile.pack_pairs", "16-bit"),
     (R, "%q = tile.pack_pairs %s {dtype = bf16}", "tile.pack_pairs", "local, outermost"),
     (R, "%q = tile.split_pairs %h", "tile.split_pairs", "layout must be"),
+    (R, "%q = tile.pair_dot %r, %r, %r", "tile.pair_dot", "16-bit"),
+    (R, "%q = tile.pair_dot %r, %h, %h", "tile.pair_dot", "innermost registers"),
+    (
+        R,
+        "%v = tile.view %r {dtype = f16, layout = local(4, 1).spatial(1, 8).local(1, 2)}\n"
+        "%q = tile.pair_dot %s, %v, %v",
+        "tile.pair_dot",
+        "lanes of their sums",
+    ),
+    (R, "%q = tile.rearrange %r {layout = local(1, 4)}", "tile.rearrange", "must be of"),
+    (R, "%q = tile.rearrange %r {layout = local(4, 8)}", "tile.rearrange", "lanes"),
     (R, "%q = math.add %r, %s", "math.add", "layouts"),
     (R, "tile.for %i, %i {step = 0} (%j: index) { yield }", "tile.for", "positive"),
     (R, "tile.for %i, %i {step = 1} () { yield }", "tile.for", "region parameters"),
@@ -166,6 +177,10 @@ BROKEN = [
         "tile.for",
         "match inits",
     ),
+    (R, "tile.while %i", "tile.while", "needs one region"),
+    (R, "tile.while %i (%j: index) { yield %j, %j }", "tile.while", "region parameters"),
+    (R, "tile.while %i () { yield }", "tile.while", "the next go"),
+    (R, "%q = tile.while %i, %i (%j: index) { yield %j, %r }", "tile.while", "match inits"),
     (R, "tile.if %i, %i", "tile.if", "needs one region"),
     (R, "tile.if %i, %i () { yield %i }", "tile.if", "needs one region"),
 ]
@@ -177,7 +192,8 @@ def test_a_broken_rule_is_named(head: str, line: str, op: str, rule: str) -> Non
     with pytest.raises(VerifyError, match=rule) as caught:
         parse(f"{head}{opening}\n{line}\nreturn }}")
     assert caught.value.message.startswith(f"{op}(")
-    assert caught.value.location is not None and caught.value.location.line == 2
+    assert caught.value.location is not None
+    assert caught.value.location.line == 2 + line.count("\n")
 
 
 UNCHECKED = [

@@ -11,7 +11,7 @@ import pytest
 from tests.ir.packings import EVERY
 from tilewright.ir import ops_math as m
 from tilewright.ir.core import Value
-from tilewright.ir.dtypes import I32, TABLE, DType, table_dtype
+from tilewright.ir.dtypes import F32, I32, TABLE, DType, table_dtype
 from tilewright.ir.evaluate import Arithmetic
 from tilewright.ir.layout import Layout
 from tilewright.ir.ops_lowbit import Lookup, decoded
@@ -150,6 +150,23 @@ def forms(width: int) -> list[Packing]:
     ones = Packing("quads", (1,) * width, 1, 1)
     made = [getattr(Packing, order)(width, 1, 1) for order in ORDERS]
     return list(dict.fromkeys([*made, ones]))
+
+
+@pytest.mark.parametrize("dtype", [d for d in CODED if not d.is_float], ids=str)
+def test_codes_less_tiles_of_zeros(dtype: DType) -> None:
+    """A tile of zeros is subtracted, too, with one rounding if they are no whole numbers."""
+    for packing in forms(dtype.bits):
+        for way in ways(dtype, packing):
+            for whole in (True, False):
+                zeros = np.arange(ROWS, dtype="f4") + np.float32(0.0 if whole else 0.3)
+                chunk = Chunk(packing)
+                made = Decoder(way, packing, dtype, 0, half_table(packing, dtype, 0, WIDE), whole)
+                for code in range(packing.chunk):
+                    tile = Value(RegisterType(F32, ROW), "zeros")
+                    chunk.made[tile] = zeros[None, :]
+                    value = chunk.rows(made.emit(chunk.b, chunk.words, code, tile))
+                    wanted = decoded(chunk.codes[:, code].astype(np.uint8), dtype) - zeros
+                    assert np.array_equal(value, wanted.astype("f4"), equal_nan=True)
 
 
 @pytest.mark.parametrize("dtype", CODED, ids=str)

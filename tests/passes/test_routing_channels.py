@@ -191,23 +191,38 @@ def test_what_has_no_streams_is_refused(body: str) -> None:
         streamed(parse(text))
 
 
+HEAD = "graph f<T>(%x: tensor<T x 40 x f32>, %i: tensor<T x 2 x i32>, %table: tensor<8 x f32>) {\n"
+
+
 @pytest.mark.parametrize(
     "body",
     [
         "%v, %o = tensor.top_k %x {k = 2} return %o }",
         "%o = tensor.segment_count %i {segments = size(4)} return %o }",
-        "%o = tensor.prefix_sum %x {axis = 0} return %o }",
+        "%o = tensor.prefix_sum %x {axis = 1} return %o }",
         "%o = tensor.gather %table, %i return %o }",
         "%o = tensor.take_along %x, %i {axis = 1} return %o }",
     ],
 )
-def test_without_a_schedule_there_is_no_kernel(body: str) -> None:
-    text = (
-        "graph f<T>(%x: tensor<T x 8 x f32>, %i: tensor<T x 2 x i32>, %table: tensor<8 x f32>) "
-        f"{{ {body}"
-    )
-    (graph,) = run_passes(parse(text), TO_KERNELS).graphs
-    with pytest.raises(UnsupportedError, match=r"no schedule|at several positions"):
+def test_every_operation_has_a_tile_program(body: str) -> None:
+    (graph,) = run_passes(parse(HEAD + body), TO_KERNELS).graphs
+    for rows in (0, 4):
+        tile = kernel_to_tile(graph, named_target("x86-64-v3"), rows, {})
+        assert tile.level == "tile" and parse(str(Module((tile,)))) == Module((tile,))
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("%o = tensor.prefix_sum %x {axis = 0} return %o }", "running sums along a loop"),
+        ("%v, %o = tensor.top_k %x {k = 33} return %o }", "the 33 largest"),
+        ("%v, %o = tensor.top_k %i {k = 1} return %o }", "the largest of i32"),
+        ('%v, %o = tensor.top_k %x {k = 20, ties = "torch"} return %o }', "order of equal numbers"),
+    ],
+)
+def test_without_a_schedule_there_is_no_kernel(body: str, reason: str) -> None:
+    (graph,) = run_passes(parse(HEAD + body), TO_KERNELS).graphs
+    with pytest.raises(UnsupportedError, match=reason):
         kernel_to_tile(graph, named_target("x86-64-v3"), 0, {})
 
 

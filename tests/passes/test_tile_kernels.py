@@ -265,8 +265,8 @@ def test_drawn_programs(drawn: Program, data: st.DataObject) -> None:
 
 
 UNSUPPORTED = {
-    "a result that is a matrix for every row": "graph f(%x: tensor<1 x 2 x f32>, "
-    "%y: tensor<2 x 1 x f32>) { %a = math.max %x, %y %p = tensor.softmax %x {axis = 1} "
+    "a result that is a matrix for every row": "graph f<N>(%x: tensor<N x 1 x 2 x f32>, "
+    "%y: tensor<N x 2 x 1 x f32>) { %a = math.max %x, %y %p = tensor.softmax %x {axis = 2} "
     "return %p, %a }",
     "a matrix with what the same kernel sums": "graph f<N, M>(%x: tensor<N x M x 4 x f32>, "
     '%y: tensor<4 x 4 x f32>) { %s = tensor.reduce %x {kind = "sum", axis = 1} '

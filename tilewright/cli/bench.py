@@ -18,6 +18,7 @@ WHAT = (
     "masks",
     "placement",
     "readme",
+    "routing",
     "simulator",
 )
 
@@ -26,7 +27,7 @@ def bench(
     context: typer.Context,
     what: str = typer.Argument(
         help="What to measure: attention, cross_entropy, demo, expert_memory, experts, kv_cache, "
-        "lowbit, masks, placement, simulator; or readme (the table)."
+        "lowbit, masks, placement, routing, simulator; or readme (the table)."
     ),
 ) -> None:
     """Measure against PyTorch; options after the name go to it (``--json``, ``--save``, …)."""

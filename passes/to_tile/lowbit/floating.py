@@ -16,7 +16,7 @@ from tilewright.passes.to_tile.lowbit.info import PackedProduct
 from tilewright.passes.to_tile.lowbit.schedule import PackedSchedule
 from tilewright.passes.to_tile.lowbit.tiles import Place, load_column
 from tilewright.passes.to_tile.lowbit.walk import Tiles, Units
-from tilewright.passes.to_tile.state import LoweringState
+from tilewright.passes.to_tile.lowbit.weights import Workplace
 
 
 class FloatProduct(GroupedProduct):
@@ -24,18 +24,18 @@ class FloatProduct(GroupedProduct):
 
     def __init__(
         self,
-        state: LoweringState,
+        work: Workplace,
         product: PackedProduct,
         schedule: PackedSchedule,
         target: Target,
     ) -> None:
         assert isinstance(product.activations, s.Source)
-        super().__init__(state, product, schedule)
+        super().__init__(work, product, schedule)
         weights = product.weights
-        self.x = state.buffers[product.activations.tensor]
+        self.x = work.buffers[product.activations.tensor]
         zero = weights.zero if self.stream.zeros is None else 0
         self.group_zeros: Tiles = []
-        self.decoder = decoder(self.packing, weights.dtype, zero, target)
+        self.decoder = decoder(self.packing, weights.dtype, zero, target, self.stream.whole_zeros)
 
     def units(self) -> Units:
         p = self.packing
@@ -46,7 +46,7 @@ class FloatProduct(GroupedProduct):
         """The sums of a group, and the zeros that its codes lose."""
         self.group_zeros = []
         if self.stream.zeros is not None:
-            self.group_zeros = [self.stream.zero(block, group) for block in place.blocks]
+            self.group_zeros = [self.stream.zero(place, v, group) for v in range(len(place.blocks))]
         return [self.b.filled(0.0, F32, self.shapes.sums) for _ in place.blocks]
 
     def chunk(
@@ -58,15 +58,14 @@ class FloatProduct(GroupedProduct):
             if self.product.narrow:
                 x = b(m.Cast, x, dtype=F32, hint="x")
             for at, given in enumerate(words):
-                w = self.decoder.emit(b, given, unit)
-                if self.group_zeros:
-                    w = b(m.Sub, w, self.group_zeros[at], hint="w")
+                zeros = self.group_zeros[at] if self.group_zeros else None
+                w = self.decoder.emit(b, given, unit, zeros)
                 sums[at] = b(m.Fma, x, w, sums[at], hint="sum")
         return sums
 
     def finish(self, place: Place, totals: Tiles, sums: Tiles, group: Value) -> Tiles:
         b, out = self.b, []
-        for block, before, tile in zip(place.blocks, totals, sums, strict=True):
-            scale = self.stream.scale(block, group)
+        for vector, (before, tile) in enumerate(zip(totals, sums, strict=True)):
+            scale = self.stream.scale(place, vector, group)
             out.append(b(m.Fma, tile, scale, before, hint="total"))
         return out

@@ -11,19 +11,16 @@ from tilewright.passes.to_tile.lowbit.info import PackedProduct
 from tilewright.passes.to_tile.lowbit.schedule import PackedSchedule
 from tilewright.passes.to_tile.lowbit.tiles import Place
 from tilewright.passes.to_tile.lowbit.walk import GroupBody, Tiles, Units, walk_groups
-from tilewright.passes.to_tile.lowbit.weights import WeightStream
-from tilewright.passes.to_tile.state import LoweringState
+from tilewright.passes.to_tile.lowbit.weights import WeightStream, Workplace
 
 
 class GroupedProduct(ABC):
     """The sums of one product for a register tile of each vector."""
 
-    def __init__(
-        self, state: LoweringState, product: PackedProduct, schedule: PackedSchedule
-    ) -> None:
-        self.b, self.shapes, self.product = state.build, schedule.shapes, product
+    def __init__(self, work: Workplace, product: PackedProduct, schedule: PackedSchedule) -> None:
+        self.b, self.shapes, self.product = work.build, schedule.shapes, product
         self.packing = product.packing
-        self.stream = WeightStream(state, product, schedule)
+        self.stream = WeightStream(work, product, schedule)
 
     def run(self, place: Place) -> Tiles:
         """[rows, lanes] in f32 for each vector."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tilewright.ir import ops_math as m
 from tilewright.ir import ops_stream as s
 from tilewright.ir.core import Graph, Op, Value
-from tilewright.ir.dtypes import BF16, F32
+from tilewright.ir.dtypes import BF16, F32, DType
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.ops_lowbit import StreamDequantize
 from tilewright.ir.packing import Packing
@@ -15,6 +15,23 @@ from tilewright.ir.sizes import Size
 from tilewright.ir.types import Axis, TensorType
 
 _WIDE = (F32, BF16)
+
+
+@dataclass(frozen=True)
+class WeightForm:
+    """What a program has to know of one weight; its rows are free."""
+
+    packing: str
+    dtype: DType
+    zero: int
+    zeros: DType | None
+    scales: DType
+    scale_dtype: DType
+    bias: DType | None
+
+    @property
+    def layout(self) -> Packing:
+        return Packing.parse(self.packing)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from tilewright.passes.to_tile.lowbit.schedule import PackedSchedule
 from tilewright.passes.to_tile.lowbit.tiles import Place, load_column
 from tilewright.passes.to_tile.lowbit.unpack import emit_moves, quad_moves
 from tilewright.passes.to_tile.lowbit.walk import Tiles, Units
-from tilewright.passes.to_tile.state import LoweringState
+from tilewright.passes.to_tile.lowbit.weights import Workplace
 
 LARGEST_SUM = 2**31 - 1
 
@@ -34,17 +34,17 @@ class IntegerProduct(GroupedProduct):
 
     def __init__(
         self,
-        state: LoweringState,
+        work: Workplace,
         product: PackedProduct,
         schedule: PackedSchedule,
         target: Target,
     ) -> None:
         assert isinstance(product.activations, StreamDequantize)
-        super().__init__(state, product, schedule)
+        super().__init__(work, product, schedule)
         self.other = product.activations
         weights, other = product.weights, self.other
-        self.codes, self.steps = state.buffers[other.words], state.buffers[other.scales]
-        self.sums = state.buffers[other.more[0]] if other.extra == "sums" else None
+        self.codes, self.steps = work.buffers[other.words], work.buffers[other.scales]
+        self.sums = work.buffers[other.more[0]] if other.extra == "sums" else None
         coded = byte_codes(weights.dtype, target)
         if coded is None or (coded.table and self.stream.zeros is not None):
             raise UnsupportedError(f"codes of {weights.dtype} as bytes", weights.loc)
@@ -116,11 +116,11 @@ class IntegerProduct(GroupedProduct):
             assert self.sums is not None
             total = load_column(b, self.shapes, self.sums, place, group)
             total = b(m.Cast, total, dtype=F32, hint="total")
-        for block, before, tile in zip(place.blocks, totals, sums, strict=True):
-            scale = self.stream.scale(block, own)
+        for vector, (before, tile) in enumerate(zip(totals, sums, strict=True)):
+            scale = self.stream.scale(place, vector, own)
             value = b(m.Cast, tile, dtype=F32, hint="sum")
             if self.stream.zeros is not None and total is not None:
-                zero = self.stream.zero(block, own)
+                zero = self.stream.zero(place, vector, own)
                 if self.from_:
                     zero = b(m.Sub, zero, b.number(float(self.from_), F32), hint="zero")
                 value = b(m.Sub, value, b(m.Mul, zero, total), hint="sum")

@@ -10,13 +10,9 @@ from tilewright.ir.core import Value
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.sizes import Size
 from tilewright.ir.target import Target
-from tilewright.ir.types import BufferType
-from tilewright.passes.to_tile.lowbit.floating import FloatProduct
+from tilewright.passes.to_tile.lowbit.choose import product_writer
 from tilewright.passes.to_tile.lowbit.grouped import GroupedProduct
-from tilewright.passes.to_tile.lowbit.halves import HalfTable
 from tilewright.passes.to_tile.lowbit.info import PackedProduct, packed_products
-from tilewright.passes.to_tile.lowbit.integer import IntegerProduct
-from tilewright.passes.to_tile.lowbit.pairs import PairProduct, pair_table
 from tilewright.passes.to_tile.lowbit.schedule import PackedSchedule, packed_schedule
 from tilewright.passes.to_tile.lowbit.tiles import Place
 from tilewright.passes.to_tile.state import LoweringState
@@ -65,22 +61,7 @@ class PackedKernel:
                 self.write(sink, place, block, made)
 
     def product(self, product: PackedProduct) -> GroupedProduct:
-        if product.integer:
-            return IntegerProduct(self.state, product, self.schedule, self.target)
-        pairs = self.pairs(product) if product.narrow else None
-        if pairs is not None:
-            return PairProduct(self.state, product, self.schedule, pairs)
-        return FloatProduct(self.state, product, self.schedule, self.target)
-
-    def pairs(self, product: PackedProduct) -> HalfTable | None:
-        """How a product with activations in bf16 takes two codes at once; None if it does not."""
-        assert isinstance(product.activations, s.Source)
-        memory, w = self.state.buffers[product.activations.tensor].type, product.weights
-        assert isinstance(memory, BufferType)
-        if memory.unit != 1:  # neighbours need not lie side by side
-            return None
-        zero = w.zero if w.extra != "zeros" else 0
-        return pair_table(w.layout, w.dtype, zero, product.length, self.target)
+        return product_writer(self.state, product, self.schedule, self.target)
 
     def write(self, sink: s.Sink, place: Place, block: Value, made: dict[Value, Value]) -> None:
         """One vector's part of a result, with what is done to it on the way."""

@@ -30,7 +30,7 @@ from tilewright.passes.to_tile.lowbit.schedule import PackedSchedule
 from tilewright.passes.to_tile.lowbit.tiles import Place
 from tilewright.passes.to_tile.lowbit.unpack import chunk_words
 from tilewright.passes.to_tile.lowbit.walk import Tiles, Units
-from tilewright.passes.to_tile.state import LoweringState
+from tilewright.passes.to_tile.lowbit.weights import Workplace
 
 ONES = 0x3F803F80  # 1 and 1 in bf16
 
@@ -60,14 +60,14 @@ class PairProduct(GroupedProduct):
 
     def __init__(
         self,
-        state: LoweringState,
+        work: Workplace,
         product: PackedProduct,
         schedule: PackedSchedule,
         table: HalfTable,
     ) -> None:
         assert isinstance(product.activations, s.Source)
-        super().__init__(state, product, schedule)
-        self.x, self.table = state.buffers[product.activations.tensor], table
+        super().__init__(work, product, schedule)
+        self.x, self.table = work.buffers[product.activations.tensor], table
         rows, lanes = self.shapes.rows, self.shapes.lanes
         self.column = Layout(3).local(rows, 1, 1).replicate(lanes).local(1, 1, PAIR)
         self.vector = Layout(3).spatial(1, lanes, 1).local(1, 1, PAIR)
@@ -103,10 +103,11 @@ class PairProduct(GroupedProduct):
 
     def finish(self, place: Place, totals: Tiles, sums: Tiles, group: Value) -> Tiles:
         b, out = self.b, []
-        for block, before, tile in zip(place.blocks, totals, sums, strict=False):
+        for vector, (before, tile) in enumerate(zip(totals, sums, strict=False)):
             value = tile
             if len(sums) > len(place.blocks):
-                zero = self.stream.zero(block, group)
+                zero = self.stream.zero(place, vector, group)
                 value = b(m.Sub, tile, b(m.Mul, zero, sums[-1]), hint="sum")
-            out.append(b(m.Fma, value, self.stream.scale(block, group), before, hint="total"))
+            scale = self.stream.scale(place, vector, group)
+            out.append(b(m.Fma, value, scale, before, hint="total"))
         return out

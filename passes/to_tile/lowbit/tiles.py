@@ -17,11 +17,12 @@ from tilewright.passes.to_tile.emitter import TileBuilder
 @dataclass(frozen=True)
 class Place:
     """Where a register tile lies: rows from ``row`` (clamped to ``total``), and the blocks of
-    weights of its vectors."""
+    weights of its vectors; ``ahead``: blocks that will be read next, if that is known."""
 
     row: Value
     total: Value
     blocks: tuple[Value, ...]
+    ahead: tuple[Value, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,136 @@
+"""Loads and stores of tiles in Triton: pointers and masks, or blocks for the bulk copy engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tilewright.backends.numba.text import PythonText
+from tilewright.backends.triton.pointwise import dtype_name, literal
+from tilewright.backends.triton.words import VIEWS, atom, is_literal, left, product
+from tilewright.ir import ops_math as m
+from tilewright.ir import ops_tile as t
+from tilewright.ir.core import Graph, Op, Value
+from tilewright.ir.dtypes import BOOL
+from tilewright.ir.errors import UnsupportedError
+from tilewright.ir.types import BufferType, RegisterType
+
+
+@dataclass(frozen=True)
+class Memory:
+    """A buffer: its pointer, and a stride for every dimension (a name or "1")."""
+
+    pointer: str
+    strides: tuple[str, ...]
+
+
+class MemoryOps:
+    """What of a program's writer concerns memory; ``emit.py`` has the rest."""
+
+    graph: Graph
+    text: PythonText
+    bulk: bool
+    values: dict[Value, Any]
+    made: dict[Value, Op]
+    ranges: dict[int, str]
+    pointers: list[str]
+    descriptors: dict[tuple[int, tuple[int, ...]], str]
+
+    def fixed(self, name: str) -> str:
+        """A name as it is, number and all, or one like it if it is taken."""
+        if name.isidentifier() and name not in self.text.taken:
+            self.text.taken.add(name)
+            return name
+        return self.text.reserve(name)
+
+    def full(self, shape: tuple[int, ...], value: float, text: str, dtype: str) -> str:
+        """A tile of one number."""
+        if value == 0:
+            return f"tl.zeros({shape}, {dtype})"
+        return f"tl.full({shape}, {text}, {dtype})"
+
+    def _address(self, op: t.Load | t.Store, memory: Value, tile: RegisterType) -> tuple[str, str]:
+        """The pointers of a tile, and the mask of those within its limits ("": all)."""
+        held: Memory = self.values[memory]
+        rank = len(held.strides)
+        at = [self.values[v] for v in op.rest]
+        along, start, masks = [], [], []
+        limits = {d: at[rank + i] for i, (d, _) in enumerate(op.bounds)}
+        for index, stride, dim in zip(at[:rank], held.strides, op.dims, strict=True):
+            if index != "0":
+                start.append(product(index, stride))
+            if dim < 0:
+                continue
+            size = tile.shape[dim]
+            here = f"{self.ranges[size]}{VIEWS[dim]}" if size > 1 else "0"
+            if size > 1:
+                along.append(product(here, stride))
+            if dim in limits:
+                masks.append(f"({here} < {left(limits[dim], index)})")
+        base = f"({' + '.join(start)})" if start else ""
+        if tile.shape == (1, 1) and isinstance(op, t.Store):
+            along.append("tl.zeros((1, 1), tl.int32)")
+        pointers = " + ".join([held.pointer, *([base] if base else []), *along])
+        return pointers, " & ".join(masks)
+
+    def _tile_load(self, op: t.Load) -> str:
+        assert isinstance(op.result.type, RegisterType)
+        if self.bulk and self.text.depth > 1 and self._is_block(op):
+            return self._block(op)
+        pointers, mask = self._address(op, op.source, op.result.type)
+        if any(kind == "clamp" for _, kind in op.bounds):
+            raise UnsupportedError("a clamped load in the triton back end", op.loc)
+        other = literal(0, op.result.type.dtype) if op.result.type.dtype != BOOL else "0"
+        return (
+            f"tl.load({pointers}, mask={mask}, other={other})" if mask else f"tl.load({pointers})"
+        )
+
+    def _is_block(self, op: t.Load) -> bool:
+        """True for a matrix of memory's last dimension and another, cut by memory's ends only."""
+        type_ = op.source.type
+        assert isinstance(type_, BufferType)
+        last = len(type_.shape) - 1
+        known = sorted(d for d in op.dims if d >= 0) == [0, 1] and op.dims[last] >= 0
+        if not known or type_.unit != last or last > 4 or min(op.layout.shape) < 16:
+            return False
+        for limit, (dim, _) in zip(op.rest[last + 1 :], op.bounds, strict=True):
+            made, size = self.made.get(limit), type_.shape[op.dims.index(dim)]
+            if isinstance(made, m.Const) and size.constant == made.value:
+                continue
+            if not isinstance(made, t.SizeOf) or made.size != size:
+                return False
+        return max(op.layout.shape) <= 256
+
+    def _block(self, op: t.Load) -> str:
+        """A block read by the bulk copy engine: zero past memory's ends."""
+        number = self.graph.params.index(op.source)
+        shape = tuple(op.layout.shape[d] if d >= 0 else 1 for d in op.dims)
+        key = number, shape
+        if key not in self.descriptors:
+            self.descriptors[key] = self.fixed(f"{self.pointers[number]}_blocks")
+        at = [self.values[v] for v in op.rest[: len(shape)]]
+        at = [x if x.isdigit() else f"tl.cast({x}, tl.int32)" for x in at]
+        sizes = [n for n, d in zip(shape, op.dims, strict=True) if d >= 0]
+        turned = ".T" if next(d for d in op.dims if d >= 0) == 1 else ""
+        name = self.descriptors[key]
+        return f"{name}.load([{', '.join(at)}]).reshape({sizes[0]}, {sizes[1]}){turned}"
+
+    def _tile_store(self, op: t.Store) -> None:
+        assert isinstance(op.value.type, RegisterType)
+        pointers, mask = self._address(op, op.target, op.value.type)
+        more = f", mask={mask}" if mask else ""
+        value = self.values[op.value]
+        if is_literal(value):
+            value = self.full(op.value.type.shape, 1, value, dtype_name(op.value.type.dtype))
+        self.text.line(f"tl.store({pointers}, {value}{more})")
+
+    def _tile_gather(self, op: t.Gather) -> str:
+        source, offset, offsets = (self.values[v] for v in op.operands)
+        first = "" if offset == "0" else f" + {atom(offset)}"
+        return f"tl.load({source.pointer}{first} + {atom(offsets)})"
+
+    def _tile_read(self, op: t.Read) -> str:
+        held: Memory = self.values[op.source]
+        at = [self.values[v] for v in op.at]
+        parts = [product(i, s) for i, s in zip(at, held.strides, strict=True) if i != "0"]
+        return f"tl.load({' + '.join([held.pointer, *parts])}).to(tl.int64)"

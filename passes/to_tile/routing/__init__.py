@@ -1,0 +1,1 @@
+"""Kernels that route tokens: every token's numbers on a lane of its own."""

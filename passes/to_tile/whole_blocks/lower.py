@@ -1,0 +1,153 @@
+"""One kernel as the program of one work item: a block of rows, all blocks of the inner axis.
+
+A work item takes one position of every grid axis and a block of rows along one axis. What rows
+bring and the running statistics stay in registers; blocks of what rows share are read in turn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tilewright.ir import ops_math as m
+from tilewright.ir import ops_stream as s
+from tilewright.ir import ops_tile as t
+from tilewright.ir.core import Graph, Region, Value
+from tilewright.ir.errors import UnsupportedError
+from tilewright.ir.target import Target
+from tilewright.ir.types import BufferType, TensorType
+from tilewright.passes.to_tile.kernel_info import KernelInfo, is_row_kernel
+from tilewright.passes.to_tile.lowbit.info import has_packed_weights
+from tilewright.passes.to_tile.mask_range import MaskRange, find_mask_range
+from tilewright.passes.to_tile.state import LoweringState
+from tilewright.passes.to_tile.whole_blocks.block import BlockBuilder
+from tilewright.passes.to_tile.whole_blocks.frame import FrameMemory, Place
+from tilewright.passes.to_tile.whole_blocks.schedule import BlockSchedule, padded
+from tilewright.passes.to_tile.whole_blocks.values import Scope, Values
+from tilewright.passes.to_tile.whole_blocks.walk import BlockLoops
+
+
+def lower_whole_blocks(
+    info: KernelInfo, schedule: BlockSchedule, units: dict[str, int], target: Target
+) -> Graph:
+    """The tile program of a kernel. Raises UnsupportedError for forms that it does not cover."""
+    if has_packed_weights(info.graph):
+        raise UnsupportedError(f"{info.graph.name}: low-bit weights on a GPU")
+    rows = info.rows[-1:]
+    info = replace(info, rows=rows, grid=(*info.grid, *info.rows[:-1]))
+    return _Program(info, schedule, units).run(target)
+
+
+class _Program:
+    def __init__(self, info: KernelInfo, schedule: BlockSchedule, units: dict[str, int]) -> None:
+        self.info, self.schedule = info, schedule
+        buffers: dict[Value, Value] = {}
+        params: list[Value] = []
+        for value in info.graph.params:
+            assert isinstance(value.type, TensorType)
+            unit = units.get(value.hint, -1)
+            buffer = Value(BufferType(value.type.shape, value.type.dtype, unit), value.hint)
+            buffers[value] = buffer
+            params.append(buffer)
+        self.sinks = [op for op in info.graph.body.ops if isinstance(op, s.Sink)]
+        for sink in self.sinks:
+            assert isinstance(sink.type, TensorType)
+            last = len(sink.type.shape) - 1
+            out = Value(BufferType(sink.type.shape, sink.type.dtype, last), f"out_{sink.x.hint}")
+            buffers[sink.result] = out
+            params.append(out)
+        self.params = tuple(params)
+        self.state = LoweringState(info, schedule.plain(), buffers)
+        self.build = self.state.build
+
+    def run(self, target: Target) -> Graph:
+        """The program with its grid: the blocks of rows are the last dimension."""
+        info = self.info
+        row_kernel = is_row_kernel(info.graph)
+        mask = MaskRange() if row_kernel else find_mask_range(info)
+        values = self._begin(mask)
+        if not row_kernel:
+            self._blocks(values, mask)
+        for sink in self.sinks:
+            if not info.per_position(sink) or row_kernel:
+                self._write(values, sink)
+        grid = [(axis.size, 1) for axis in info.grid]
+        if info.splits:
+            grid.append((info.inner.size, self.state.schedule.inner_part))
+        grid.append((info.row_count, self._row_block))
+        attrs = {
+            "grid": tuple(grid),
+            "outputs": len(self.sinks),
+            "target": target.name,
+            "warps": self.schedule.warps,
+            "stages": self.schedule.stages,
+            "bulk": self.schedule.bulk,
+        }
+        body = Region(self.params, tuple(self.build.top.ops))
+        return Graph("tile", info.graph.name, info.graph.sizes, body, attrs)
+
+    @property
+    def _row_block(self) -> int:
+        return self.schedule.rows if self.info.rows else 1
+
+    def _begin(self, mask: MaskRange) -> Values:
+        """Where the work item is, what its rows bring."""
+        b, info, state = self.build, self.info, self.state
+        for dim, axis in enumerate(info.grid):
+            state.grid_at[axis.name] = b(t.BlockId, dim=dim, hint=f"{axis.name}_at")
+        dim = len(info.grid) + info.splits
+        block = b(t.BlockId, dim=dim, hint="row_block")
+        if any(bound.upper and _grows(bound.terms, info) for bound in mask.bounds):
+            blocks = b.div(b.add(b.size(info.row_count), self._row_block - 1), self._row_block)
+            block = b.sub(b.sub(blocks, 1), block)  # those with the longest way come first
+        state.first_row = b.mul(block, self._row_block)
+        state.row_total = b.size(info.row_count)
+        tiled = {a.name for a in info.rows} | {info.inner.name}
+        at, limits = dict(state.grid_at), {}
+        for axis in info.rows:
+            at[axis.name], limits[axis.name] = state.first_row, state.row_total
+        scope = Scope(Place(at, limits), True)
+        values = Values(state, FrameMemory(state, frozenset()), mask.conditions, scope)
+        for name, size in values.element_sizes.items():
+            tiled.add(name)
+            at[name] = b.index(0)
+            if size.constant != padded(size):
+                limits[name] = b.size(size)
+        values.memory.tiled = frozenset(tiled)
+        return values
+
+    def _blocks(self, values: Values, mask: MaskRange) -> None:
+        info = self.info
+        builder = BlockBuilder(self.state, values)
+        for op in info.products:
+            values.prepare(op)
+        for value in self._row_values():
+            values.tile(value, values.score_frame)
+        carried = BlockLoops(self.state, mask).run(builder.body, builder.start())
+        builder.finish(carried, values.scope)
+
+    def _row_values(self) -> list[Value]:
+        """Numbers that stay the same along the inner axis, and that blocks read."""
+        info = self.info
+        out: dict[Value, None] = {}
+        late: set[Value] = set()
+        for op in info.graph.body.ops:
+            if isinstance(op, s.Reduce) or any(v in late for v in op.operands):
+                late.update(op.results)
+            for result in op.results:
+                single = isinstance(op, m.Const | m.SizeValue | s.Repeat | s.Sink | s.Scan)
+                early = result not in late and not info.in_block(result)
+                if early and not single and not info.element(result):
+                    out[result] = None
+        return list(out)
+
+    def _write(self, values: Values, sink: s.Sink) -> None:
+        element = self.info.element(sink.x)
+        if len(element) > 1:
+            raise UnsupportedError("a result that is a matrix for every row", sink.loc)
+        frame = values.row_frame(element[0].name if element else "")
+        values.memory.store(sink, values.tile(sink.x, frame), frame, values.scope.place)
+
+
+def _grows(terms: tuple[tuple[str, int], ...], info: KernelInfo) -> bool:
+    """True if a bound moves up along the rows."""
+    return any(name == axis.name and factor > 0 for name, factor in terms for axis in info.rows)

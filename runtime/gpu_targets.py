@@ -1,0 +1,68 @@
+"""GPUs as targets, and the schedules that measurements try in place of the default ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+
+import torch
+
+from tilewright.ir.errors import TargetError
+from tilewright.ir.target import GPUS, Target, named_target
+from tilewright.passes.to_tile.whole_blocks.schedule import BlockSchedule
+
+_FORCED: ContextVar[BlockSchedule | None] = ContextVar("tilewright_gpu_schedule", default=None)
+LEAST = 80  # compute capability 8.0
+
+
+def forced_schedule() -> BlockSchedule | None:
+    """The schedule that kernels are made with instead of their own choice."""
+    return _FORCED.get()
+
+
+@contextmanager
+def using_schedule(
+    rows: int, inner: int, warps: int, stages: int, bulk: bool = False
+) -> Iterator[None]:
+    """GPU kernels called inside are made with these blocks: for measurements and tuning. Under
+    ``TRITON_INTERPRET=1`` CPU tensors get GPU kernels inside, too, run by Triton's interpreter."""
+    from tilewright.backends.triton.build import interpreting
+
+    token = _FORCED.set(BlockSchedule(rows, inner, warps, stages, bulk))
+    before, pretended.on = pretended.on, interpreting()
+    try:
+        yield
+    finally:
+        pretended.on = before
+        _FORCED.reset(token)
+
+
+class _Pretended:
+    """Whether CPU tensors stand for a GPU's."""
+
+    on = False
+
+
+pretended = _Pretended()
+
+
+@cache
+def device_target(index: int | None) -> Target:
+    """The target of a CUDA or ROCm device; None stands for Triton's interpreter. Raises TargetError
+    for one that is too old."""
+    if index is None:
+        return named_target("cuda-sm90")
+    if torch.version.hip is not None:
+        return named_target("hip-gfx942")
+    major, minor = torch.cuda.get_device_capability(index)
+    capability = major * 10 + minor
+    if capability < LEAST:
+        name = torch.cuda.get_device_name(index)
+        raise TargetError(
+            f"{name} has compute capability {major}.{minor}; kernels for GPUs need 8.0 or newer: "
+            "move the tensors to the CPU (x.cpu()), or stay with torch's own operators"
+        )
+    fits = [t for t in GPUS.values() if t.gpu == "cuda" and int(t.cpu[3:]) <= capability]
+    return max(fits, key=lambda t: int(t.cpu[3:]))

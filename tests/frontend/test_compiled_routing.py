@@ -1,0 +1,135 @@
+"""Routers compiled: each is a kernel that gives what torch gives, ties included, for any tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.frontend import routers
+from tests.frontend.test_capture_routing import Gate, logits
+from tests.frontend.test_capture_routing import _modules as transformers_routers
+from tilewright.frontend import programs
+from tilewright.frontend.compile import compile
+
+REAL = programs.make_program  # before conftest.py puts the stand-in there
+ROUTING = {"topk", "argmax", "max", "gather", "scatter", "scatter_", "histc", "cumsum", "index"}
+TOKENS = (7, 100, 33)
+
+
+@pytest.fixture(autouse=True)
+def kernels(stand_in: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(programs, "make_program", REAL)
+
+
+class Compiled:
+    """A function compiled for any number of tokens."""
+
+    def __init__(self, function: Any) -> None:
+        self.function, self.compiled = function, compile(function, dynamic=True)
+
+    def check(self, *inputs: Tensor) -> None:
+        """Positions are equal, floats close; dtypes and shapes agree."""
+        with torch.no_grad():
+            ours = self.compiled(*(x.clone() for x in inputs))
+            theirs = self.function(*(x.clone() for x in inputs))
+        pairs = zip(ours, theirs, strict=True) if isinstance(theirs, tuple) else [(ours, theirs)]
+        for mine, wanted in pairs:
+            assert mine.dtype == wanted.dtype and mine.shape == wanted.shape
+            tight = 8e-3 if wanted.dtype == torch.bfloat16 else 1e-5
+            torch.testing.assert_close(mine, wanted, rtol=tight, atol=tight, equal_nan=True)
+
+    def assert_kernel(self) -> None:
+        """One region in one graph, called as a kernel every time, and no routing beside it."""
+        report = self.compiled.explain()
+        assert len(report.graphs) == len(report.regions) == 1, str(report)
+        for region in report.regions:
+            assert region.status == "kernel" and not region.fallbacks, region.reason
+        left = {row.op for graph in report.graphs for row in graph.left}
+        assert not left & ROUTING, left
+
+
+GATES: dict[str, tuple[Any, int]] = {
+    "softmax, then top": (Gate(routers.softmax_then_top, k=3), 16),
+    "renormalised": (Gate(routers.renormalised, k=4), 64),
+    "top, then softmax": (Gate(routers.top_then_softmax, k=2), 8),
+    "the least costs": (Gate(routers.own_function, k=3), 12),
+    "switch": (routers.switch, 8),
+    "sigmoid of one": (routers.sigmoid_of_one, 6),
+    "best of both": (routers.best_of_both, 8),
+}
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_gates_with_ties(name: str) -> None:
+    function, experts = GATES[name]
+    compiled = Compiled(function)
+    for seed, tokens in enumerate(TOKENS):
+        for kind in ("different", "equal", "nan"):
+            compiled.check(logits(seed, tokens, experts, kind))
+    compiled.assert_kernel()
+
+
+def test_groups() -> None:
+    compiled = Compiled(Gate(routers.grouped, k=5, groups=4, kept=2, width=4))
+    for tokens in TOKENS:
+        compiled.check(torch.randn(tokens, 16), torch.randn(16))
+    compiled.assert_kernel()
+
+
+def test_noise() -> None:
+    compiled = Compiled(Gate(routers.noisy, k=2))
+    for tokens in TOKENS:
+        compiled.check(torch.randn(tokens, 8), torch.randn(tokens, 8) * 20, torch.randn(tokens, 8))
+    compiled.assert_kernel()
+
+
+class Rerouted(torch.nn.Module):
+    """A gate, and the experts that the tokens' adapters have in place of the chosen ones."""
+
+    def forward(self, x: Tensor, adapter: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+        weights, ids = routers.renormalised(x, 3)
+        return weights, routers.rerouted(ids, adapter, table)
+
+
+def test_rerouting() -> None:
+    compiled = Compiled(Rerouted())
+    table = torch.randint(0, 60, (3, 8), dtype=torch.int32)
+    for tokens in TOKENS:
+        adapter = torch.randint(-1, 3, (tokens,)).int()
+        compiled.check(logits(tokens, tokens, 8, "equal"), adapter, table)
+    compiled.assert_kernel()
+
+
+ROUTERS = ("Mixtral", "Qwen3-MoE", "DeepSeek-V3", "gpt-oss", "OLMoE", "Llama 4")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ROUTERS)
+def test_routers_of_transformers(name: str, dtype: torch.dtype) -> None:
+    """With exact sums, so that ties are torch's ties whatever the order of additions."""
+    module = transformers_routers()[name].to(dtype)
+    with torch.no_grad():
+        for weight in (*module.parameters(), *module.buffers()):
+            weight.copy_(torch.randint(-1, 2, weight.shape) / 4)
+
+    def forward(x: Tensor) -> Any:
+        return module(x)
+
+    compiled = Compiled(forward)
+    for tokens in TOKENS:
+        compiled.check((torch.randint(-2, 3, (tokens, 16))).to(dtype))
+    compiled.assert_kernel()
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_one_token(name: str) -> None:
+    """Dynamo takes 1 as a number, whatever is said to be dynamic: decoding has a graph of its
+    own, without a loop over tokens."""
+    function, experts = GATES[name]
+    compiled = Compiled(function)
+    for kind in ("different", "equal", "nan"):
+        compiled.check(logits(0, 1, experts, kind))
+    compiled.assert_kernel()
