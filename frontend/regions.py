@@ -79,8 +79,7 @@ def _cores(analysis: Analysis) -> Iterator[set[Node]]:
 def _without_detours(analysis: Analysis, core: set[Node]) -> Iterator[set[Node]]:
     """What is left of a routing core without what a way out and back in depends on, if it still
     chooses."""
-    while detours := _detours(analysis, core):
-        core = core - _ancestors(detours)
+    core = _trimmed(analysis, core)
     if any(analysis.kind(n) is Kind.ROUTING for n in core):
         yield core
 
@@ -94,6 +93,13 @@ def _whole(analysis: Analysis, core: set[Node]) -> Iterator[set[Node]]:
 def _detours(analysis: Analysis, core: set[Node]) -> set[Node]:
     """Nodes outside that depend on the core and that the core needs."""
     return _tainted(analysis, core) & {n for c in core for n in c.all_input_nodes}
+
+
+def _trimmed(analysis: Analysis, core: set[Node]) -> set[Node]:
+    """The core without what a way out of it and back in depends on."""
+    while detours := _detours(analysis, core):
+        core = core - _ancestors(detours)
+    return core
 
 
 def _with_statistics(core: set[Node], branches: dict[Node, set[Node]]) -> set[Node]:
@@ -168,8 +174,7 @@ def _merged(groups: Iterable[set[Node]]) -> list[set[Node]]:
 def _convex(analysis: Analysis, core: set[Node]) -> Iterator[set[Node]]:
     """The core without what a detour out and back in depends on; nothing if too little stays."""
     core = core | {u for n in core if isinstance(fake_of(n), tuple) for u in n.users}
-    while detours := _detours(analysis, core):
-        core = core - _ancestors(detours)
+    core = _trimmed(analysis, core)
     products = [n for n in core if analysis.multiplies(n)]
     reductions = [n for n in core if _reduces(analysis, n)]
     ordered = sorted(core, key=analysis.position.__getitem__)

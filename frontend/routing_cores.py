@@ -46,11 +46,9 @@ def _grown(analysis: Analysis, choice: Node, taken: set[Node]) -> set[Node]:
     core, stack = {choice}, [choice]
     while stack:
         node = stack.pop()
-        near = [*operand_nodes(node), *node.users] if node in core else []
-        for other in near:
-            if other in core or other in taken:
-                continue
-            if _belongs(analysis, other, most, tokens):
+        for other in (*operand_nodes(node), *node.users):
+            known = other in core or other in taken
+            if not known and _belongs(analysis, other, most, tokens):
                 core.add(other)
                 stack.append(other)
     return core
@@ -65,9 +63,8 @@ def _belongs(analysis: Analysis, node: Node, most: int, tokens: int | torch.SymI
         return is_weight_product(analysis, node) and _small(node, most, tokens)
     if entry.kind not in _ALONG:
         return False
-    sources = [fake_of(o) for o in operand_nodes(node)]
-    whole = entry.kind is Kind.ROUTING and not _small(node, most, tokens)
-    return _small(node, most, tokens) or (whole and bool(sources))
+    counts = entry.kind is Kind.ROUTING and bool(operand_nodes(node))  # of all tokens
+    return counts or _small(node, most, tokens)
 
 
 def _small(node: Node, most: int, tokens: int | torch.SymInt) -> bool:

@@ -109,11 +109,18 @@ def frame_format(signature: Signature) -> str:
 
 def call_source(signature: Signature) -> str:
     """The text of ``def call(*tensors)``; ``kernel.py`` names what it refers to."""
+    begin = [*_outputs(signature), *_grid(signature), "if items:"]
+    begin += _indent(_launch(signature), 4)
+    return _call(signature, "is_cpu", begin)
+
+
+def _call(signature: Signature, place: str, begin: list[str]) -> str:
+    """A function that checks its tensors, then does ``begin``."""
     binding = _bind(signature)
     lines = [
         "def call(*tensors):",
         "    try:",
-        *_indent(_unpack(signature), 8),
+        *_indent(_unpack(signature, place), 8),
         "    except (AttributeError, TypeError, ValueError):",
         "        fits = False",
         "    if not fits:",
@@ -125,8 +132,7 @@ def call_source(signature: Signature) -> str:
             f"    if not ({' and '.join(conditions)}):",
             "        complain(tensors)",
         ]
-    lines += _indent([*_outputs(signature), *_grid(signature), "if items:"], 4)
-    lines += _indent(_launch(signature), 8)
+    lines += _indent(begin, 4)
     outputs = "".join(f"t{i}, " for i in range(len(signature.inputs), len(signature.params)))
     return "\n".join([*lines, f"    return ({outputs})", ""])
 
@@ -144,27 +150,13 @@ def gpu_call_source(signature: Signature, strides: Sequence[tuple[int, int]], pl
     """``call_source`` for a kernel that ``launch`` starts on a device: with the number of work
     items, the tensors, their ``strides`` (buffer, dimension) and the sizes. ``place`` is what all
     inputs must be (``is_cuda``)."""
-    binding = _bind(signature)
     buffers = _tuple([f"t{i}" for i in range(len(signature.params))])
     steps = _tuple([f"t{i}.stride({d})" for i, d in strides])
-    lines = [
-        "def call(*tensors):",
-        "    try:",
-        *_indent(_unpack(signature, place), 8),
-        "    except (AttributeError, TypeError, ValueError):",
-        "        fits = False",
-        "    if not fits:",
-        "        complain(tensors)",
-        *_indent(binding.statements(), 4),
-    ]
-    if conditions := binding.natural + binding.conditions:
-        lines += [f"    if not ({' and '.join(conditions)}):", "        complain(tensors)"]
-    lines += ["    device = t0.device"]
-    lines += _indent([*_outputs(signature, "device"), *_grid(signature), "if items:"], 4)
     sizes = _tuple([_name(n) for n in signature.sizes])
-    lines += [f"        launch(device, items, {buffers}, {steps}, {sizes})"]
-    outputs = "".join(f"t{i}, " for i in range(len(signature.inputs), len(signature.params)))
-    return "\n".join([*lines, f"    return ({outputs})", ""])
+    begin = ["device = t0.device", *_outputs(signature, "device"), *_grid(signature), "if items:"]
+    return _call(
+        signature, place, [*begin, f"    launch(device, items, {buffers}, {steps}, {sizes})"]
+    )
 
 
 def _unpack(signature: Signature, place: str = "is_cpu") -> Iterator[str]:

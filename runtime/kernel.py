@@ -130,28 +130,36 @@ class Kernel:
                 raise BindError(f"{self.name}: {what} must be a real tensor, {kind}")
 
     def _complain(self, tensors: tuple[object, ...]) -> NoReturn:
-        """Find out what the call's function saw only as "does not fit", and say it."""
-        signature = self.signature
-        wanted = len(signature.inputs)
-        if len(tensors) != wanted:
-            names = ", ".join(f"%{h}" for h in signature.hints[:wanted])
-            raise BindError(f"{self.name} takes {wanted} inputs ({names}), {len(tensors)} given")
-        shapes = [
-            _checked_shape(f"%{hint}: {type_}", TORCH_DTYPES[str(type_.dtype)], tensor)
-            for hint, type_, tensor in zip(signature.hints, signature.inputs, tensors, strict=False)
-        ]
-        bind_sizes(signature.graph(), shapes)
-        raise AssertionError(f"the call of {self.name} refuses {shapes}, but they fit")
+        refuse(self.name, self.signature, "is_cpu", tensors)
 
 
-def _checked_shape(where: str, dtype: torch.dtype, tensor: object) -> tuple[int, ...]:
+_PLACES = {"is_cpu": "the CPU", "is_cuda": "a GPU"}
+
+
+def refuse(name: str, signature: Signature, place: str, tensors: tuple[object, ...]) -> NoReturn:
+    """Finds out what a call's function saw only as "does not fit", and says it: BindError.
+
+    ``place``: what all inputs must be, ``is_cpu`` or ``is_cuda``."""
+    wanted = len(signature.inputs)
+    if len(tensors) != wanted:
+        names = ", ".join(f"%{h}" for h in signature.hints[:wanted])
+        raise BindError(f"{name} takes {wanted} inputs ({names}), {len(tensors)} given")
+    shapes = [
+        _checked_shape(f"%{hint}: {type_}", TORCH_DTYPES[str(type_.dtype)], place, tensor)
+        for hint, type_, tensor in zip(signature.hints, signature.inputs, tensors, strict=False)
+    ]
+    bind_sizes(signature.graph(), shapes)
+    raise AssertionError(f"the call of {name} refuses {shapes}, but they fit")
+
+
+def _checked_shape(where: str, dtype: torch.dtype, place: str, tensor: object) -> tuple[int, ...]:
     """The shape of an input whose dtype and place are right."""
     if not isinstance(tensor, torch.Tensor):
         raise BindError(f"{where} must be a torch tensor, the input is a {type(tensor).__name__}")
     if tensor.dtype is not dtype:
         raise BindError(f"{where} must have dtype {dtype}, the input has {tensor.dtype}")
-    if not tensor.is_cpu:
-        raise BindError(f"{where} must be on the CPU, the input is on {tensor.device}")
+    if not getattr(tensor, place):
+        raise BindError(f"{where} must be on {_PLACES[place]}, the input is on {tensor.device}")
     if tensor.layout is not torch.strided:
         raise BindError(f"{where} must be dense (.to_dense()), the input is {tensor.layout}")
     if tensor.is_neg():

@@ -13,9 +13,7 @@ import torch
 
 from tilewright.backends.triton.build import build, interpreting, triton_module
 from tilewright.backends.triton.emit import TritonSource, emit_source
-from tilewright.ir.bind import bind_sizes
 from tilewright.ir.core import Graph
-from tilewright.ir.errors import BindError
 from tilewright.ir.sizes import Size
 from tilewright.ir.target import Target
 from tilewright.ir.types import BufferType
@@ -23,7 +21,7 @@ from tilewright.passes.to_tile.lower import gpu_program
 from tilewright.runtime.calls import Signature, gpu_call_source
 from tilewright.runtime.family import Call, Variant
 from tilewright.runtime.gpu_targets import forced_schedule
-from tilewright.runtime.kernel import TORCH_DTYPES
+from tilewright.runtime.kernel import TORCH_DTYPES, refuse
 from tilewright.runtime.report import VariantReport
 
 SYMBOL = "tilewright_kernel"
@@ -106,27 +104,7 @@ class TritonKernel:
         self.bulk_kernel[(items,)](*tensors, *blocks, *strides, *sizes, **self.options)
 
     def _complain(self, tensors: tuple[object, ...]) -> NoReturn:
-        """What is wrong with a call's inputs."""
-        signature = self.signature
-        wanted = len(signature.inputs)
-        if len(tensors) != wanted:
-            names = ", ".join(f"%{h}" for h in signature.hints[:wanted])
-            raise BindError(f"{self.name} takes {wanted} inputs ({names}), {len(tensors)} given")
-        shapes = []
-        for hint, type_, x in zip(signature.hints, signature.inputs, tensors, strict=False):
-            where = f"%{hint}: {type_}"
-            dtype = TORCH_DTYPES[type_.dtype.name]
-            if not isinstance(x, torch.Tensor):
-                raise BindError(f"{where} must be a torch tensor, the input is {type(x).__name__}")
-            if x.dtype is not dtype:
-                raise BindError(f"{where} must have dtype {dtype}, the input has {x.dtype}")
-            if not getattr(x, self.place):
-                raise BindError(f"{where} must be on a GPU, the input is on {x.device}")
-            if x.layout is not torch.strided or x.is_neg():
-                raise BindError(f"{where} must be dense and not lazily negated")
-            shapes.append(tuple(x.shape))
-        bind_sizes(signature.graph(), shapes)
-        raise BindError(f"{self.name}: the inputs do not fit together")
+        refuse(self.name, self.signature, self.place, tensors)
 
 
 def _in_lines(x: torch.Tensor) -> bool:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.routing_inputs import TOKENS, check, compiled, scores, whole
+from tests.routing_programs import groups
 from tilewright.ir.parser import parse
 from tilewright.runtime.program import Program
 from tilewright.runtime.threads import set_num_threads
@@ -30,6 +31,18 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         set_num_threads(None)
+
+
+def for_lengths(run: Callable[[int, int], None], examples: int = 10) -> None:
+    """``run(seed, tokens)`` for few tokens, and for drawn numbers of them."""
+    run(0, 4)
+
+    @given(SEEDS, LENGTHS)
+    @settings(max_examples=examples)
+    def property_(seed: int, tokens: int) -> None:
+        run(seed, tokens)
+
+    property_()
 
 
 # ---- the operations
@@ -183,14 +196,7 @@ def test_whole_routings(
         inputs = routed(np.random.default_rng(seed), tokens, hidden, experts)
         check(text, *inputs, target=target)
 
-    run(0, 4)
-
-    @given(SEEDS, LENGTHS)
-    @settings(max_examples=10)
-    def property_(seed: int, tokens: int) -> None:
-        run(seed, tokens)
-
-    property_()
+    for_lengths(run)
     run(1, 1000)
 
 
@@ -222,57 +228,20 @@ def test_products_of_narrow_numbers(
         x, gate = whole(rng, tokens, hidden), whole(rng, experts, hidden)
         check(text, x.to(narrow), gate.to(narrow), target=target)
 
-    run(0, 4)
-
-    @given(SEEDS, LENGTHS)
-    @settings(max_examples=8)
-    def property_(seed: int, tokens: int) -> None:
-        run(seed, tokens)
-
-    property_()
-
-
-GROUPS = """graph groups<T>(%x: tensor<T x 12 x f32>, %b: tensor<12 x f32>) {
-  %s = math.sigmoid %x
-  %biased = math.add %x, %b
-  %apart = tensor.reshape %biased {shape = [size(T), 4, 3]}
-  %two, %where = tensor.top_k %apart {k = 2}
-  %best = tensor.reduce %two {kind = "sum", axis = 2}
-  %value, %group = tensor.top_k %best {k = 2, ties = "torch", ordered = false}
-  %zero = math.const {value = 0.0, type = tensor<f32>}
-  %zeros = tensor.broadcast %zero {shape = [size(T), 4]}
-  %one = math.const {value = 1.0, type = tensor<f32>}
-  %ones = tensor.broadcast %one {shape = [size(T), 2]}
-  %mask = tensor.scatter %zeros, %group, %ones {axis = 1, kind = "set"}
-  %column = tensor.reshape %mask {shape = [size(T), 4, 1]}
-  %wide = tensor.broadcast %column {shape = [size(T), 4, 3]}
-  %all = tensor.reshape %wide {shape = [size(T), 12]}
-  %in = math.compare %all, %one {relation = "eq"}
-  %never = math.const {value = -inf, type = tensor<f32>}
-  %allowed = math.select %in, %biased, %never
-  %v, %ids = tensor.top_k %allowed {k = 5, ties = "torch", ordered = false}
-  %weights = tensor.take_along %s, %ids {axis = 1}
-  %marked = tensor.scatter %allowed, %ids, %weights {axis = 1, kind = "sum"}
-  return %weights, %ids, %where, %marked
-}"""
+    for_lengths(run, 8)
 
 
 @pytest.mark.parametrize("target", [None, "x86-64-v3"])
 def test_groups(target: str | None) -> None:
     """Two axes of one element: the best of each group, the best groups, the best of these."""
+    choice, results = 'k = 5, ties = "torch", ordered = false', "%weights, %ids, %where, %marked"
+    text = groups("%x", choice, results)
 
     def run(seed: int, tokens: int) -> None:
         rng = np.random.default_rng(seed)
-        check(GROUPS, scores(rng, tokens, 12, 2, "few"), whole(rng, 12, step=0.5), target=target)
+        check(text, scores(rng, tokens, 12, 2, "few"), whole(rng, 12, step=0.5), target=target)
 
-    run(0, 4)
-
-    @given(SEEDS, LENGTHS)
-    @settings(max_examples=10)
-    def property_(seed: int, tokens: int) -> None:
-        run(seed, tokens)
-
-    property_()
+    for_lengths(run)
 
 
 @pytest.mark.parametrize("target", [None, "x86-64-v3"])

@@ -42,14 +42,14 @@ def experts_layer(
     down = stack_of(self, "down_proj", given)
     tensors = [*first[0], *down[0]]
     graph, ids = torch.compiler.is_compiling(), top_k_index
-    ours = not (_needs_gradients(hidden_states, top_k_weights, *tensors) or graph)
-    if ours and not transformed(hidden_states):
+    gradients = _needs_gradients(hidden_states, top_k_weights, *tensors)
+    if not (gradients or graph or transformed(hidden_states)):
         form = form_of(self, first, down)
         return experts_forward(form, hidden_states, ids, top_k_weights, rerouting)
     if rerouting is not None:
         ids = rerouting.apply(ids)
-    function = plain_gate(self) if graph else None
-    if function is None or _needs_gradients(hidden_states, top_k_weights, *tensors):
+    function = plain_gate(self) if graph and not gradients else None
+    if function is None:
         return differentiable(self, hidden_states, ids, top_k_weights, first, down)
     result: torch.Tensor = experts_op(
         hidden_states, ids, top_k_weights, *first, *down, function, columns_of(self), skips(self)

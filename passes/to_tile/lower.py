@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tilewright.ir import ops_stream as s
-from tilewright.ir.core import Graph, Module, Region, Value
+from tilewright.ir.core import Graph, Module, Region
 from tilewright.ir.errors import UnsupportedError, VerifyError
 from tilewright.ir.sizes import Size
 from tilewright.ir.target import Target
-from tilewright.ir.types import BufferType, StreamType, TensorType
+from tilewright.ir.types import StreamType, TensorType
 from tilewright.passes.canonicalise import canonicalise_graph
 from tilewright.passes.expand_math import expand_math_graph
 from tilewright.passes.to_tile.block import BlockLowering
@@ -30,6 +30,7 @@ from tilewright.passes.to_tile.late_products import fold_late_products
 from tilewright.passes.to_tile.lowbit.info import has_packed_weights
 from tilewright.passes.to_tile.lowbit.kernel import PackedKernel
 from tilewright.passes.to_tile.narrow import narrow_positions
+from tilewright.passes.to_tile.parameters import kernel_parameters
 from tilewright.passes.to_tile.routing.program import routing_program
 from tilewright.passes.to_tile.row_kernel import lower_row_kernel
 from tilewright.passes.to_tile.rows import RowLowering
@@ -113,23 +114,9 @@ class _Program:
 
     def __init__(self, info: KernelInfo, schedule: Schedule, units: dict[str, int]) -> None:
         self.info, self.schedule = info, schedule
-        params: list[Value] = []
-        buffers: dict[Value, Value] = {}
-        for value in info.graph.params:
-            assert isinstance(value.type, TensorType)
-            unit = units.get(value.hint, -1)
-            buffer = Value(BufferType(value.type.shape, value.type.dtype, unit), value.hint)
-            buffers[value] = buffer
-            params.append(buffer)
-        self.sinks = [op for op in info.graph.body.ops if isinstance(op, s.Sink)]
-        for sink in self.sinks:
-            assert isinstance(sink.type, TensorType)
-            last = len(sink.type.shape) - 1
-            out = Value(BufferType(sink.type.shape, sink.type.dtype, last), f"out_{sink.x.hint}")
-            buffers[sink.result] = out
-            params.append(out)
-        self.params = tuple(params)
-        self.state = LoweringState(info, schedule, buffers)
+        given = kernel_parameters(info.graph, units)
+        self.params, self.sinks = given.values, given.sinks
+        self.state = LoweringState(info, schedule, given.buffers)
 
     def run(self, target: Target, row_class: int) -> Graph:
         rows = RowLowering(self.state)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.passes.stages import streamed
+from tests.routing_programs import groups
 from tilewright.ir import ops_routing_stream as rs
 from tilewright.ir.bind import bind_sizes
 from tilewright.ir.core import Module
@@ -140,37 +141,12 @@ def test_a_choice_of_any_number_of_experts_is_a_fold_of_a_loop() -> None:
     assert check(alone, x) == 1 and check(compared, x) == 2
 
 
-GROUPS = """graph f<T>(%x: tensor<T x 12 x f32>, %b: tensor<12 x f32>) {
-  %s = math.sigmoid %x
-  %biased = math.add %s, %b
-  %apart = tensor.reshape %biased {shape = [size(T), 4, 3]}
-  %two, %where = tensor.top_k %apart {k = 2}
-  %best = tensor.reduce %two {kind = "sum", axis = 2}
-  %value, %group = tensor.top_k %best {k = 2, ties = "torch", ordered = false}
-  %zero = math.const {value = 0.0, type = tensor<f32>}
-  %zeros = tensor.broadcast %zero {shape = [size(T), 4]}
-  %one = math.const {value = 1.0, type = tensor<f32>}
-  %ones = tensor.broadcast %one {shape = [size(T), 2]}
-  %mask = tensor.scatter %zeros, %group, %ones {axis = 1, kind = "set"}
-  %column = tensor.reshape %mask {shape = [size(T), 4, 1]}
-  %wide = tensor.broadcast %column {shape = [size(T), 4, 3]}
-  %all = tensor.reshape %wide {shape = [size(T), 12]}
-  %in = math.compare %all, %one {relation = "eq"}
-  %never = math.const {value = -inf, type = tensor<f32>}
-  %allowed = math.select %in, %biased, %never
-  %v, %ids = tensor.top_k %allowed {k = K}
-  %weights = tensor.take_along %s, %ids {axis = 1}
-  %marked = tensor.scatter %allowed, %ids, %weights {axis = 1, kind = "sum"}
-  return %weights, %ids, %marked
-}"""
-
-
 @given(st.integers(0, 6), st.sampled_from([1, 4, 12]), st.integers(0, 99))
 @settings(max_examples=20)
 def test_groups_are_axes_of_one_element(tokens: int, k: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     x, bias = rng.standard_normal((tokens, 12)), rng.standard_normal(12)
-    assert check(GROUPS.replace("k = K", f"k = {k}"), x, bias) == 1
+    assert check(groups("%s", f"k = {k}", "%weights, %ids, %marked"), x, bias) == 1
 
 
 @pytest.mark.parametrize(

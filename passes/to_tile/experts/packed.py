@@ -28,6 +28,7 @@ from tilewright.passes.canonicalise import canonicalise_graph
 from tilewright.passes.expand_math import expand_math_graph
 from tilewright.passes.to_tile.emitter import TileBuilder
 from tilewright.passes.to_tile.experts.gate import GateFunction
+from tilewright.passes.to_tile.experts.writer import item_rows
 from tilewright.passes.to_tile.lowbit.choose import product_writer
 from tilewright.passes.to_tile.lowbit.info import PackedProduct, WeightForm
 from tilewright.passes.to_tile.lowbit.schedule import PackedSchedule, packed_schedule
@@ -260,10 +261,7 @@ class _Experts:
 
     def item(self) -> None:
         b = self.build
-        number = b(t.BlockId, dim=0, hint="number")
-        expert = b(t.Read, self.active, number, hint="expert")
-        first = b(t.Read, self.starts, number, hint="first")
-        last = b(t.Read, self.starts, b.add(number, 1), hint="last")
+        expert, first, last = item_rows(b, self.active, self.starts)
         with b.when_less(first, last):
             if not self.lookup:
                 self.columns(self.kinds[0], Who(expert, expert, first, last))

@@ -42,6 +42,14 @@ class Rows:
     chosen: tuple[Value, ...] = ()
 
 
+def item_rows(b: TileBuilder, active: Value, starts: Value) -> tuple[Value, Value, Value]:
+    """The expert of a work item, and the first of its sorted rows and the one past the last."""
+    number = b(t.BlockId, dim=0, hint="number")
+    expert = b(t.Read, active, number, hint="expert")
+    first = b(t.Read, starts, number, hint="first")
+    return expert, first, b(t.Read, starts, b.add(number, 1), hint="last")
+
+
 class GroupedWriter:
     """Base: subclasses say how many columns an item has and write what it does."""
 
@@ -79,10 +87,7 @@ class GroupedWriter:
     def program(self) -> Graph:
         """The whole tile program."""
         b = self.b
-        number = b(t.BlockId, dim=0, hint="number")
-        expert = b(t.Read, self.active, number, hint="expert")
-        first = b(t.Read, self.starts, number, hint="first")
-        last = b(t.Read, self.starts, b.add(number, 1), hint="last")
+        expert, first, last = item_rows(b, self.active, self.starts)
         with b.when_less(first, last):
             self.work(Item(expert, first, last, b(t.BlockId, dim=1, hint="columns")))
         places = self.active, self.starts, self.tokens, self.x

@@ -44,6 +44,14 @@ def product(values: Values, op: s.Reduce | s.Contract, rows: int) -> None:
     dtype = values.state.dtype(op.result)
     if dtype != F32:
         sums = values.new_as(where.axes, F32)
+    b = values.b
+    with b.loop(b.index(0), b.index(max(1, values.count(sums.axes))), 1, hint="expert") as loop:
+        b.store(
+            b.filled(0, F32, values.across),
+            sums.memory,
+            [loop.counter, values.column(sums)],
+            (0, 1),
+        )
     few = values.info.single or (rows and rows <= FEW_PRODUCT)
     write = _few if few else _many
     write(values, found, sums)
@@ -107,9 +115,6 @@ def _many(values: Values, p: _Product, where: Stored) -> None:
     b, lanes = values.b, values.lanes
     zero, places = b.index(0), b.index(max(1, values.count(where.axes)))
     turned = b.scratch([-(-CHUNK // lanes) * lanes, lanes], F32, "turned")
-    with b.loop(zero, places, 1, hint="expert") as loop:
-        none = b.filled(0, F32, values.across)
-        b.store(none, where.memory, [loop.counter, values.column(where)], (0, 1))
     length = b.size(p.length)
     tile = min(EXPERTS[values.state.schedule.lanes >= 16], max(1, values.count(where.axes)))
     with b.loop(zero, length, CHUNK, hint="chunk") as chunk:
@@ -166,9 +171,6 @@ def _few(values: Values, p: _Product, where: Stored) -> None:
     """h on lanes, tokens one after the other."""
     b, lanes = values.b, values.width
     zero, count = b.index(0), max(1, values.count(where.axes))
-    with b.loop(zero, b.index(count), 1, hint="expert") as loop:
-        none = b.filled(0, F32, values.across)
-        b.store(none, where.memory, [loop.counter, values.column(where)], (0, 1))
     block, length = values.token_block, b.size(p.length)
     tokens = b.minimum(b.sub(block.limit, block.first), values.lanes)
     tile = min(8, count)

@@ -24,8 +24,8 @@ from tilewright.ir.ops_routing_stream import (
 )
 from tilewright.ir.sizes import Size
 from tilewright.ir.target import Target
-from tilewright.ir.types import BufferType, TensorType
 from tilewright.passes.to_tile.kernel_info import analyse
+from tilewright.passes.to_tile.parameters import kernel_parameters
 from tilewright.passes.to_tile.routing.choice import choose_largest
 from tilewright.passes.to_tile.routing.info import LOOPLESS, TERM, TOKEN, RoutingInfo, routing_info
 from tilewright.passes.to_tile.routing.products import product
@@ -49,22 +49,9 @@ class _Program:
     def __init__(self, graph: Graph, target: Target, rows: int, units: dict[str, int]) -> None:
         self.info: RoutingInfo = routing_info(graph)
         self.target, self.rows = target, rows
-        params: list[Value] = []
-        buffers: dict[Value, Value] = {}
-
-        def add(value: Value, type_: TensorType, unit: int, name: str) -> None:
-            buffers[value] = Value(BufferType(type_.shape, type_.dtype, unit), name)
-            params.append(buffers[value])
-
-        for value in graph.params:
-            assert isinstance(value.type, TensorType)
-            add(value, value.type, units.get(value.hint, -1), value.hint)
-        self.sinks = [op for op in graph.body.ops if isinstance(op, s.Sink)]
-        for sink in self.sinks:
-            assert isinstance(sink.type, TensorType)
-            add(sink.result, sink.type, len(sink.type.shape) - 1, f"out_{sink.x.hint}")
-        self.params = tuple(params)
-        self.state = LoweringState(analyse(graph), row_schedule(target), buffers)
+        given = kernel_parameters(graph, units)
+        self.params, self.sinks = given.values, given.sinks
+        self.state = LoweringState(analyse(graph), row_schedule(target), given.buffers)
         self.b = self.state.build
         self.values = Values(self.state, self.info)
         self.counters: dict[Op, Counters] = {}

@@ -14,10 +14,10 @@ from tilewright.ir import ops_tile as t
 from tilewright.ir.core import Graph, Region, Value
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.target import Target
-from tilewright.ir.types import BufferType, TensorType
 from tilewright.passes.to_tile.kernel_info import KernelInfo, is_row_kernel
 from tilewright.passes.to_tile.lowbit.info import has_packed_weights
 from tilewright.passes.to_tile.mask_range import MaskRange, find_mask_range
+from tilewright.passes.to_tile.parameters import kernel_parameters
 from tilewright.passes.to_tile.state import LoweringState
 from tilewright.passes.to_tile.whole_blocks.block import BlockBuilder
 from tilewright.passes.to_tile.whole_blocks.frame import FrameMemory, Place
@@ -40,23 +40,9 @@ def lower_whole_blocks(
 class _Program:
     def __init__(self, info: KernelInfo, schedule: BlockSchedule, units: dict[str, int]) -> None:
         self.info, self.schedule = info, schedule
-        buffers: dict[Value, Value] = {}
-        params: list[Value] = []
-        for value in info.graph.params:
-            assert isinstance(value.type, TensorType)
-            unit = units.get(value.hint, -1)
-            buffer = Value(BufferType(value.type.shape, value.type.dtype, unit), value.hint)
-            buffers[value] = buffer
-            params.append(buffer)
-        self.sinks = [op for op in info.graph.body.ops if isinstance(op, s.Sink)]
-        for sink in self.sinks:
-            assert isinstance(sink.type, TensorType)
-            last = len(sink.type.shape) - 1
-            out = Value(BufferType(sink.type.shape, sink.type.dtype, last), f"out_{sink.x.hint}")
-            buffers[sink.result] = out
-            params.append(out)
-        self.params = tuple(params)
-        self.state = LoweringState(info, schedule.plain(), buffers)
+        given = kernel_parameters(info.graph, units)
+        self.params, self.sinks = given.values, given.sinks
+        self.state = LoweringState(info, schedule.plain(), given.buffers)
         self.build = self.state.build
 
     def run(self, target: Target) -> Graph:
