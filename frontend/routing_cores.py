@@ -20,6 +20,7 @@ from tilewright.frontend.translate import fake_of, operand_nodes
 from tilewright.frontend.weight_cores import is_weight_product
 
 CHOICES = ("topk", "argmax", "argmin", f"max{POSITIONS}", f"min{POSITIONS}")
+MOST = 1024  # scores of a token: more are no router's, but a vocabulary's
 _SORTS = ("sort", "argsort")  # need all of an axis: they stay with torch
 _ALONG = (Kind.ROUTING, Kind.POINTWISE, Kind.SHAPE, Kind.SOFTMAX, Kind.REDUCTION, Kind.GENERATOR)
 
@@ -36,8 +37,10 @@ def routing_cores(analysis: Analysis, taken: set[Node]) -> Iterator[set[Node]]:
 
 def _chooses(analysis: Analysis, node: Node) -> bool:
     entry = analysis.entry(node)
-    known = entry is not None and entry.name in CHOICES and analysis.usable(node)
-    return known and _places(operand_nodes(node)[0]) is not None
+    if entry is None or entry.name not in CHOICES or not analysis.usable(node):
+        return False
+    count = _places(operand_nodes(node)[0])
+    return count is not None and count <= MOST
 
 
 def _grown(analysis: Analysis, choice: Node, taken: set[Node]) -> set[Node]:

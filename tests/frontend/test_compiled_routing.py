@@ -133,3 +133,18 @@ def test_one_token(name: str) -> None:
     for kind in ("different", "equal", "nan"):
         compiled.check(logits(0, 1, experts, kind))
     compiled.assert_kernel()
+
+
+@torch.no_grad()
+def test_a_choice_from_a_vocabulary_is_no_router() -> None:
+    """Its product is as wide as memory is fast: one worker for few tokens would be slower."""
+    weight = torch.nn.Parameter(torch.randn(1500, 8))
+
+    def next_token(x: Tensor) -> Tensor:
+        return torch.nn.functional.linear(x, weight).argmax(-1)
+
+    compiled = compile(next_token)
+    x = torch.randn(5, 8)
+    assert torch.equal(compiled(x), next_token(x))
+    left = {row.op for graph in compiled.explain().graphs for row in graph.left}
+    assert "argmax" in left
