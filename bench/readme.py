@@ -18,7 +18,17 @@ from tilewright.bench.tables import seconds_text
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 README = Path(__file__).resolve().parent.parent / "README.md"
 BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
-COMMANDS = ("attention", "demo", "experts", "kv_cache", "lowbit", "masks")
+COMMANDS = (
+    "attention",
+    "demo",
+    "experts",
+    "routing",
+    "placement",
+    "expert_memory",
+    "kv_cache",
+    "lowbit",
+    "masks",
+)
 _TIMES = "\N{MULTIPLICATION SIGN}"
 
 
