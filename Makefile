@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := ir passes backends frontend runtime bench tilewright tests examples
 
-.PHONY: help demo test lint format clean
+.PHONY: help demo test lint format gpu-site clean
 .DEFAULT_GOAL := help
 
 help:
@@ -16,6 +16,7 @@ help:
 	@echo "make test    the whole test suite"
 	@echo "make lint    ruff, format check, mypy"
 	@echo "make format  rewrite the sources in the project's format"
+	@echo "make gpu-site  build/gpu_site: what bench/gpu_session.sh carries to a lent GPU's machine"
 	@echo "make clean   remove the environment and the caches of the checkout"
 
 demo: $(VENV)/.demo
@@ -34,6 +35,14 @@ lint: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix-only $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
+
+# Pure Python packages that a lent GPU's machine lacks (it has torch, triton, cupy, numpy).
+GPU_SITE := lark typer click rich markdown_it mdurl shellingham pytest _pytest pluggy iniconfig
+gpu-site: $(VENV)/.dev
+	rm -rf build/gpu_site && mkdir -p build/gpu_site
+	site="$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" && \
+	  for name in $(GPU_SITE); do cp -r "$$site/$$name" build/gpu_site/; done
+	find build/gpu_site -name __pycache__ -prune -exec rm -rf {} +
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

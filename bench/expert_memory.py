@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 import random
 import statistics
-import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -17,8 +15,9 @@ import typer
 
 from tilewright.bench.command import add_command, begin
 from tilewright.bench.expert_adapters import ADAPTERS, LAYERS, MOST, draw_counts, draw_experts
+from tilewright.bench.expert_pauses import details, windows
 from tilewright.bench.records import Goal, Quantity, Record
-from tilewright.bench.timing import Effort
+from tilewright.bench.timing import Effort, timed
 from tilewright.experts import (
     ExpertBank,
     ExpertMemory,
@@ -33,6 +32,7 @@ MUST_MAPPED, MUST_PAUSE = 1.02, 1.5
 PAGES = {"4 KiB": 4096, "2 MiB": 2 << 20}
 DEPTH = 4  # layers of experts in a decode step
 SHARES = (0.1, 0.25, 1.0)
+WINDOWS, FEW_WINDOWS = 20, 1  # with the default share, and with others
 
 
 @dataclass(frozen=True)
@@ -138,9 +138,9 @@ def load_rows(layer: Layer, effort: Effort) -> Iterator[Quantity]:
     for share in SHARES:
         loads, unloads = [], []
         for _ in range(effort.fewest):
-            loads.append(_seconds(partial(memory.load, name, weights, share)))
+            loads.append(timed(partial(memory.load, name, weights, share)))
             nbytes = memory.figures().adapters[name].nbytes
-            unloads.append(_seconds(partial(memory.unload, name, share)))
+            unloads.append(timed(partial(memory.unload, name, share)))
         seconds = statistics.median(loads)
         yield Quantity(
             f"loading an adapter's {len(weights[0])} experts of a layer, share {share}",
@@ -156,46 +156,38 @@ def load_rows(layer: Layer, effort: Effort) -> Iterator[Quantity]:
 
 
 def pause_rows(layer: Layer, effort: Effort) -> Iterator[Quantity]:
-    """The longest decode step while another adapter is loaded and unloaded, over the median."""
+    """The longest decode step while another adapter is loaded and unloaded: of all steps, and as a
+    median over windows, each beside as many steps without loading."""
     step, bank, weights = _decode(layer)
-    rounds = max(10, round(effort.seconds * 50))
     for share in SHARES:
-        quiet = [_seconds(step) for _ in range(rounds)]
-        stop, loads = threading.Event(), [0]
-        thread = threading.Thread(target=_churn, args=(bank, weights, share, stop, loads))
-        thread.start()
-        try:
-            loaded: list[float] = []
-            while len(loaded) < rounds or (loads[0] < 2 and thread.is_alive()):
-                loaded.append(_seconds(step))
-        finally:
-            stop.set()
-            thread.join()
-        median = statistics.median(quiet)
-        yield Quantity(
-            f"decode step of {DEPTH} layers {layer.name} top-{layer.top} while loading, "
-            f"share {share}: longest / median",
-            max(loaded) / median,
-            "",
-            Goal(MUST_PAUSE) if share == 0.25 else Goal(),  # the default
-            {
-                "median ms": median * 1e3,
-                "longest ms without loading": max(quiet) * 1e3,
-                "longest / median without loading": max(quiet) / median,
-                "median ms while loading": statistics.median(loaded) * 1e3,
-                "99th percentile ms while loading": sorted(loaded)[int(0.99 * len(loaded))] * 1e3,
-                "loads": loads[0],
-                "steps": len(loaded),
-            },
+        default = share == 0.25
+        found = windows(
+            step,
+            partial(_load, bank, weights, share),
+            min(effort.most, WINDOWS if default else FEW_WINDOWS),
         )
+        more = details(found)
+        name = f"decode step of {DEPTH} layers {layer.name} top-{layer.top} while loading, "
+        yield Quantity(
+            f"{name}share {share}: longest / median",
+            more["longest of all ms"] / more["median ms"],
+            "",
+            Goal(MUST_PAUSE) if default else Goal(),
+            more,
+        )
+        if default:  # the same steps, so that chance is told from loading
+            for key in (
+                "longest / median, median of windows",
+                "the same without loading",
+                "longest / longest without, median of windows",
+            ):
+                yield Quantity(f"{name}share {share}: {key}", more[key], "", Goal())
 
 
-def _churn(bank: Any, weights: Any, share: float, stop: threading.Event, loads: list[int]) -> None:
-    """Loads and unloads one adapter until stopped; it is unloaded at the end."""
-    while not stop.is_set():
-        bank.load("new", weights, share=share)
-        loads[0] += 1
-        bank.unload("new", share=share)
+def _load(bank: Any, weights: Any, share: float) -> None:
+    """One adapter comes and goes."""
+    bank.load("new", weights, share=share)
+    bank.unload("new", share=share)
 
 
 def _decode(layer: Layer) -> tuple[Callable[[], object], Any, Any]:
@@ -251,12 +243,6 @@ def _adapter(layer: Layer, name: str, depth: int = 1) -> dict[int | str, Any]:
 
 def _fitting(count: int, layer: Layer) -> int:
     return min(count, layer.experts)
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
 
 
 add_command(

@@ -16,11 +16,12 @@ import torch
 import tilewright
 from tilewright.bench import lowbit_peers as peers
 from tilewright.bench.records import Comparison, Goal
-from tilewright.bench.timing import Effort, in_rounds, interleaved
+from tilewright.bench.timing import Effort, Side, Timing, in_rounds, interleaved, summary
 from tilewright.lowbit import finite_codes, prepared
 
 COPIES = 4  # calls go through so many weights, so that no cache holds the next one
 READ_BYTES = 256 << 20
+FEW_ROWS = 8  # up to so many, products are held to reading the weights
 NO_GOAL = Goal()
 
 
@@ -115,11 +116,42 @@ def compare(problem: Problem, shape: Shape, effort: Effort, threads: int) -> Com
     theirs = _peer_products(problem, shape, threads)
     given = x.bfloat16() if problem.peer == "torch int4 bf16" else x
     errors = [worst_error(side[0](given), exact) for side in (mine, theirs)]
-    times = interleaved(turning(mine, given), turning(theirs, given), effort)
-    few = rows <= 8
-    work = shape.bytes(bits) / 1e9 if few else 2e-9 * rows * shape.rows * shape.length
-    unit = "GB/s" if few else "GFLOP/s"
-    return Comparison(problem.name, problem.peer, *times, problem.goal, work, unit, *errors)
+    sides = turning(mine, given), turning(theirs, given)
+    bound, nbytes = None, shape.bytes(bits)
+    if rows <= FEW_ROWS:
+        times, bound = beside_reading(sides, nbytes, effort)
+        work, unit = nbytes / 1e9, "GB/s"
+    else:
+        times = interleaved(*sides, effort)
+        work, unit = 2e-9 * rows * shape.rows * shape.length, "GFLOP/s"
+    return Comparison(
+        problem.name,
+        problem.peer,
+        *times,
+        problem.goal,
+        work,
+        unit,
+        our_error=errors[0],
+        their_error=errors[1],
+        bound=bound,
+    )
+
+
+def beside_reading(
+    sides: tuple[Side, Side], nbytes: float, effort: Effort
+) -> tuple[tuple[Timing, Timing], float]:
+    """Both sides and torch's sum over memory in turns; last the ratio if ours only read its
+    ``nbytes``, as fast as that sum, a median over the rounds."""
+    found = in_rounds((*sides, _memory().sum), effort)
+    ours_, theirs, reading = (list(part) for part in zip(*found, strict=True))
+    pairs = zip(theirs, reading, strict=True)
+    bound = statistics.median(t / (r * nbytes / READ_BYTES) for t, r in pairs)
+    return (summary(ours_), summary(theirs)), bound
+
+
+def _memory() -> torch.Tensor:
+    """What no cache holds."""
+    return torch.ones(READ_BYTES // 8, dtype=torch.int64)
 
 
 def _peer_products(problem: Problem, shape: Shape, threads: int) -> list[Any]:
@@ -165,7 +197,7 @@ def worst_error(y: Any, exact: torch.Tensor) -> float:
 def against_reading(shape: Shape, bits: int, activation: str, effort: Effort) -> dict[str, float]:
     """One row's product of a width, and torch's sum over memory, in turns: GB/s of both, and the
     time as a multiple of what reading the bytes takes."""
-    memory = torch.ones(READ_BYTES // 8, dtype=torch.int64)
+    memory = _memory()
     x = activations(1, shape.length)
     product = turning(our_products(shape, bits, activation), x)
     found = in_rounds((product, memory.sum), effort)

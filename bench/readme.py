@@ -96,8 +96,11 @@ def _cells(record: Record) -> Iterable[tuple[str, str]]:
 
 
 def _comparison(row: Comparison) -> str:
-    """How many times faster, and our time."""
-    return f"{_judged(f'{row.ratio:.2f}{_TIMES}', row.met)} ({seconds_text(row.ours.median)})"
+    """How many times faster, our time, and what memory allows where a goal is missed for it."""
+    cell = f"{_judged(f'{row.ratio:.2f}{_TIMES}', row.met)} ({seconds_text(row.ours.median)})"
+    if row.met is False and row.bound is not None:
+        cell += f"; reading the bytes alone: {row.bound:.2f}{_TIMES}"
+    return cell
 
 
 def _quantity(row: Quantity) -> str:

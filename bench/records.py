@@ -28,7 +28,8 @@ class Goal:
 class Comparison:
     """One workload on both sides. ``ratio`` > 1: ours is faster. Work is in 10⁹ ``unit`` a second.
 
-    Errors are the largest absolute ones against float64 on the same input.
+    Errors are the largest absolute ones against float64 on the same input. ``bound`` is the ratio
+    if ours did nothing but read its bytes, at the speed of reading measured in the same rounds.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Comparison:
     unit: str = ""
     our_error: float | None = None
     their_error: float | None = None
+    bound: float | None = None
 
     @property
     def ratio(self) -> float:

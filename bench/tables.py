@@ -10,7 +10,7 @@ from tilewright.bench.machine import Machine
 from tilewright.bench.records import Comparison, Goal, Quantity, Record
 
 _TIMES = "\N{MULTIPLICATION SIGN}"
-WIDE = 170  # columns of a whole table, and where no terminal says how many there are
+WIDE = 178  # columns of a whole table, and where no terminal says how many there are
 
 
 def show_record(record: Record, console: Console | None = None) -> None:
@@ -46,7 +46,7 @@ def machine_lines(machine: Machine) -> list[str]:
 def comparison_table(rows: tuple[Comparison, ...], width: int = WIDE) -> Table:
     """A row for each comparison; a narrow terminal gets the times and ratios only."""
     short = ("workload", "ours", "theirs", "ratio", "must", "aim")
-    more = ("of the fastest", "ours does", "theirs does", "error", "theirs", "peer")
+    more = ("of the fastest", "bound", "ours does", "theirs does", "error", "theirs", "peer")
     table = _table(*short, *(more if width >= WIDE else ()))
     for row in rows:
         cells: list[str | Text] = [
@@ -56,6 +56,7 @@ def comparison_table(rows: tuple[Comparison, ...], width: int = WIDE) -> Table:
             _verdict(f"{row.ratio:.2f}{_TIMES}", row.met),
             *_goal(row.goal, "≥ {:g}" + _TIMES),
             f"{row.best_ratio:.2f}{_TIMES}",
+            "" if row.bound is None else f"{row.bound:.2f}{_TIMES}",
             *(_rate(row, timing.median) for timing in (row.ours, row.theirs)),
             *(_error(error) for error in (row.our_error, row.their_error)),
             row.peer,

@@ -112,3 +112,47 @@ class ExpertError(TilewrightError):
     layer and expert, what was expected, what was found. What was loaded before is unchanged."""
 
     code = "TW012"
+
+
+class DeviceError(TilewrightError):
+    """A GPU cannot take a call as it is: no driver or an old one, no room in its shared memory, a
+    stream that is being captured. Says what was found and what to do."""
+
+    code = "TW013"
+
+
+class KernelCompileError(TilewrightError):
+    """A compiler refused generated code: its output, with the lines that it complains about."""
+
+    code = "TW014"
+
+
+class KernelFaultError(TilewrightError):
+    """A kernel did what none may, found while it ran emulated on the host: names kernel, block,
+    thread, line, the byte and the other access. The subclasses say what it was."""
+
+    code = "TW015"
+
+
+class KernelRaceError(KernelFaultError):
+    """Two threads touch a byte, one of them writes, and nothing orders them."""
+
+
+class KernelUninitialisedError(KernelFaultError):
+    """A read of shared memory that nobody has written."""
+
+
+class KernelBoundsError(KernelFaultError):
+    """An access outside shared memory or outside every global array."""
+
+
+class KernelAlignmentError(KernelFaultError):
+    """An access at an address that is no multiple of its size."""
+
+
+class KernelDivergenceError(KernelFaultError):
+    """Threads that have to act together are at different places, or have ended."""
+
+
+class KernelDeadlockError(KernelFaultError):
+    """No thread can go on: says where each waits."""

@@ -141,6 +141,14 @@ class LaneWorker(Worker):
     def do_tile_integer(self, op: ops_tile.Integer, inputs: list[Registers], scope: Any) -> Any:
         return (op.reference(inputs[0].tile(op)),)
 
+    def do_tile_scatter(self, op: ops_tile.Scatter, inputs: list[Any], scope: Any) -> Any:
+        whole = [x.tile(op) if isinstance(x, Registers) else x for x in inputs]
+        return super().do_tile_scatter(op, whole, scope)
+
+    def do_tile_load_rows(self, op: ops_tile.LoadRows, inputs: list[Any], scope: Any) -> Any:
+        whole = [x.tile(op) if isinstance(x, Registers) else x for x in inputs]
+        return super().do_tile_load_rows(op, whole, scope)
+
     def do_tile_undefined(self, op: Undefined, inputs: Any, scope: Any) -> Any:
         assert isinstance(op.type, RegisterType)
         return (Registers.undefined(op.type, self.arithmetic.exact),)
@@ -247,6 +255,17 @@ class LaneWorker(Worker):
         target.begin_copy(op, accesses)
         self.begun.copies.append((target, accesses, values[registers, lanes]))
         return ()
+
+    def do_tile_group_product(self, op: ops_tile.GroupProduct, inputs: Any, scope: Any) -> Any:
+        acc, a, memory, first = inputs
+        places = np.arange(memory.array.size).reshape(memory.array.shape)
+        read = op.matrix(places, first).reshape(-1)
+        written = memory.written.reshape(-1)[read]
+        check(bool(written.all()), "reads shared memory that nothing wrote", op)
+        memory.read(op, [(int(p), lane) for p in read for lane in range(0, self.block, 128)])
+        result = op.reference(acc.tile(op), a.tile(op), memory.array, first)
+        assert isinstance(op.result.type, RegisterType)
+        return (Registers.of_tile(result, op.result.type, self.arithmetic),)
 
     def do_tile_commit(self, op: Op, inputs: Any, scope: Any) -> Any:
         self.groups.append(self.begun)

@@ -212,6 +212,30 @@ class Worker:
         check(bool(np.all(memory.written.reshape(-1)[at])), "reads what nothing wrote", op)
         return (memory.array.reshape(-1)[at],)
 
+    def do_tile_scatter(self, op: ops_tile.Scatter, inputs: list[Any], scope: Any) -> Any:
+        value, memory, offset, offsets, inside = inputs
+        at = (offset + offsets)[inside]
+        check(
+            bool(np.all((at >= 0) & (at < memory.array.size))),
+            f"offset outside 0..{memory.array.size - 1}",
+            op,
+        )
+        check(len(set(at.tolist())) == at.size, "writes one place twice", op)
+        places = np.unravel_index(at, memory.array.shape)
+        memory.array[places] = value[inside]
+        memory.written[places] = True
+        return ()
+
+    def do_tile_load_rows(self, op: ops_tile.LoadRows, inputs: list[Any], scope: Any) -> Any:
+        memory, rows, start, *limit = inputs
+        columns = start + np.arange(op.layout.shape[1])[None]
+        valid = columns < (limit[0] if limit else memory.array.shape[1])
+        at = [rows, np.where(valid, columns, 0)]
+        self.inside(op, memory, [rows, columns] if not limit else at)
+        check(bool(np.all(memory.written[tuple(at)] | ~valid)), "reads what nothing wrote", op)
+        values = memory.array[tuple(at)]
+        return (np.where(valid, values, np.zeros_like(values)),)
+
     def do_tile_copy_async(self, op: CopyAsync, inputs: list[Any], scope: Any) -> Any:
         source, target, rest = inputs[0], inputs[1], inputs[2:]
         start, end = len(op.dims), len(op.dims) + len(op.to)
@@ -226,10 +250,17 @@ class Worker:
         target.written[tuple(to)] = True
         return ()
 
+    def do_tile_group_product(self, op: ops_tile.GroupProduct, inputs: Any, scope: Any) -> Any:
+        acc, a, memory, first = inputs
+        written = op.matrix(memory.written, first)
+        check(bool(written.all()), "reads shared memory that nothing wrote", op)
+        return (op.reference(acc, a, memory.array, first),)
+
     def do_nothing(self, op: Op, inputs: Any, scope: Any) -> Any:
         return ()
 
     do_tile_prefetch = do_tile_barrier = do_tile_commit = do_tile_wait = do_nothing
+    do_tile_fence = do_nothing
 
     def do_tile_undefined(self, op: Undefined, inputs: Any, scope: Any) -> Any:
         raise EvaluationError(f"{op.name}: has no value; evaluate with lanes=True", op.loc)

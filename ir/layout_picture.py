@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from tilewright.ir.bit_view import Bits
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.layout import Layout
-from tilewright.ir.packing import WORD, Packing
+from tilewright.ir.packing import TILES, WORD, Packing
 
 MOST_ACROSS, MOST_DOWN = 32, 64  # elements of a tile that text shows of each slice
 MOST_CELLS = 4096  # of an SVG
@@ -131,9 +131,10 @@ def packing_summary(packing: Packing) -> str:
     padding = (
         f", {padded - group} of {padded} codes of a group are padding" if padded > group else ""
     )
+    inner = "tile, lane, word" if packing.order == TILES else "word, lane"
     return (
         f"{packing.bits}-bit codes, {packing.chunk} in {packing.words} words of a lane (a chunk)"
-        f"{padding}; words lie as [block, chunk, word, lane]"
+        f"{padding}; words lie as [block, chunk, {inner}]"
     )
 
 

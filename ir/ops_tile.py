@@ -25,10 +25,19 @@ from tilewright.ir.ops_index import SizeOf as SizeOf  # noqa: PLC0414
 from tilewright.ir.ops_index import StrideOf as StrideOf  # noqa: PLC0414
 from tilewright.ir.ops_index import TileOp
 from tilewright.ir.ops_tile_blocks import Integer as Integer  # noqa: PLC0414
+from tilewright.ir.ops_tile_blocks import Interleave as Interleave  # noqa: PLC0414
 from tilewright.ir.ops_tile_blocks import Product as Product  # noqa: PLC0414
+from tilewright.ir.ops_tile_blocks import Scatter as Scatter  # noqa: PLC0414
+from tilewright.ir.ops_tile_indexed import Alternate as Alternate  # noqa: PLC0414
+from tilewright.ir.ops_tile_indexed import LoadRows as LoadRows  # noqa: PLC0414
+from tilewright.ir.ops_tile_indexed import Reshape as Reshape  # noqa: PLC0414
+from tilewright.ir.ops_tile_indexed import Scan as Scan  # noqa: PLC0414
 from tilewright.ir.ops_tile_lanes import PairDot as PairDot  # noqa: PLC0414
 from tilewright.ir.ops_tile_lanes import Rearrange as Rearrange  # noqa: PLC0414
 from tilewright.ir.ops_tile_lanes import words_of as words_of  # noqa: PLC0414
+from tilewright.ir.ops_tile_threads import Fence as Fence  # noqa: PLC0414
+from tilewright.ir.ops_tile_threads import GroupProduct as GroupProduct  # noqa: PLC0414
+from tilewright.ir.ops_tile_threads import MatrixProduct as MatrixProduct  # noqa: PLC0414
 from tilewright.ir.types import INDEX, RegisterType, ScratchType, Type
 
 Bounds = tuple[tuple[int, str], ...]

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from tilewright.ir.core import Value, operand
-from tilewright.ir.dtypes import I64
+from tilewright.ir.core import Value, attribute, operand
+from tilewright.ir.dtypes import BOOL, I64
+from tilewright.ir.layout import Layout
 from tilewright.ir.ops_index import TileOp
-from tilewright.ir.types import INDEX, Type
+from tilewright.ir.types import INDEX, RegisterType, Type
 
 
 class Product(TileOp, name="tile.product", traits=("pure",)):
@@ -43,9 +44,55 @@ class Integer(TileOp, name="tile.integer", traits=("pure",)):
 
     def infer(self) -> Type:
         type_ = self.register(self.x)
-        single = type_.layout.registers == type_.layout.lanes == 1
+        single = set(type_.shape) <= {1}  # its lanes hold copies
         self.require(single and type_.dtype == I64, "needs one i64")
         return INDEX
 
     def reference(self, x: Any) -> Any:
         return np.asarray(x).item()
+
+
+class Scatter(TileOp, name="tile.scatter", traits=("writes",)):
+    """Writes buffer[offset + offsets] = value where ``inside`` holds: one element per element of
+    the i64 tile ``offsets``, no two of them at one place."""
+
+    value: Value = operand()
+    target: Value = operand()
+    offset: Value = operand()
+    offsets: Value = operand()
+    inside: Value = operand()
+
+    def infer(self) -> tuple[Type, ...]:
+        value, offsets = self.register(self.value), self.register(self.offsets)
+        self.require_indices((self.offset,))
+        self.require(value.dtype == self.memory(self.target).dtype, "dtypes must agree")
+        self.require(offsets.dtype == I64, "offsets must be i64")
+        self.require(self.register(self.inside).dtype == BOOL, "inside must be bool")
+        same = value.layout == offsets.layout == self.register(self.inside).layout
+        self.require(same, "tiles are of one layout")
+        return ()
+
+
+class Interleave(TileOp, name="tile.interleave", traits=("pure",)):
+    """Tiles of one type, a power of two of them, in turn along a dimension: n tiles [m, k] give
+    [m * n, k] with row i * n + j from row i of tile j, or likewise [m, k * n]; all in one lane."""
+
+    parts: tuple[Value, ...] = operand(rest=True)
+    dim: int = attribute()
+
+    def infer(self) -> Type:
+        types, count = {self.register(v) for v in self.parts}, len(self.parts)
+        self.require(len(types) == 1, "all tiles must have one type")
+        self.require(count & (count - 1) == 0, "a power of two tiles")
+        type_ = types.pop()
+        self.require_dim(self.dim, type_.layout)
+        shape = list(type_.shape)
+        whole = len(shape) == 2 and type_.layout == Layout(2).local(*shape)
+        self.require(whole, "whole blocks lie in one lane, row by row")
+        shape[self.dim] *= count
+        return RegisterType(type_.dtype, Layout(2).local(*shape))
+
+    def reference(self, *parts: Any) -> Any:
+        shape = list(parts[0].shape)
+        shape[self.dim] *= len(parts)
+        return np.stack(parts, axis=self.dim + 1).reshape(shape)

@@ -22,6 +22,19 @@ Four orders of the codes within a chunk:
     k mod 2 of pair k // 2.
 ``fields``
     Codes lie back to back, lowest bit first, and may straddle two words.
+
+A fifth order is for matrix units of GPUs, which take a matrix of codes at a time:
+
+``tiles``
+    Planes of 4, 2 and 1 bits (8 whole) as ``quads`` has them; a plane of f bits is cut into tiles
+    of 16 words, which hold the codes of 16 / f *strips* of 32 neighbouring codes. Two neighbouring
+    codes lie in the halves of a word, those of a strip at the same place of the halves of all 16
+    words: a shift and a mask of a tile give a strip, as 16-bit numbers in their order. The 16 words
+    of a lane lie side by side, lane after lane, so that a tile is one piece of memory. Groups are
+    not padded, only k is, to whole chunks.
+
+        word 3 of a plane of 4 bits: strip (s) and code (.k) in the bits from 31 down
+        s3.7  s2.7  s1.7  s0.7  s3.6  s2.6  s1.6  s0.6
 """
 
 from __future__ import annotations
@@ -39,10 +52,13 @@ from tilewright.ir.errors import UnsupportedError
 
 Words = npt.NDArray[np.int32]
 Codes = npt.NDArray[np.uint8]
-WORD = 32
+WORD, HALF = 32, 16
 QUAD = 4  # codes that an 8-bit dot product takes at once; a group is made of whole quads
 PAIR = 2  # codes that a 16-bit dot product takes at once
-ORDERS = ("quads", "bytes", "fields", "halves")
+ORDERS = ("quads", "bytes", "fields", "halves")  # for vectors
+TILES = "tiles"  # for matrix units
+TILE_WORDS, STRIP = 16, 32  # words of a lane in a tile, and codes at one place of their halves
+_PLANES = ("quads", TILES)  # orders whose codes are split into planes
 _SIDE_BY_SIDE = {"bytes": QUAD, "halves": PAIR}  # codes that lie in the parts of a word
 _TEXT = r"([a-z]+)\(([0-9](?:, ?[0-9])*)\) lanes ([0-9]{1,9}) group ([0-9]{1,9})"
 
@@ -76,10 +92,11 @@ class Packing:
     group: int
 
     def __post_init__(self) -> None:
-        if self.order not in ORDERS:
-            raise UnsupportedError(f"no order {self.order!r} of codes; known: {', '.join(ORDERS)}")
+        if self.order not in (*ORDERS, TILES):
+            known = ", ".join((*ORDERS, TILES))
+            raise UnsupportedError(f"no order {self.order!r} of codes; known: {known}")
         fits = self.planes and 1 <= self.bits <= 8
-        if self.order == "quads":
+        if self.order in _PLANES:
             fits = fits and all(p in (1, 2, 4, 8) for p in self.planes)
         else:
             fits = fits and len(self.planes) == 1
@@ -107,6 +124,11 @@ class Packing:
         return Packing("fields", (bits,), lanes, group)
 
     @staticmethod
+    def tiles(bits: int, lanes: int, group: int) -> Packing:
+        """Planes of 4, 2 and 1 bits, a tile of words for several strips of codes."""
+        return Packing(TILES, plane_widths(bits), lanes, group)
+
+    @staticmethod
     @lru_cache(maxsize=1024)
     def parse(text: str) -> Packing:
         """The packing that prints as ``text``. Raises UnsupportedError."""
@@ -131,6 +153,8 @@ class Packing:
         """Codes of one lane in a chunk."""
         if self.order == "quads":
             return QUAD * 8 // min(self.planes)
+        if self.order == TILES:
+            return STRIP * HALF // min(self.planes)
         if self.order in _SIDE_BY_SIDE:
             return self.words * WORD // self.bits
         return math.lcm(self.bits, WORD) // self.bits
@@ -145,6 +169,8 @@ class Packing:
     @property
     def padded_group(self) -> int:
         """Codes that a group takes, padding included."""
+        if self.order == TILES:
+            return self.group
         if self.group >= self.chunk:
             return -(-self.group // self.chunk) * self.chunk
         sizes = (s for s in range(QUAD, self.chunk + 1, QUAD) if self.chunk % s == 0)
@@ -161,7 +187,8 @@ class Packing:
 
     def chunks(self, k: int) -> int:
         """Chunks that k codes take."""
-        return -(-self.groups(k) * self.padded_group // self.chunk)
+        held = k if self.order == TILES else self.groups(k) * self.padded_group
+        return -(-held // self.chunk)
 
     def blocks(self, n: int) -> int:
         """Blocks that n rows take."""
@@ -179,6 +206,8 @@ class Packing:
         """Where the bits of code k of a chunk lie, lowest bits first."""
         if self.order == "quads":
             yield from self._in_planes(*divmod(k, QUAD))
+        elif self.order == TILES:
+            yield from self._in_tiles(*divmod(k, STRIP))
         elif self.order in _SIDE_BY_SIDE:
             yield from self._in_parts(k, _SIDE_BY_SIDE[self.order])
         else:
@@ -194,6 +223,14 @@ class Packing:
         for width in self.planes:
             word, field = divmod(quad, 8 // width)
             yield Piece(low, width, first + word, 8 * byte + width * field)
+            low, first = low + width, first + self.chunk * width // WORD
+
+    def _in_tiles(self, strip: int, code: int) -> Iterator[Piece]:
+        """The code of a strip, in a half of a word."""
+        low, first, (word, half) = 0, 0, divmod(code, PAIR)
+        for width in self.planes:
+            tile, place = divmod(strip, HALF // width)
+            yield Piece(low, width, first + TILE_WORDS * tile + word, width * place + HALF * half)
             low, first = low + width, first + self.chunk * width // WORD
 
     def _in_parts(self, k: int, count: int) -> Iterator[Piece]:
@@ -224,13 +261,32 @@ class Packing:
         for k, piece in self._all_pieces:
             field = (chunked[k] >> np.uint32(piece.low)) & np.uint32((1 << piece.width) - 1)
             words[piece.word] |= field << np.uint32(piece.at)
-        return np.ascontiguousarray(words.transpose(1, 2, 0, 3)).view(np.int32)
+        return self._stored(words.transpose(1, 2, 0, 3)).view(np.int32)
+
+    def _stored(self, words: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+        """Words [blocks, chunks, words, lanes] in the order of memory: in tiles lane by lane."""
+        if self.order == TILES:
+            split = (*words.shape[:2], self.words // TILE_WORDS, TILE_WORDS, self.lanes)
+            words = words.reshape(split).swapaxes(3, 4).reshape(words.shape)
+        return np.ascontiguousarray(words)
+
+    def _as_words(self, stored: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+        """What ``_stored`` put in the order of memory."""
+        if self.order != TILES:
+            return stored
+        split = (*stored.shape[:2], self.words // TILE_WORDS, self.lanes, TILE_WORDS)
+        return stored.reshape(split).swapaxes(3, 4).reshape(stored.shape)
 
     def _chunked(self, codes: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
         """[n, k] with padding, as [code of a chunk, blocks, chunks, lanes]."""
         n, k = codes.shape
         blocks, chunks, _, lanes = self.word_shape(n, k)
         groups = self.groups(k)
+        if self.order == TILES:
+            whole = np.zeros((blocks * lanes, chunks * self.chunk), np.uint32)
+            whole[:n, :k] = codes
+            split = whole.reshape(blocks, lanes, chunks, self.chunk)
+            return np.ascontiguousarray(split.transpose(3, 0, 2, 1))
         even = np.zeros((blocks * lanes, groups * self.group), np.uint32)
         even[:n, :k] = codes
         padded = np.zeros((blocks * lanes, chunks * self.chunk), np.uint32)
@@ -249,6 +305,7 @@ class Packing:
                 f"{self} stores {n} x {k} codes as words {(blocks, chunks, count, lanes)}; "
                 f"the words have shape {given.shape}"
             )
+        given = self._as_words(given)
         out = np.zeros((self.chunk, blocks, chunks, lanes), np.uint32)
         for at, piece in self._all_pieces:
             field = (given[:, :, piece.word] >> np.uint32(piece.at)) & np.uint32(
@@ -256,6 +313,8 @@ class Packing:
             )
             out[at] |= field << np.uint32(piece.low)
         rows = out.transpose(1, 3, 2, 0).reshape(blocks * lanes, chunks * self.chunk)
+        if self.order == TILES:
+            return np.ascontiguousarray(rows[:n, :k]).astype(np.uint8)
         groups = self.groups(k)
         even = rows[:, : groups * self.padded_group]
         even = even.reshape(blocks * lanes, groups, self.padded_group)

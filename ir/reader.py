@@ -221,8 +221,12 @@ class _Reader(Transformer[Token, Any]):
             raise _Wrong(dims.token, f"{name} memory has at most 2**40 elements")
         return ScratchType(fixed, dims.dtype)
 
-    def shared(self, dims: DimsText) -> Type:
-        return SharedType(self.scratch(dims, "shared").shape, dims.dtype)
+    def shared(self, dims: DimsText, swizzle: Token | None = None) -> Type:
+        number = _integer(swizzle) if swizzle is not None else 0
+        plain = SharedType(self.scratch(dims, "shared").shape, dims.dtype)
+        if not plain.fits_swizzle(number):
+            raise _Wrong(swizzle or dims.token, "a swizzle is 2, 4 or 8 pieces of a row")
+        return SharedType(plain.shape, plain.dtype, number)
 
     def reg(self, dims: DimsText, layout: Layout) -> Type:
         if tuple(s.constant for s in dims.sizes) != layout.shape:

@@ -96,12 +96,43 @@ class ScratchType:
         return f"scratch<{' x '.join([str(s) for s in self.shape] + [str(self.dtype)])}>"
 
 
+SWIZZLED_BYTES = 16  # pieces of a row that a swizzle moves as a whole
+LINE_BYTES = 128  # all banks of shared memory once
+
+
 @dataclass(frozen=True)
 class SharedType(ScratchType):
-    """Memory of a block, contiguous, row-major, of constant size, that all its lanes share."""
+    """Memory of a block, contiguous, row-major, of constant size, that all its lanes share.
+
+    ``swizzle`` (0, 2, 4 or 8) says where an element's bits lie, not what programs mean: the pieces
+    of 16 bytes of a row change places, piece p goes to p XOR (line mod swizzle), so that lanes that
+    read one piece of several rows meet other banks. Rows shorter than the 128 bytes of all banks
+    share a line. That is also how the bulk copy engine swizzles rows of up to 128 bytes.
+    """
+
+    swizzle: int = 0
 
     def __str__(self) -> str:
-        return f"shared{super().__str__().removeprefix('scratch')}"
+        plain = super().__str__().removeprefix("scratch").removesuffix(">")
+        return f"shared{plain}, swizzle {self.swizzle}>" if self.swizzle else f"shared{plain}>"
+
+    @property
+    def rows_per_line(self) -> int:
+        """How many rows lie in the 128 bytes of all banks."""
+        return max(1, LINE_BYTES // max(1, self.shape[-1] * self.dtype.bits // 8))
+
+    def fits_swizzle(self, swizzle: int) -> bool:
+        """Whether rows consist of so many pieces, once or several times (0: always)."""
+        row = self.shape[-1] * self.dtype.bits if self.shape else 0
+        return swizzle == 0 or (swizzle in (2, 4, 8) and row % (swizzle * SWIZZLED_BYTES * 8) == 0)
+
+    def place(self, row: int, column: int) -> int:
+        """The byte of an element: ``row`` counts through all dimensions but the last."""
+        size = self.dtype.bits // 8
+        piece, inside = divmod(column * size, SWIZZLED_BYTES)
+        if self.swizzle:
+            piece ^= row // self.rows_per_line % self.swizzle
+        return row * self.shape[-1] * size + piece * SWIZZLED_BYTES + inside
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from tilewright.ir.core import Op
-from tilewright.ir.dtypes import I32, DType
+from tilewright.ir.dtypes import BF16, I32, DType
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.layout import Layout
-from tilewright.ir.packing import PAIR, QUAD, Packing
+from tilewright.ir.packing import HALF, PAIR, QUAD, STRIP, TILE_WORDS, TILES, Packing
 from tilewright.ir.target import Target
 from tilewright.passes.to_tile.emitter import TileBuilder
 from tilewright.passes.to_tile.lowbit.byte_codes import byte_codes
@@ -26,12 +26,21 @@ from tilewright.passes.to_tile.lowbit.cost import dot_slots, kind, slots
 from tilewright.passes.to_tile.lowbit.decode import decoder
 from tilewright.passes.to_tile.lowbit.pairs import pair_table
 from tilewright.passes.to_tile.lowbit.unpack import emit_moves, quad_moves
+from tilewright.passes.to_tile.whole_blocks.lowbit.cost import gpu_instructions, strip_operations
+from tilewright.passes.to_tile.whole_blocks.lowbit.decode import (
+    LANES,
+    StripDecoder,
+    product_dtype,
+)
+from tilewright.passes.to_tile.whole_blocks.lowbit.schedule import strips_of
 
 ACTIVATIONS = ("int8", "float")
 SHAPES = ("decode", "prefill")
 ROWS = {"decode": 1, "prefill": 6}  # rows that share what was unpacked
 MOST_PLANES = 3  # as 7 = 4 + 2 + 1 needs; more only cost more
 BYTES_PER_CYCLE = 8.0  # that a core gets from memory while the others do, too
+GPU_BYTES_PER_CYCLE = 14.5  # the same of a multiprocessor of an H100
+GPU_LANES = 64  # integer instructions of lanes that it begins in a cycle
 VECTORS_PER_CYCLE = {16: 2.0, 8: 3.0}  # arithmetic instructions by lanes
 
 
@@ -69,9 +78,11 @@ class LayoutChoice:
 
     def explain(self) -> str:
         """The table: per 1,000 weights bytes read, instructions, cycles."""
+        lanes = self.target.lanes
+        whose = "thread" if self.target.gpu else f"vector of {lanes} lanes"
         head = (
             f"{self.dtype} x {self.activation} on {self.target.name}, {self.shape}: "
-            f"per 1,000 weights and vector of {self.target.lanes} lanes"
+            f"per 1,000 weights and {whose}"
         )
         columns = f"{'packing':44}{'bytes':>7}{'loads':>7}{'shifts':>8}{'masks':>7}{'arith':>7}"
         lines = [head, f"  {columns}{'cycles':>8}"]
@@ -112,17 +123,20 @@ def choose_layout(
         raise UnsupportedError(f"{activation!r}, {shape!r}: {known}")
     if group < 1:
         raise UnsupportedError(f"a group has at least one code, not {group}")
-    if activation == "int8" and byte_codes(dtype, target) is None:
+    if target.gpu or (activation == "int8" and byte_codes(dtype, target) is None):
         activation = "float"
     return _chosen(dtype, group, target, activation, shape)
 
 
 @lru_cache(maxsize=1024)
 def _chosen(dtype: DType, group: int, target: Target, activation: str, shape: str) -> LayoutChoice:
-    found = [
-        _costed(packing, dtype, target, activation, ROWS[shape])
-        for packing in packings(dtype.bits, group, target.lanes)
-    ]
+    if target.gpu:
+        found = [_costed_tiles(p, dtype, shape == "decode") for p in tilings(dtype.bits, group)]
+    else:
+        found = [
+            _costed(packing, dtype, target, activation, ROWS[shape])
+            for packing in packings(dtype.bits, group, target.lanes)
+        ]
     # of equals the one with the fewest planes, which is named first
     ordered = sorted(found, key=lambda c: c.cycles_per_weight)
     return LayoutChoice(dtype, activation, shape, target, tuple(ordered))
@@ -139,6 +153,13 @@ def packings(bits: int, group: int, lanes: int) -> Iterator[Packing]:
         yield Packing.bytes(bits, lanes, group)
     yield Packing.fields(bits, lanes, group)
     yield Packing.halves(bits, lanes, group)
+
+
+def tilings(bits: int, group: int) -> Iterator[Packing]:
+    """All packings of a width that matrix units of GPUs read."""
+    for planes in _sums(bits, (8, 4, 2, 1)):
+        if len(planes) <= MOST_PLANES:
+            yield Packing(TILES, planes, LANES, group)
 
 
 def _sums(total: int, parts: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
@@ -193,3 +214,21 @@ def _instructions(
     for code in range(packing.chunk):
         wanted.emit(b, words, code)
     return list(b.top.ops), 1, packing.chunk
+
+
+def _costed_tiles(packing: Packing, dtype: DType, few: bool) -> Candidate:
+    """A chunk of one lane on a multiprocessor of an H100, for activations in bf16: a plane of few
+    bits is loaded in several turns of the loop, from memory only once."""
+    strips = packing.chunk // STRIP
+    way = StripDecoder(packing, dtype, 0, "", product_dtype(dtype, BF16))
+    counts = Counter[str]()
+    for op in strip_operations(way, strips):
+        counts[kind(op)] += gpu_instructions(op)
+    turns = strips // strips_of(packing, few)
+    tiles = sum(max(1, strips // turns * width // HALF) for width in packing.planes)
+    loads = TILE_WORDS * tiles * turns
+    size = 4.0 * packing.words
+    busy, waiting = (loads + sum(counts.values())) / GPU_LANES, size / GPU_BYTES_PER_CYCLE
+    cycles = max(busy, waiting) + 0.05 * (busy + waiting)
+    shifts, masks, more = (counts[k] for k in ("shift", "mask", "arithmetic"))
+    return Candidate(packing, size, loads, shifts, masks, more, packing.chunk, cycles)

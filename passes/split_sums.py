@@ -57,7 +57,8 @@ def split_sums(graph: Graph, name: Name) -> Split | None:
     rows = tuple(op for op in graph.body.ops if not any(r in after for r in op.results))
     first = drop_dead(graph.with_body(Region(graph.params, rows, outs)))
     names = {value: name(first, at) for at, value in enumerate(crossing)}
-    second = _reading(graph, ops, names, tuple(graph.results[i] for i in moved))
+    name_ = f"{graph.name}_sums"
+    second = reading(graph, ops, names, tuple(graph.results[i] for i in moved), name_)
     positions = tuple(kept.get(v, -1) for v in outs)
     return Split(first, second, positions, tuple(moved)) if second is not None else None
 
@@ -74,10 +75,11 @@ def _across(graph: Graph, last: list[t.Reduce], depth: dict[Value, int]) -> bool
     return not gone[True] & gone[False]
 
 
-def _reading(
-    graph: Graph, ops: list[Op], names: dict[Value, str], results: tuple[Value, ...]
+def reading(
+    graph: Graph, ops: list[Op], names: dict[Value, str], results: tuple[Value, ...], name: str
 ) -> Graph | None:
-    """A graph of ``ops`` that reads what has names, and the inputs that it needs."""
+    """A graph of ``ops`` that reads what has names, and the inputs that it needs; None if it needs
+    a size that nothing it reads has."""
     params = {v: Value(v.type, name) for v, name in names.items()}
     params.update({p: Value(p.type, p.hint) for p in graph.params if _takes(ops, p)})
     mapping = dict(params)
@@ -93,7 +95,7 @@ def _reading(
         return None
     sizes = tuple(n for n in graph.sizes if n in known)
     body = Region(tuple(params.values()), tuple(fresh), tuple(mapping[v] for v in results))
-    return Graph(graph.level, f"{graph.name}_sums", sizes, body)
+    return Graph(graph.level, name, sizes, body)
 
 
 def result_names(module: Module) -> tuple[str, ...]:

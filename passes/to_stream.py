@@ -25,6 +25,7 @@ from tilewright.ir.sizes import Size
 from tilewright.ir.types import Axis, StreamType, TensorType
 from tilewright.passes.axes import View, find_axes
 from tilewright.passes.coded_sources import cached, dequantized
+from tilewright.passes.inner_products import Inner, cut_products, inner_products, made_again
 from tilewright.passes.loop_order import choose_order, reduced_axes
 from tilewright.passes.routing_axes import OPS
 from tilewright.passes.routing_streams import RoutingStreams
@@ -265,11 +266,14 @@ def tensor_to_stream(graph: Graph, label: str = "") -> Graph:
 
 
 def stream_graphs(graph: Graph) -> tuple[Graph, ...]:
-    """One stream graph, or two where the last reductions run across the rows of the others; then
-    their attribute ``results`` says which results of the whole they have. Raises
-    UnsupportedError."""
+    """One stream graph, or several where products make what another streams, or the last reductions
+    run across the rows of the others; then their attribute ``results`` says which results of the
+    whole they have. Raises UnsupportedError."""
     problem: UnsupportedError | None = None
     try:
+        inner = inner_products(graph)
+        if inner is not None:
+            return _without_inner(graph, inner)
         whole = tensor_to_stream(graph)
         if not _folds_across_rows(whole):
             return (whole,)
@@ -284,6 +288,18 @@ def stream_graphs(graph: Graph) -> tuple[Graph, ...]:
     if problem is not None:
         raise problem
     return (whole,)
+
+
+def _without_inner(graph: Graph, inner: Inner) -> tuple[Graph, ...]:
+    """Products of inputs as graphs of their own; those of codes are made again inside the loop."""
+    again = made_again(graph, inner.coded)
+    others = [op for op in (*inner.along, *inner.beside) if op not in inner.coded]
+    if not others:
+        return (tensor_to_stream(again),)
+    parts = cut_products(again, others)
+    if not parts:
+        raise UnsupportedError("a product inside another one's loop that has no sizes of its own")
+    return tuple(replace(tensor_to_stream(p), attrs=p.attrs) for p in parts)
 
 
 def _folds_across_rows(graph: Graph) -> bool:

@@ -256,11 +256,27 @@ def make_triton(variant: Variant, target: Target) -> tuple[Call, VariantReport]:
     return make(variant, target)
 
 
+def make_cuda(variant: Variant, target: Target) -> tuple[Call, VariantReport]:
+    """A kernel for a CUDA device, written in CUDA C++."""
+    from tilewright.runtime.cuda_kernel import make_cuda as make
+
+    return make(variant, target)
+
+
+def make_cuda_host(variant: Variant, target: Target) -> tuple[Call, VariantReport]:
+    """The same kernel, its threads run by the host's emulation of a CUDA device."""
+    from tilewright.runtime.cuda_kernel import make_cuda as make
+
+    return make(variant, target, emulated=True)
+
+
 MAKERS = {
     "mlir": make_mlir,
     "interpreter": make_interpreter,
     "numba": make_numba,
     "triton": make_triton,
+    "cuda": make_cuda,
+    "cuda-host": make_cuda_host,
 }
 
 

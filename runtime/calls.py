@@ -92,10 +92,10 @@ class _Binding:
         is for ``Signature.solve`` to find, since there is no order that is right for all calls."""
         if not self.divides:
             return self.assignments
-        names = _tuple([_name(n) for n in sorted(self.known)])
+        names = tuple_text([name_text(n) for n in sorted(self.known)])
         return [
             "try:",
-            *_indent(self.assignments, 4),
+            *indented(self.assignments, 4),
             "except ZeroDivisionError:",
             f"    {names} = solve(tensors)",
         ]
@@ -109,67 +109,76 @@ def frame_format(signature: Signature) -> str:
 
 def call_source(signature: Signature) -> str:
     """The text of ``def call(*tensors)``; ``kernel.py`` names what it refers to."""
-    begin = [*_outputs(signature), *_grid(signature), "if items:"]
-    begin += _indent(_launch(signature), 4)
-    return _call(signature, "is_cpu", begin)
+    begin = [*_outputs(signature), *grid_text(signature), "if items:"]
+    begin += indented(_launch(signature), 4)
+    return call_text(signature, "is_cpu", begin)
 
 
-def _call(signature: Signature, place: str, begin: list[str]) -> str:
-    """A function that checks its tensors, then does ``begin``."""
+def call_text(
+    signature: Signature, place: str, begin: list[str], more: tuple[str, ...] = ()
+) -> str:
+    """A function that checks its tensors, then does ``begin``. ``more``: further statements that
+    look at the tensors and may change ``fits``."""
     binding = _bind(signature)
     lines = [
         "def call(*tensors):",
         "    try:",
-        *_indent(_unpack(signature, place), 8),
+        *indented([*_unpack(signature, place), *more], 8),
         "    except (AttributeError, TypeError, ValueError):",
         "        fits = False",
         "    if not fits:",
         "        complain(tensors)",
-        *_indent(binding.statements(), 4),
+        *indented(binding.statements(), 4),
     ]
     if conditions := binding.natural + binding.conditions:
         lines += [
             f"    if not ({' and '.join(conditions)}):",
             "        complain(tensors)",
         ]
-    lines += _indent(begin, 4)
+    lines += indented(begin, 4)
     outputs = "".join(f"t{i}, " for i in range(len(signature.inputs), len(signature.params)))
     return "\n".join([*lines, f"    return ({outputs})", ""])
 
 
-def _indent(lines: Iterable[str], columns: int) -> list[str]:
+def indented(lines: Iterable[str], columns: int) -> list[str]:
     return [" " * columns + line for line in lines]
 
 
-def _tuple(names: list[str]) -> str:
+def tuple_text(names: list[str]) -> str:
     """``(a, b, )``: right for no name and for one name too."""
     return f"({''.join(f'{n}, ' for n in names)})"
 
 
-def gpu_call_source(signature: Signature, strides: Sequence[tuple[int, int]], place: str) -> str:
+def launched_call_source(
+    signature: Signature, strides: Sequence[tuple[int, int]], place: str
+) -> str:
     """``call_source`` for a kernel that ``launch`` starts on a device: with the number of work
     items, the tensors, their ``strides`` (buffer, dimension) and the sizes. ``place`` is what all
     inputs must be (``is_cuda``)."""
-    buffers = _tuple([f"t{i}" for i in range(len(signature.params))])
-    steps = _tuple([f"t{i}.stride({d})" for i, d in strides])
-    sizes = _tuple([_name(n) for n in signature.sizes])
-    begin = ["device = t0.device", *_outputs(signature, "device"), *_grid(signature), "if items:"]
-    return _call(
-        signature, place, [*begin, f"    launch(device, items, {buffers}, {steps}, {sizes})"]
-    )
+    buffers = tuple_text([f"t{i}" for i in range(len(signature.params))])
+    steps = tuple_text([f"t{i}.stride({d})" for i, d in strides])
+    sizes = tuple_text([name_text(n) for n in signature.sizes])
+    begin = ["device = t0.device", *_outputs(signature, "device"), *grid_text(signature)]
+    begin += ["if items:", f"    launch(device, items, {buffers}, {steps}, {sizes})"]
+    return call_text(signature, place, begin)
+
+
+def dimensions_text(letter: str, number: int, type_: BufferType) -> str:
+    """``(n0_0, n0_1, )``: one name for every dimension of a buffer."""
+    return tuple_text([f"{letter}{number}_{d}" for d in range(len(type_.shape))])
 
 
 def _unpack(signature: Signature, place: str = "is_cpu") -> Iterator[str]:
     """Right number of tensors, each of the right dtype, place and rank; ``n0_1`` is a dimension."""
     inputs = signature.inputs
-    yield f"{_tuple([f't{i}' for i in range(len(inputs))])} = tensors"
+    yield f"{tuple_text([f't{i}' for i in range(len(inputs))])} = tensors"
     checks = [
         f"t{i}.dtype is dtype{i} and t{i}.{place} and t{i}.layout is strided and not t{i}.is_neg()"
         for i in range(len(inputs))
     ]
     yield f"fits = {' and '.join(checks) or 'True'}"
     for i, type_ in enumerate(inputs):
-        yield f"{_tuple([f'n{i}_{d}' for d in range(len(type_.shape))])} = t{i}.shape"
+        yield f"{dimensions_text('n', i, type_)} = t{i}.shape"
 
 
 def _bind(signature: Signature) -> _Binding:
@@ -204,12 +213,12 @@ def _solve(binding: _Binding, size: Size, dimension: str) -> bool:
             return False
         binding.known.add(name)
         binding.divides |= factor.constant is None
-        binding.assignments.append(f"{_name(name)} = {_solution(dimension, factor, rest)}")
+        binding.assignments.append(f"{name_text(name)} = {_solution(dimension, factor, rest)}")
         if rest.terms or not factor.at_least(0):
-            binding.natural.append(f"{_name(name)} >= 0")
+            binding.natural.append(f"{name_text(name)} >= 0")
         if factor == Size.of(1):
             return True
-    binding.conditions.append(f"{dimension} == {_expression(size)}")
+    binding.conditions.append(f"{dimension} == {size_text(size)}")
     return True
 
 
@@ -219,31 +228,31 @@ def _degree(size: Size) -> int:
 
 def _solution(dimension: str, factor: Size, rest: Size) -> str:
     """The number x with dimension == factor * x + rest, if there is one."""
-    over = f"({dimension} - ({_expression(rest)}))" if rest.terms else dimension
-    return over if factor == Size.of(1) else f"{over} // ({_expression(factor)})"
+    over = f"({dimension} - ({size_text(rest)}))" if rest.terms else dimension
+    return over if factor == Size.of(1) else f"{over} // ({size_text(factor)})"
 
 
-def _name(size_name: str) -> str:
+def name_text(size_name: str) -> str:
     assert size_name.isidentifier(), f"a size is named {size_name!r}"
     return f"size_{size_name}"
 
 
-def _expression(size: Size) -> str:
-    terms = ["*".join([str(c), *map(_name, monomial)]) for monomial, c in size.terms]
+def size_text(size: Size) -> str:
+    terms = ["*".join([str(c), *map(name_text, monomial)]) for monomial, c in size.terms]
     return " + ".join(t.removeprefix("1*") for t in terms) or "0"
 
 
 def _outputs(signature: Signature, device: str = "cpu") -> Iterator[str]:
     for i in range(len(signature.inputs), len(signature.params)):
-        shape = ", ".join(map(_expression, signature.params[i].shape))
+        shape = ", ".join(map(size_text, signature.params[i].shape))
         # sizes one by one: torch parses a tuple of them much more slowly
         yield f"t{i} = empty({shape or '()'}, dtype=dtype{i}, device={device})"
 
 
-def _grid(signature: Signature) -> Iterator[str]:
+def grid_text(signature: Signature) -> Iterator[str]:
     """Extents of the grid, ``grid0`` …, and the number of work items."""
     for i, (size, tile) in enumerate(signature.grid):
-        text = _expression(size)
+        text = size_text(size)
         extent = text if tile == 1 else f"-(-({text}) // {tile})"
         yield f"grid{i} = {extent if size.at_least(0) else f'max(0, {extent})'}"
     yield f"items = {' * '.join(f'grid{i}' for i in range(len(signature.grid))) or '1'}"
@@ -253,13 +262,14 @@ def _launch(signature: Signature) -> Iterator[str]:
     """Fill the argument block and run. Block and scratch go back to their pools afterwards."""
     words = ["address", f"address + {COUNTER_BYTES}", "scratch[0]"]
     words += [str(signature.scratch_bytes), "items"]
-    words += [f"grid{i}" for i in range(len(signature.grid))] + list(map(_name, signature.sizes))
+    words += [f"grid{i}" for i in range(len(signature.grid))]
+    words += list(map(name_text, signature.sizes))
     for i, type_ in enumerate(signature.params):
         words += [f"p{i}"] + ([f"*t{i}.stride()"] if type_.shape else [])
         yield f"p{i} = t{i}.data_ptr()"
     pointers = [f"p{i}" for i in range(len(signature.params))]
     yield f"if not ({' and '.join(pointers) or 'True'}):"
-    yield f"    check_memory({_tuple([f't{i}' for i in range(len(pointers))])})"
+    yield f"    check_memory({tuple_text([f't{i}' for i in range(len(pointers))])})"
     yield "workers = num_threads()"
     yield "if workers > items:"
     yield "    workers = items"
@@ -274,23 +284,42 @@ def _launch(signature: Signature) -> Iterator[str]:
         yield "give_scratch(scratch)"
 
 
-def key_source(signature: Signature, static: tuple[str, ...], rows: Size, inner: Size) -> str:
-    """The text of ``def key(*tensors)``: (units, values of ``static``, number of rows, length of
-    the inner axis) of a call.
+def key_source(
+    signature: Signature,
+    static: tuple[str, ...],
+    rows: Size,
+    inner: Size,
+    classes: tuple[int, ...],
+    empty: int | None,
+) -> str:
+    """The text of ``def key(*tensors)``: (units, values of ``static``, class of rows) of a call.
 
-    ``unit`` and ``solve`` are taken from the surroundings; shapes that do not fit raise ValueError
-    or BindError, or give a key whose kernel then complains.
+    ``classes`` are upper bounds of rows, 0 for any number; ``empty`` the class of calls whose inner
+    axis has no elements, if those have one. ``unit``, ``solve``, ``longest`` and ``too_long`` are
+    taken from the surroundings; shapes that do not fit raise ValueError or BindError, or give a key
+    whose kernel then complains.
     """
     binding = _bind(signature)
     inputs = signature.inputs
-    given = _tuple([f"t{i}" for i in range(len(inputs))])
+    given = tuple_text([f"t{i}" for i in range(len(inputs))])
     lines = ["def key(*tensors):", f"    {given} = tensors"]
     for i, type_ in enumerate(inputs):
-        lines.append(f"    {_tuple([f'n{i}_{d}' for d in range(len(type_.shape))])} = t{i}.shape")
-    lines += _indent(binding.statements(), 4)
+        lines.append(f"    {dimensions_text('n', i, type_)} = t{i}.shape")
+    lines += indented(binding.statements(), 4)
     if binding.natural:
         lines += [f"    if not ({' and '.join(binding.natural)}):", "        raise ValueError"]
-    units = _tuple([f"unit(t{i})" for i in range(len(inputs))])
-    values = _tuple([_name(n) for n in static])
-    counts = f"{_expression(rows)}, {_expression(inner)}"
-    return "\n".join([*lines, f"    return {units}, {values}, {counts}", ""])
+    lines += [f"    units = {tuple_text([_unit_text(i, x) for i, x in enumerate(inputs)])}"]
+    lines += [f"    static = {tuple_text([name_text(n) for n in static])}"]
+    lines += [f"    rows, inner = {size_text(rows)}, {size_text(inner)}"]
+    if empty is not None:
+        lines += ["    if inner == 0:", f"        return units, static, {empty}"]
+    lines += ["    if rows >= longest or inner >= longest:", "        too_long(rows, inner)"]
+    chosen = "".join(f"{c} if rows <= {c} else " for c in classes if c)
+    return "\n".join([*lines, f"    return units, static, {chosen}0", ""])
+
+
+def _unit_text(number: int, type_: BufferType) -> str:
+    """The last dimension of an input if its stride is one, as it mostly is; else ``unit`` looks."""
+    rank = len(type_.shape)
+    unit = f"unit(t{number})"
+    return f"{rank - 1} if t{number}.stride()[-1] == 1 else {unit}" if rank else unit

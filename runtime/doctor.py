@@ -15,11 +15,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from tilewright.backends.cuda.compile import compiler_missing
 from tilewright.ir.errors import BackendMissingError, SettingError
 from tilewright.runtime import native, threads
 from tilewright.runtime.cache import Cache, CacheStats
+from tilewright.runtime.cuda.found import gpu_lines, toolkit_lines
 from tilewright.runtime.settings import Settings, settings
 
 
@@ -62,6 +62,7 @@ class Machine:
     wait_policy: str
     caches: dict[str, str]
     gpus: tuple[str, ...]
+    toolkit: tuple[str, ...] = ()
 
 
 PACKAGES = (
@@ -71,14 +72,13 @@ PACKAGES = (
     Package("llvmlite", ("llvmlite.binding",), "pip install llvmlite"),
     Package("numba", ("numba",), "pip install numba"),
     Package("triton", ("triton",), "pip install 'tilewright[triton]'"),
-    Package("cupy", ("cupy",), "pip install 'tilewright[cuda]'"),
 )
 BACKENDS = (
     Backend("mlir", "CPU, fast", ("MLIR bindings", "llvmlite")),
     Backend("numba", "CPU, portable", ("numba",)),
     Backend("interpreter", "any, slow: the oracle", ("numpy",)),
     Backend("triton", "NVIDIA and AMD GPUs", ("triton",), needs_gpu=True),
-    Backend("cuda", "NVIDIA GPUs", ("cupy",), needs_gpu=True),
+    Backend("cuda", "NVIDIA GPUs", (), needs_gpu=True),
 )
 FEATURES = (
     *("avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512vbmi", "avx512vnni"),
@@ -87,7 +87,6 @@ FEATURES = (
 )
 # distributions are not always named as the module that one imports
 _DISTRIBUTIONS = {"torch_mlir": ("torch-mlir",), "mlir": ("mlir-python-bindings",)}
-_CUPY_WHEELS = ("cupy", "cupy-cuda13x", "cupy-cuda12x")
 
 
 @dataclass(frozen=True)
@@ -175,7 +174,7 @@ def _version(module: str) -> str:
     stated = getattr(importlib.import_module(module), "__version__", None)
     if stated:
         return str(stated)
-    for name in _DISTRIBUTIONS.get(module, _CUPY_WHEELS if module == "cupy" else (module,)):
+    for name in _DISTRIBUTIONS.get(module, (module,)):
         try:
             return metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -186,8 +185,10 @@ def _version(module: str) -> str:
 def _judge(backend: Backend, packages: tuple[Package, ...], gpus: tuple[str, ...]) -> Backend:
     needed = [p for p in packages if p.name in backend.needs and p.problem]
     problems = [f"{p.name} {p.problem}" for p in needed]
+    if backend.name == "cuda" and (missing := compiler_missing()):
+        problems.append(missing)
     if backend.needs_gpu and not gpus:
-        problems.append("torch sees no GPU" if needed else "torch sees no GPU; emits source only")
+        problems.append("torch sees no GPU" if problems else "torch sees no GPU; emits source only")
     return replace(backend, problem="; ".join(problems))
 
 
@@ -204,7 +205,8 @@ def _machine(options: Settings | None) -> Machine:
         pool=threads.pool_name(),
         wait_policy=(options.wait_policy if options else "") or "default",
         caches=_caches(),
-        gpus=_gpus(),
+        gpus=gpu_lines(),
+        toolkit=toolkit_lines(),
     )
 
 
@@ -227,12 +229,6 @@ def _caches() -> dict[str, str]:
     return found
 
 
-def _gpus() -> tuple[str, ...]:
-    if not torch.cuda.is_available():
-        return ()
-    return tuple(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-
-
 def _cache_line(cache: CacheStats) -> str:
     if not cache.limit:
         return "off (TILEWRIGHT_CACHE_SIZE is 0)"
@@ -246,4 +242,7 @@ def _machine_lines(machine: Machine) -> Iterator[str]:
     caches = ", ".join(f"{name} {size}" for name, size in machine.caches.items())
     yield f"  caches         {caches or 'unknown'}"
     yield f"  thread pool    {machine.pool}, wait policy {machine.wait_policy}"
-    yield f"GPUs             {', '.join(machine.gpus) or 'none'}"
+    for i, gpu in enumerate(machine.gpus or ("none that torch can reach",)):
+        yield f"{'' if i else 'GPUs':<16} {gpu}"
+    for i, tool in enumerate(machine.toolkit):
+        yield f"{'' if i else 'GPU tools':<16} {tool}"

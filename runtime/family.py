@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 
@@ -23,12 +24,14 @@ from tilewright.ir.sizes import Size
 from tilewright.ir.target import Target
 from tilewright.ir.types import BufferType, StreamType, TensorType
 from tilewright.passes.specialise import specialise
-from tilewright.passes.to_tile.kernel_info import analyse, is_routing, is_row_kernel
+from tilewright.passes.to_tile.kernel_info import KernelInfo, analyse, is_routing, is_row_kernel
 from tilewright.passes.to_tile.narrow import LONGEST
 from tilewright.passes.to_tile.routing.info import token_classes
-from tilewright.passes.to_tile.schedule import row_class, row_classes
+from tilewright.passes.to_tile.schedule import row_classes
 from tilewright.passes.to_tile.tables import tables_of, with_tables
+from tilewright.passes.to_tile.whole_blocks.schedule import row_classes as block_row_classes
 from tilewright.runtime.calls import Signature, key_source
+from tilewright.runtime.cuda.repeat import bound
 from tilewright.runtime.report import VariantReport
 from tilewright.runtime.tables import block_extremes
 
@@ -67,7 +70,7 @@ class KernelFamily:
         self.inner: Size = info.inner.size if not info.splits else Size.of(1)
         self.static_names = tuple(sorted(_static_names(graph)))
         self.row_count: Size = info.row_count
-        self.classes = _classes(graph, target)
+        self.classes = _classes(graph, target, info)
         self.forms: dict[Key, Call] = {}
         self.reports: list[VariantReport] = []
         self.lock = threading.Lock()
@@ -83,6 +86,18 @@ class KernelFamily:
         if form is None:
             form = self._make(key)
         return form(*tensors)
+
+    def bind(self, *tensors: torch.Tensor) -> Call | None:
+        """What repeats a call with these tensors, and others of their dtypes, shapes and strides,
+        without looking at them again; None where there is nothing quicker."""
+        if self.gathered and not self._have_entries(tensors):
+            return None
+        whole = self._with_tables(tensors) if self.tables else tensors
+        form = self.forms.get(self.key(whole))
+        again = None if form is None else bound(form, whole)
+        if again is None or not self.tables:
+            return again
+        return lambda *tensors: again(*self._with_tables(tensors))
 
     def _have_entries(self, tensors: tuple[torch.Tensor, ...]) -> bool:
         """True if everything that is read at computed positions has elements."""
@@ -109,16 +124,14 @@ class KernelFamily:
     def key(self, tensors: tuple[torch.Tensor, ...]) -> Key:
         """What decides the form for these inputs. Raises BindError if they do not fit."""
         try:
-            units, static, rows, inner = self._facts(*tensors)
+            return self._facts(*tensors)
         except (AttributeError, TypeError, ValueError):
             self._complain(tensors)
             raise
-        if inner == 0 and self.empty is not None:
-            return units, static, EMPTY
-        if max(rows, inner) >= LONGEST:
-            size = max(rows, inner)
-            raise BindError(f"{self.graph.name}: {size} positions; a kernel takes fewer than 2^30")
-        return units, static, row_class(self.classes, rows)
+
+    def _too_long(self, rows: int, inner: int) -> NoReturn:
+        size = max(rows, inner)
+        raise BindError(f"{self.graph.name}: {size} positions; a kernel takes fewer than 2^30")
 
     def _complain(self, tensors: tuple[object, ...]) -> None:
         """BindError that says which input does not fit."""
@@ -129,8 +142,8 @@ class KernelFamily:
         shapes = [tuple(x.shape) for x in tensors if isinstance(x, torch.Tensor)]
         bind_sizes(self.graph, shapes)
 
-    def _key_function(self) -> Callable[..., tuple[tuple[int, ...], tuple[int, ...], int, int]]:
-        """Reads the facts off the inputs, written as Python for this kernel's shapes."""
+    def _key_function(self) -> Callable[..., Key]:
+        """Reads the key off the inputs, written as Python for this kernel's shapes."""
         inputs = tuple(
             BufferType(p.type.shape, p.type.dtype)
             for p in self.graph.params
@@ -138,8 +151,15 @@ class KernelFamily:
         )
         hints = tuple(p.hint for p in self.graph.params)
         signature = Signature(self.graph.name, inputs, hints, 0, self.graph.sizes, (), 0)
-        names: dict[str, object] = {"unit": _unit, "solve": signature.solve}
-        source = key_source(signature, self.static_names, self.row_count, self.inner)
+        names: dict[str, object] = {
+            "unit": _unit,
+            "solve": signature.solve,
+            "longest": LONGEST,
+            "too_long": self._too_long,
+        }
+        empty = None if self.empty is None else EMPTY
+        facts = self.static_names, self.row_count, self.inner, self.classes, empty
+        source = key_source(signature, *facts)
         exec(compile(source, f"<key of kernel {self.graph.name}>", "exec"), names)
         function = names["key"]
         assert callable(function)
@@ -164,10 +184,12 @@ class KernelFamily:
             return call
 
 
-def _classes(graph: Graph, target: Target) -> tuple[int, ...]:
+def _classes(graph: Graph, target: Target, info: KernelInfo) -> tuple[int, ...]:
     """Numbers of rows that have layouts of their own."""
     if is_routing(graph):
         return token_classes(graph, target)
+    if target.gpu:
+        return block_row_classes(info)
     return () if is_row_kernel(graph) else row_classes(target)
 
 

@@ -9,11 +9,12 @@ from functools import cache
 
 import torch
 
-from tilewright.ir.errors import TargetError
+from tilewright.ir.errors import BackendMissingError, TargetError
 from tilewright.ir.target import GPUS, Target, named_target
 from tilewright.passes.to_tile.whole_blocks.schedule import BlockSchedule
 
 _FORCED: ContextVar[BlockSchedule | None] = ContextVar("tilewright_gpu_schedule", default=None)
+GPU_BACKENDS = ("triton", "cuda", "cuda-host")  # the last on CPU tensors, by emulation
 LEAST = 80  # compute capability 8.0
 
 
@@ -39,13 +40,39 @@ def using_schedule(
         _FORCED.reset(token)
 
 
+@contextmanager
+def using_backend(name: str) -> Iterator[None]:
+    """Programs called inside with a GPU's tensors run kernels of this back end: ``triton`` (the
+    default) or ``cuda``. ``cuda-host``: programs called with CPU tensors run CUDA kernels, thread
+    by thread in the host's emulation, which refuses races and accesses out of bounds.
+
+    Raises BackendMissingError for another name.
+    """
+    if name not in GPU_BACKENDS:
+        raise BackendMissingError(
+            f"unknown GPU back end {name!r}; known: {', '.join(GPU_BACKENDS)}"
+        )
+    before, pretended.backend = pretended.backend, name
+    try:
+        yield
+    finally:
+        pretended.backend = before
+
+
 class _Pretended:
-    """Whether CPU tensors stand for a GPU's."""
+    """Whether CPU tensors stand for a GPU's (``on``: in Triton's interpreter), and which back end
+    makes a GPU's kernels."""
 
     on = False
+    backend = "triton"
 
 
 pretended = _Pretended()
+
+
+def chosen_by_caller() -> tuple[BlockSchedule | None, str]:
+    """What ``using_schedule`` and ``using_backend`` say around a call: its kernels depend on it."""
+    return _FORCED.get(), pretended.backend
 
 
 @cache
@@ -64,5 +91,7 @@ def device_target(index: int | None) -> Target:
             f"{name} has compute capability {major}.{minor}; kernels for GPUs need 8.0 or newer: "
             "move the tensors to the CPU (x.cpu()), or stay with torch's own operators"
         )
-    fits = [t for t in GPUS.values() if t.gpu == "cuda" and int(t.cpu[3:]) <= capability]
+    # 12.x has 8.x's shared memory and matrix instructions of warps, not those of 9.0 and 10.x
+    like = LEAST if capability >= 120 else capability
+    fits = [t for t in GPUS.values() if t.gpu == "cuda" and int(t.cpu[3:]) <= like]
     return max(fits, key=lambda t: int(t.cpu[3:]))

@@ -148,8 +148,20 @@ def refuse(name: str, signature: Signature, place: str, tensors: tuple[object, .
         _checked_shape(f"%{hint}: {type_}", TORCH_DTYPES[str(type_.dtype)], place, tensor)
         for hint, type_, tensor in zip(signature.hints, signature.inputs, tensors, strict=False)
     ]
+    _require_one_device(name, signature.hints, tensors)
     bind_sizes(signature.graph(), shapes)
     raise AssertionError(f"the call of {name} refuses {shapes}, but they fit")
+
+
+def _require_one_device(name: str, hints: Sequence[str], tensors: tuple[object, ...]) -> None:
+    """BindError if inputs are on several devices."""
+    devices = [x.device for x in tensors if isinstance(x, torch.Tensor)]
+    for hint, device in zip(hints, devices, strict=False):
+        if device != devices[0]:
+            raise BindError(
+                f"{name}: %{hint} is on {device} and %{hints[0]} on {devices[0]}; a kernel runs on "
+                f"one device: move it (x.to({str(devices[0])!r}))"
+            )
 
 
 def _checked_shape(where: str, dtype: torch.dtype, place: str, tensor: object) -> tuple[int, ...]:

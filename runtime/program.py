@@ -14,13 +14,23 @@ from tilewright.ir.target import named_target
 from tilewright.passes.canonicalise import canonicalise_graph
 from tilewright.passes.channels import find_channels
 from tilewright.passes.fuse_reroute import whole_routing
+from tilewright.passes.inner_products import inner_products
 from tilewright.passes.pipeline import TO_KERNELS, run_passes
 from tilewright.passes.split_sums import result_names
 from tilewright.passes.to_tile import kernel_to_tile
 from tilewright.passes.to_tile.kernel_info import is_routing
+from tilewright.passes.to_tile.made import remakes
 from tilewright.runtime.backends import MAKERS, choose_backend, run_from_device, run_on_host
+from tilewright.runtime.cuda.repeat import Repeated
 from tilewright.runtime.family import Call, KernelFamily
-from tilewright.runtime.gpu_targets import device_target, forced_schedule, pretended
+from tilewright.runtime.gpu_targets import (
+    GPU_BACKENDS,
+    chosen_by_caller,
+    device_target,
+    forced_schedule,
+    pretended,
+)
+from tilewright.runtime.made_again import MadeAgain
 from tilewright.runtime.report import KernelReport, ProgramReport
 from tilewright.runtime.routing import with_few_tokens, with_shared_counts
 from tilewright.runtime.targets import program_target, require_runnable
@@ -55,22 +65,27 @@ class Program:
         self, module: Module, *, target: str | None = None, backend: str | None = None
     ) -> None:
         self.module = module
+        self._asked = target, backend
         self.backend = choose_backend(backend)
         self.target = program_target(target, self.backend)
         self._on_gpu: dict[object, Program] = {}
+        self._on_device = Repeated(lambda x: self._for_device(x.device)._call, chosen_by_caller)
         if self.backend == "numba":
             self.target = named_target("scalar")  # plain loops, one element at a time
         if self.backend == "mlir":
             require_runnable(self.target)
+        self._tensors = Module(())  # in the parts that streams are made of
         self._as_written = Module(())  # the streams before any rule was applied
         self._uncut = Module(())  # the streams before they were cut into kernels
         self.results: tuple[str, ...] = ()
         kernels = run_passes(module, TO_KERNELS, after=lambda step, m: self._watch(step.name, m))
         self.inputs = tuple(p.hint for p in module.main.params)
         self.steps = [self._step(graph) for graph in kernels.graphs]
-        self._single = self._only_step() or self._routing(kernels)
+        self._single = self._made_again() or self._only_step() or self._routing(kernels)
 
     def _watch(self, name: str, module: Module) -> None:
+        if name == "canonicalise":
+            self._tensors = module
         if name == "to_stream":
             self._as_written = module
         if name == "reorder":
@@ -93,7 +108,7 @@ class Program:
             if is_routing(graph) and not family.static_names:
                 self._try(graph)
         except UnsupportedError as error:
-            if self.backend == "triton":
+            if self.backend in GPU_BACKENDS:
                 raise
             return Step(graph, inputs, outputs, self._on_host(graph), None, error.message)
         return Step(graph, inputs, outputs, family, family)
@@ -104,7 +119,7 @@ class Program:
         kernel_to_tile(graph, self.target, 0, units)
 
     def _on_host(self, graph: Graph) -> Call:
-        if self.backend == "triton":
+        if self.backend in GPU_BACKENDS:
             return partial(run_from_device, graph)
         return lambda *tensors: run_on_host(graph, *tensors)
 
@@ -127,20 +142,39 @@ class Program:
         make = with_few_tokens(MAKERS[self.backend], self._in_steps)
         return KernelFamily(whole, self.target, make, self._on_host(self.module.main))
 
+    def _made_again(self) -> MadeAgain | None:
+        """Keys and values that the program makes itself: in memory or inside a kernel."""
+        graph = self._tensors.main
+        some = len(self.steps) > 1 or bool(remakes(self.steps[0].graph))
+        inner = inner_products(graph) if some and self.backend not in GPU_BACKENDS else None
+        if inner is None or not inner.along or not self.supported:
+            return None
+
+        def compiled(module: Module) -> Program:
+            return Program(module, target=self._asked[0], backend=self._asked[1])
+
+        return MadeAgain(graph, inner, self._in_steps, self.target, compiled)
+
     def __call__(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The results, newly allocated. Raises BindError if the inputs do not fit."""
-        if tensors and (tensors[0].is_cuda or pretended.on) and self.backend != "triton":
-            return self._for_device(tensors[0].device)(*tensors)
+        gpu = tensors and (tensors[0].is_cuda or pretended.on or pretended.backend == "cuda-host")
+        if gpu and self.backend not in GPU_BACKENDS:
+            return self._on_device(*tensors)
         if self._single is not None:
             return self._single(*tensors)
         return self._in_steps(*tensors)
 
+    @property
+    def _call(self) -> Call:
+        """What a call does once it is known where."""
+        return self._single or self._in_steps
+
     def _for_device(self, device: torch.device) -> Program:
         """The same program for a GPU. Raises UnsupportedError if it has parts without a kernel."""
         target = device_target(device.index)
-        key = target.name, forced_schedule()
+        key = target.name, forced_schedule(), pretended.backend
         if key not in self._on_gpu:
-            self._on_gpu[key] = Program(self.module, target=target.name, backend="triton")
+            self._on_gpu[key] = Program(self.module, target=target.name, backend=pretended.backend)
         return self._on_gpu[key]
 
     def _in_steps(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -171,7 +205,12 @@ class Program:
                 report.variants = list(step.family.reports)
             kernels.append(report)
         shallow = self.deep if len(self.steps) == 1 else []
-        return ProgramReport(self.module.main.name, kernels, shallow)
+        choices = []
+        if isinstance(self._single, MadeAgain):
+            choices = self._single.described()
+            for program in self._single.programs.values():
+                kernels += program.explain().kernels
+        return ProgramReport(self.module.main.name, kernels, shallow, choices)
 
 
 __all__ = ["Program", "ProgramReport", "Step"]

@@ -6,9 +6,29 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
+@dataclass(frozen=True)
+class MachineReport:
+    """Machine code of a kernel for a GPU: registers and spilled bytes of a thread, shared memory of
+    a block, its warps, and how many blocks of what it reads are under way at once."""
+
+    form: str
+    registers: int
+    spilled_bytes: int
+    shared_bytes: int
+    warps: int
+    stages: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.form}: {self.warps} warps, {self.stages} stages, {self.registers} registers, "
+            f"{self.spilled_bytes} bytes spilled, {self.shared_bytes} bytes of shared memory"
+        )
+
+
 @dataclass
 class VariantReport:
-    """One compiled form of a kernel. ``seconds`` is what making or loading it took."""
+    """One compiled form of a kernel. ``seconds`` is what making or loading it took. ``schedule`` is
+    a GPU kernel's in words, ``machine`` its machine code, each from its first call on."""
 
     layout_class: str
     target: str
@@ -18,6 +38,8 @@ class VariantReport:
     scratch_bytes: int
     from_cache: bool
     seconds: float
+    schedule: str = ""
+    machine: list[MachineReport] = field(default_factory=list)
 
 
 @dataclass
@@ -38,27 +60,33 @@ class KernelReport:
         for v in self.variants:
             where = "from the disk cache" if v.from_cache else "compiled"
             fixed = ", ".join(f"{k} = {n}" for k, n in v.static_sizes.items())
+            memory = f", {v.scratch_bytes} bytes of scratch a worker" if not v.schedule else ""
             lines.append(
                 f"  {v.layout_class} for {v.target} by {v.backend}: {where} in "
-                f"{v.seconds * 1e3:.0f} ms, {v.scratch_bytes} bytes of scratch a worker"
+                f"{v.seconds * 1e3:.0f} ms{memory}"
                 + (f", {fixed}" if fixed else "")
+                + (f", {v.schedule}" if v.schedule else "")
             )
+            lines += [f"    {form}" for form in v.machine]
         return "\n".join(lines)
 
 
 @dataclass
 class ProgramReport:
-    """All kernels of a program, and the channels that the reorder rules made shallow."""
+    """All kernels of a program, and the channels that the reorder rules made shallow. ``choices``:
+    for calls of which sizes a product was made again inside a kernel, and why."""
 
     name: str
     kernels: list[KernelReport]
     made_shallow: list[str]
+    choices: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         lines = [f"program {self.name}: {len(self.kernels)} kernel(s)"]
         for channel in self.made_shallow:
             place = channel.split("  ")[0]
             lines.append(f"  was deep, made shallow by reordering: {place}")
+        lines += [f"  {choice}" for choice in self.choices]
         for kernel in self.kernels:
             lines += ["  " + line for line in str(kernel).split("\n")]
         return "\n".join(lines)

@@ -8,7 +8,8 @@ from tilewright.ir.core import Graph
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.target import Target
 from tilewright.ir.types import TensorType
-from tilewright.passes.fuse_reroute import SharedCounts, share_counts
+from tilewright.passes.fuse_reroute import PARTS, SharedCounts, share_counts
+from tilewright.passes.to_tile.whole_blocks.routing.program import PARTS as PARTS_ON_GPUS
 from tilewright.runtime.family import Call, Maker, Variant
 from tilewright.runtime.report import VariantReport
 
@@ -18,7 +19,8 @@ def with_shared_counts(make: Maker) -> Maker:
     counted is added up by the second."""
 
     def made(variant: Variant, target: Target) -> tuple[Call, VariantReport]:
-        shared = None if variant.rows else share_counts(variant.graph)
+        parts = PARTS_ON_GPUS if target.gpu else PARTS
+        shared = None if variant.rows else share_counts(variant.graph, parts)
         if shared is None:
             return make(variant, target)
         loop, report = make(_variant(variant, shared.loop, variant.units), target)

@@ -8,7 +8,7 @@ import torch
 
 from tilewright.ir.errors import TargetError
 from tilewright.ir.target import GPUS, Target, from_features, named_target
-from tilewright.runtime.gpu_targets import device_target
+from tilewright.runtime.gpu_targets import GPU_BACKENDS, device_target
 from tilewright.runtime.native import host_cpu
 
 
@@ -26,21 +26,25 @@ def resolve_target(name: str | None) -> Target:
 
 def program_target(name: str | None, backend: str) -> Target:
     """The target of a program for a back end. Raises TargetError where there is none."""
-    if backend != "triton":
+    if backend not in GPU_BACKENDS:
         found = resolve_target(name)
         if found.gpu:
-            raise TargetError(f"{found.name} is a GPU: its kernels are made by backend='triton'")
+            made_by = " or ".join(f"backend={b!r}" for b in GPU_BACKENDS)
+            raise TargetError(f"{found.name} is a GPU: its kernels are made by {made_by}")
         return found
+    known = [t.name for t in GPUS.values() if backend == "triton" or t.gpu == "cuda"]
     if name is None:
+        if backend == "cuda-host":
+            return named_target("cuda-sm90")
         if not torch.cuda.is_available():
             raise TargetError(
-                "backend='triton' and no GPU that torch can reach: name a target "
-                f"({', '.join(GPUS)}), or leave the back end out to run on the CPU"
+                f"backend={backend!r} and no GPU that torch can reach: name a target "
+                f"({', '.join(known)}), or leave the back end out to run on the CPU"
             )
         return device_target(torch.cuda.current_device())
     found = resolve_target(name)
-    if not found.gpu:
-        raise TargetError(f"backend='triton' makes kernels for {', '.join(GPUS)}, not {name}")
+    if found.name not in known:
+        raise TargetError(f"backend={backend!r} makes kernels for {', '.join(known)}, not {name}")
     return found
 
 

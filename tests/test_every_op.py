@@ -11,6 +11,7 @@ from tests.ir.cache_examples import CACHE_EXAMPLES
 from tests.ir.examples import Example
 from tests.ir.lowbit_examples import LOWBIT_EXAMPLES
 from tests.ir.routing_examples import ROUTING_EXAMPLES
+from tests.ir.thread_examples import THREAD_EXAMPLES
 from tilewright.ir.core import REGISTRY, Op, Value
 from tilewright.ir.dtypes import F32
 from tilewright.ir.errors import VerifyError
@@ -29,7 +30,13 @@ from tilewright.ir.types import (
     Type,
 )
 
-EXAMPLES = [*examples.EXAMPLES, *LOWBIT_EXAMPLES, *CACHE_EXAMPLES, *ROUTING_EXAMPLES]
+EXAMPLES = [
+    *examples.EXAMPLES,
+    *LOWBIT_EXAMPLES,
+    *CACHE_EXAMPLES,
+    *ROUTING_EXAMPLES,
+    *THREAD_EXAMPLES,
+]
 
 
 def test_no_operation_is_missing_from_the_table() -> None:
@@ -48,8 +55,10 @@ def test_declaration(example: Example) -> None:
     cls = REGISTRY[example.op]
     assert cls.__doc__ and cls.name == example.op
     effects = {"tile.load", "tile.store", "tile.gather", "tile.read", "tile.prefetch", "tile.alloc"}
+    effects |= {"tile.scatter", "tile.load_rows"}
     if not {"pure"} & cls.traits:
-        blocks = {"tile.copy_async", "tile.commit", "tile.wait", "tile.barrier"}
+        blocks = {"tile.copy_async", "tile.commit", "tile.wait", "tile.barrier", "tile.fence"}
+        effects |= {"tile.group_product"}
         assert example.op in effects | blocks | {"tile.for", "tile.if", "tile.while"}
 
 

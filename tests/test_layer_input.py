@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.frontend.attention_oracle import attend
 from tilewright.frontend.attention import layer_input, plans
@@ -119,9 +122,77 @@ def test_a_models_frequencies_and_groups_that_only_keys_have() -> None:
     q = random(2, HEADS, 2, HEAD)
     torch.testing.assert_close(one.attend(q), other.attend(q), rtol=1e-5, atol=1e-5)
     assert not one.attend(q[:, :, :0]).numel()
+    part = LayerInputCache(2, k, v, inv_freq=steps[:3], rotary=6, way=FUSED, **options)
+    assert part.append(random(2, 50, WIDTH)).attend(q).shape == q.shape
     for wrong in ({"inv_freq": steps[:3]}, {"inv_freq": steps, "rope_base": 1e4}):
         with pytest.raises(BindError, match="inv_freq"):
             LayerInputCache(2, k, v, **options, **wrong)
+    for odd in (0, 3, HEAD + 2):
+        with pytest.raises(BindError, match=f"rotary={odd}"):
+            LayerInputCache(2, k, v, rope_base=1e4, rotary=odd, **options)
+
+
+def test_no_memory_has_the_size_of_keys_and_values() -> None:
+    """What the kernel of "fused" allocates does not grow with the tokens."""
+    found = []
+    for tokens in (60, 3000):
+        cache = layer(way=FUSED, rope_base=100.0).append(random(2, tokens, WIDTH))
+        assert "scratch" not in cache.explain()
+        cache.attend(random(2, HEADS, 1, HEAD))
+        *_, said = cache.explain().splitlines()
+        scratch, _, both = (int(x.replace(",", "")) for x in re.findall(r"[\d,]*\d", said)[:3])
+        assert both == 4 * 2 * tokens * 2 * KEY_HEADS * HEAD
+        found.append(scratch)
+    assert found[0] == found[1] < 3000 * KEY_HEADS * HEAD * 4 / 4
+
+
+def test_other_numbers_of_queries_share_a_kernel_of_their_class() -> None:
+    cache = layer(way=FUSED, rope_base=100.0).append(random(2, 40, WIDTH))
+    for rows in (1, 2):
+        cache.attend(random(2, HEADS, rows, HEAD))
+    one, two = (cache._kernels[rows] for rows in (1, 2))
+    assert one.program is two.program
+    assert len(one.program.steps[0].family.reports) == 2  # type: ignore[union-attr]
+
+
+def turned(k: torch.Tensor, rotary: int, interleaved: bool, base: float) -> torch.Tensor:
+    """Rotary embedding of [..., tokens, head], pair by pair, in f64."""
+    out = k.double().clone()
+    for pair in range(rotary // 2):
+        i, j = (2 * pair, 2 * pair + 1) if interleaved else (pair, pair + rotary // 2)
+        angle = torch.arange(k.shape[-2]).double() * base ** (-2 * pair / rotary)
+        a, b = (k.double()[..., at] for at in (i, j))
+        out[..., i] = a * angle.cos() - b * angle.sin()
+        out[..., j] = b * angle.cos() + a * angle.sin()
+    return out
+
+
+@given(
+    st.integers(1, HEAD // 2).map(lambda half: 2 * half),
+    st.booleans(),
+    st.sampled_from([FUSED, FUSED, REMADE, KEYS_AND_VALUES]),
+    st.sampled_from([0, 1, 2, 31, 32, 33, 70]),
+    st.sampled_from([1, 1, 2]),
+)
+@settings(max_examples=12)
+def test_every_spelling_of_rotary_embedding(
+    rotary: int, interleaved: bool, way: str, tokens: int, rows: int
+) -> None:
+    """Pairs of neighbours or halves, of a part of the head; from no token on, in every way."""
+    options: dict[str, Any] = {"rotary": rotary, "interleaved": interleaved, "x": "u8", "v": "u8"}
+    cache = layer(way=way, rope_base=100.0, **options)
+    x = random(2, tokens, WIDTH)
+    cache.append(x)
+    q = random(2, HEADS, rows, HEAD)
+    got = cache.attend(q)
+    if not tokens:
+        assert got.shape == (2, HEADS, rows, HEAD) and not got.any()
+        return
+    coarse = 4e-3 if way == KEYS_AND_VALUES else 2e-5  # codes of keys and values, too
+    x = x if way == KEYS_AND_VALUES else cache._x.tokens().dequantize()[:, 0]
+    k, v = ((x @ w.T).view(2, -1, KEY_HEADS, HEAD).transpose(1, 2) for w in weights())
+    want = attend(q, turned(k, rotary, interleaved, 100.0), v).output
+    torch.testing.assert_close(got.double(), want, rtol=coarse, atol=10 * coarse)
 
 
 def test_without_a_kernel_it_is_made_through_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,20 +8,17 @@ from __future__ import annotations
 import importlib
 import linecache
 import re
-import subprocess
-import tempfile
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
+from tilewright.backends.gpu.machine_code import usage
 from tilewright.backends.triton.emit import TritonSource
 from tilewright.ir.core import Graph, Value
 from tilewright.ir.errors import BackendMissingError
 from tilewright.ir.target import Target
 from tilewright.ir.types import BufferType
 
-_TYPES = {"bool": "i1", "f64": "fp64", "f32": "fp32", "f16": "fp16"}  # else our own names
+_TYPES = {"bool": "i8", "f64": "fp64", "f32": "fp32", "f16": "fp16"}  # else our own names
 
 
 def triton_module(name: str = "triton") -> Any:
@@ -62,37 +59,78 @@ class Resources:
     spills: int
     shared_bytes: int
     assembly: str
+    machine_code: bytes = b""
+
+
+@dataclass(frozen=True)
+class Chip:
+    """A GPU as Triton names it: cuda and 90, or hip and gfx942."""
+
+    kind: str
+    arch: int | str
+
+    @staticmethod
+    def of(target: Target) -> Chip:
+        """The chip that a target is named after."""
+        cuda = target.gpu == "cuda"
+        return Chip(target.gpu, int(target.cpu.removeprefix("sm_")) if cuda else target.cpu)
+
+
+def compile_for(
+    source: TritonSource,
+    program: Graph,
+    chip: Chip,
+    options: dict[str, int],
+    odd: int = 0,
+    wide: bool = False,
+) -> Any:
+    """Triton's compiled kernel, whose GPU need not be there.
+
+    The address and all strides of a buffer are multiples of 16 bytes, except where ``odd`` has the
+    buffer's bit. Sizes and strides have 32 bits, 64 if ``wide``. Triton keeps it on disk.
+    """
+    compiler = triton_module("triton.compiler")
+    gpu = triton_module("triton.backends.compiler").GPUTarget
+    kernel = build(source)
+    kinds = [_element(p) for p in program.params]
+    types = [f"*{kind}" for kind in kinds]
+    types += [f"tensordesc<{kinds[i]}{list(shape)}>" for i, shape in source.blocks]
+    first = len(types)
+    types += ["i64" if wide else "i32"] * (len(source.strides) + len(source.sizes))
+    given = enumerate(program.params)
+    aligned = {(i,): [["tt.divisibility", 16]] for i, _ in given if not odd >> i & 1}
+    for number, (buffer, _) in enumerate(source.strides, first):
+        if not odd >> buffer & 1:
+            aligned[(number,)] = [["tt.divisibility", _elements_in_16(program.params[buffer])]]
+    return compiler.compile(
+        compiler.ASTSource(
+            fn=kernel,
+            signature=dict(zip(kernel.arg_names, types, strict=True)),
+            constexprs={},
+            attrs=aligned,
+        ),
+        target=gpu(chip.kind, chip.arch, 32 if chip.kind == "cuda" else 64),
+        # said, since Triton's default for fusing products and sums changes, and with it bits
+        options={"enable_fp_fusion": True, **options},
+    )
+
+
+def _elements_in_16(param: Value) -> int:
+    """How many elements of a buffer 16 bytes hold."""
+    assert isinstance(param.type, BufferType)
+    return max(1, 128 // max(8, param.type.dtype.bits))
 
 
 def compile_ahead(
     source: TritonSource, program: Graph, target: Target, warps: int, stages: int
 ) -> Resources:
-    """Machine code for a GPU that need not be there, with every stride a multiple of 16."""
-    compiler = triton_module("triton.compiler")
-    gpu = triton_module("triton.backends.compiler").GPUTarget
-    arch = int(target.cpu.removeprefix("sm_")) if target.gpu == "cuda" else target.cpu
-    kernel = build(source)
-    signature: dict[str, str] = {}
-    aligned: dict[tuple[int, ...], list[list[Any]]] = {}
-    kinds = [_element(p) for p in program.params]
-    types = [f"*{kind}" for kind in kinds]
-    types += [f"tensordesc<{kinds[i]}{list(shape)}>" for i, shape in source.blocks]
-    pointers = len(types)
-    types += ["i32"] * (len(source.strides) + len(source.sizes))
-    for number, (name, kind) in enumerate(zip(kernel.arg_names, types, strict=True)):
-        signature[name] = kind
-        plain = number < pointers + len(source.strides) and not kind.startswith("tensordesc")
-        if plain:
-            aligned[(number,)] = [["tt.divisibility", 16]]
-    made = compiler.compile(
-        compiler.ASTSource(fn=kernel, signature=signature, constexprs={}, attrs=aligned),
-        target=gpu(target.gpu, arch, 32 if target.gpu == "cuda" else 64),
-        options={"num_warps": warps, "num_stages": stages},
-    )
+    """Machine code for a GPU that need not be there, with every stride a multiple of 16 bytes."""
+    options = {"num_warps": warps, "num_stages": stages}
+    made = compile_for(source, program, Chip.of(target), options)
     shared = int(made.metadata.shared)
     if target.gpu == "cuda":
-        registers, spills = _cubin_resources(made.asm["cubin"])
-        return Resources(registers, spills, shared, made.asm["ptx"])
+        registers, spills = usage(made.asm["cubin"])
+        return Resources(registers, spills, shared, made.asm["ptx"], made.asm["cubin"])
     text = made.asm["amdgcn"]
     return Resources(
         _number(r"\.vgpr_count:\s+(\d+)", text),
@@ -111,33 +149,3 @@ def _element(param: Value) -> str:
 def _number(pattern: str, text: str) -> int:
     found = re.search(pattern, text)
     return int(found.group(1)) if found else 0
-
-
-@cache
-def _cuobjdump() -> str:
-    """The disassembler that Triton brings."""
-    nvidia = Path(triton_module("triton.backends.nvidia").__path__[0])
-    return str(nvidia / "bin" / "cuobjdump")
-
-
-def _cubin_resources(cubin: bytes) -> tuple[int, int]:
-    """Registers and stack bytes (spills) of a thread."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        done = subprocess.run(
-            [_cuobjdump(), "-res-usage", file.name], capture_output=True, text=True, check=True
-        )
-    usage = done.stdout + done.stderr
-    return _number(r"REG:(\d+)", usage), _number(r"STACK:(\d+)", usage)
-
-
-def instructions(cubin: bytes) -> str:
-    """The SASS of a CUDA kernel."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        done = subprocess.run(
-            [_cuobjdump(), "-sass", file.name], capture_output=True, text=True, check=True
-        )
-    return done.stdout

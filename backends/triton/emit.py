@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tilewright.backends.numba.text import PythonText, is_atom
+from tilewright.backends.triton.blocks import BlockOps
 from tilewright.backends.triton.memory import Memory, MemoryOps
 from tilewright.backends.triton.pointwise import (
     HELPERS,
@@ -20,12 +21,15 @@ from tilewright.backends.triton.pointwise import (
     expression,
     literal,
 )
-from tilewright.backends.triton.words import VIEWS, atom, is_literal
+from tilewright.backends.triton.words import atom, is_literal, view
 from tilewright.ir import ops_math as m
 from tilewright.ir import ops_tile as t
 from tilewright.ir.core import Graph, Op, Region, Value
-from tilewright.ir.dtypes import BOOL, F32, I32, I64
+from tilewright.ir.dtypes import BF16, BOOL, F32, I32, I64
 from tilewright.ir.errors import UnsupportedError
+from tilewright.ir.layout import Layout
+from tilewright.ir.ops_lowbit import View
+from tilewright.ir.packing import HALF
 from tilewright.ir.sizes import Size
 from tilewright.ir.types import BufferType, IndexType, RegisterType
 
@@ -52,13 +56,14 @@ def emit_source(
     """The module of a tile program; ``bulk``: loops read blocks by the bulk copy engine, for
     buffers that start, and have strides, at multiples of 16 bytes.
 
-    ``wide_products`` multiplies 16-bit floats in f32: the same numbers, for Triton's interpreter,
-    whose bf16 arithmetic is wrong. Raises UnsupportedError for operations that it lacks.
+    ``wide_products`` computes with 16-bit floats in f32: the same numbers, for Triton's
+    interpreter, whose bf16 arithmetic is wrong. Raises UnsupportedError for operations that it
+    lacks.
     """
     return _Program(graph, symbol, wide_products, bulk).run()
 
 
-class _Program(MemoryOps):
+class _Program(MemoryOps, BlockOps):
     """Writes one kernel."""
 
     def __init__(self, graph: Graph, symbol: str, wide_products: bool, bulk: bool) -> None:
@@ -176,11 +181,23 @@ class _Program(MemoryOps):
         if handler is not None:
             result = handler(op)
         elif "pointwise" in op.traits:
-            result = expression(op, [atom(self.values[v]) for v in op.operands])
+            result = self._pointwise(op)
         else:
             raise UnsupportedError(f"{op.name} in the triton back end", op.loc)
         if result is not None and len(op.results) == 1:
             self._keep(op.result, result)
+
+    def _pointwise(self, op: Op) -> str:
+        """An operation; of bf16 in f32 where the interpreter would get it wrong, which also takes
+        denormals for zero."""
+        inputs = [atom(self.values[v]) for v in op.operands]
+        if not (self.wide and getattr(op.result.type, "dtype", None) == BF16):
+            return expression(op, inputs)
+        wide = [
+            f"widened({x})" if _dtype(v) == BF16 and not is_literal(x.strip("()")) else x
+            for x, v in zip(inputs, op.operands, strict=True)
+        ]
+        return f"({expression(op, wide)}).to(tl.bfloat16)"
 
     def _keep(self, value: Value, text: str) -> None:
         """A name for a value, unless it is an integer of the program that is read once."""
@@ -199,7 +216,7 @@ class _Program(MemoryOps):
             return str(int(op.value))
         assert isinstance(op.type, RegisterType)
         text = literal(op.value, op.type.dtype)
-        if op.type.shape == (1, 1) and op.type.dtype != BOOL:
+        if max(op.type.shape) == 1 and op.type.dtype != BOOL:
             return text
         return self.full(op.type.shape, op.value, text, dtype_name(op.type.dtype))
 
@@ -214,9 +231,23 @@ class _Program(MemoryOps):
             return str(x)  # a coordinate, which is i32 in Triton
         if op.dtype == BOOL:
             return f"{atom(x)} != 0"
-        if _shape(op.x) == (1, 1):
+        if max(_shape(op.x)) == 1:
             return f"tl.cast({x}, {made})"
         return f"{atom(x)}.to({made})"
+
+    def _tile_view(self, op: View) -> str:
+        """Bits as another dtype; words may be cut into halves, which lie side by side."""
+        x, made, type_ = atom(self.values[op.x]), dtype_name(op.dtype), op.x.type
+        assert isinstance(type_, RegisterType)
+        if op.layout == type_.layout:
+            return f"{x}.to({made}, bitcast=True)"
+        rows, columns = type_.layout.shape[0], type_.layout.shape[-1]
+        cut = type_.dtype == I32 and op.dtype.bits == HALF
+        if not cut or op.layout != Layout(2).local(rows, 2 * columns):
+            raise UnsupportedError("a view as other than the halves of words", op.loc)
+        halves = f"tl.join({x}.to(tl.int16), ({x} >> {HALF}).to(tl.int16))"
+        view = f"tl.reshape({halves}, ({rows}, {2 * columns}))"
+        return view if made == "tl.int16" else f"{view}.to({made}, bitcast=True)"
 
     def _tile_block(self, op: t.BlockId) -> str:
         return self.blocks[op.dim]
@@ -237,7 +268,7 @@ class _Program(MemoryOps):
 
     def _tile_coordinate(self, op: t.Coordinate) -> str:
         size = op.layout.shape[op.dim]
-        text = f"{self.ranges[size]}{VIEWS[op.dim]}" if size > 1 else "0"
+        text = f"{self.ranges[size]}{view(op.dim, op.layout.rank)}" if size > 1 else "0"
         narrow = all(isinstance(u, m.Cast) and u.dtype == I32 for u in self._users(op.result))
         if narrow:
             self.values[op.result] = text
@@ -249,6 +280,16 @@ class _Program(MemoryOps):
 
     def _tile_reduce(self, op: t.Reduce) -> str:
         return f"tl.{op.kind}({self.values[op.x]}, {op.dim}, keep_dims=True)"
+
+    def _tile_scan(self, op: t.Scan) -> str:
+        return f"tl.cumsum({self.values[op.x]}, {op.dim})"
+
+    def _tile_reshape(self, op: t.Reshape) -> str:
+        return f"tl.reshape({self.values[op.x]}, {op.layout.shape})"
+
+    def _tile_alternate(self, op: t.Alternate) -> str:
+        rows, columns = _shape(op.result)
+        return f"tl.split(tl.reshape({self.values[op.x]}, ({rows}, {columns}, 2)))[{op.at}]"
 
     def _tile_integer(self, op: t.Integer) -> str:
         return f"tl.max({self.values[op.x]})"
@@ -304,6 +345,10 @@ class _Program(MemoryOps):
             self._region(op.regions[0])
 
 
+def _dtype(value: Value) -> object:
+    return getattr(value.type, "dtype", None)
+
+
 def _shape(value: Value) -> tuple[int, ...]:
     return value.type.shape if isinstance(value.type, RegisterType) else (1, 1)
 
@@ -322,6 +367,6 @@ def _uses(region: Region) -> dict[Value, int]:
 def _extents(op: Op) -> list[int]:
     """Sizes of tiles along which memory is read or positions are counted."""
     types = [v.type for v in (*op.operands, *op.results)]
-    if not isinstance(op, t.Load | t.Store | t.Coordinate):
+    if not isinstance(op, t.Load | t.LoadRows | t.Store | t.Coordinate):
         return []
     return [n for x in types if isinstance(x, RegisterType) for n in x.shape if n > 1]

@@ -7,11 +7,11 @@ from typing import Any
 
 from tilewright.backends.numba.text import PythonText
 from tilewright.backends.triton.pointwise import dtype_name, literal
-from tilewright.backends.triton.words import VIEWS, atom, is_literal, left, product
+from tilewright.backends.triton.words import VIEWS, atom, is_literal, left, product, view
 from tilewright.ir import ops_math as m
 from tilewright.ir import ops_tile as t
 from tilewright.ir.core import Graph, Op, Value
-from tilewright.ir.dtypes import BOOL
+from tilewright.ir.dtypes import BOOL, I64, DType
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.types import BufferType, RegisterType
 
@@ -62,14 +62,15 @@ class MemoryOps:
             if dim < 0:
                 continue
             size = tile.shape[dim]
-            here = f"{self.ranges[size]}{VIEWS[dim]}" if size > 1 else "0"
+            here = f"{self.ranges[size]}{view(dim, len(tile.shape))}" if size > 1 else "0"
             if size > 1:
                 along.append(product(here, stride))
             if dim in limits:
+                here = here if size > 1 or tile.shape == (1, 1) else "tl.zeros((1, 1), tl.int32)"
                 masks.append(f"({here} < {left(limits[dim], index)})")
         base = f"({' + '.join(start)})" if start else ""
-        if tile.shape == (1, 1) and isinstance(op, t.Store):
-            along.append("tl.zeros((1, 1), tl.int32)")
+        if max(tile.shape) == 1 and isinstance(op, t.Store):
+            along.append(f"tl.zeros({tile.shape}, tl.int32)")
         pointers = " + ".join([held.pointer, *([base] if base else []), *along])
         return pointers, " & ".join(masks)
 
@@ -81,9 +82,10 @@ class MemoryOps:
         if any(kind == "clamp" for _, kind in op.bounds):
             raise UnsupportedError("a clamped load in the triton back end", op.loc)
         other = literal(0, op.result.type.dtype) if op.result.type.dtype != BOOL else "0"
-        return (
+        read = (
             f"tl.load({pointers}, mask={mask}, other={other})" if mask else f"tl.load({pointers})"
         )
+        return truth(read, op.result.type.dtype)
 
     def _is_block(self, op: t.Load) -> bool:
         """True for a matrix of memory's last dimension and another, cut by memory's ends only."""
@@ -113,7 +115,9 @@ class MemoryOps:
         sizes = [n for n, d in zip(shape, op.dims, strict=True) if d >= 0]
         turned = ".T" if next(d for d in op.dims if d >= 0) == 1 else ""
         name = self.descriptors[key]
-        return f"{name}.load([{', '.join(at)}]).reshape({sizes[0]}, {sizes[1]}){turned}"
+        assert isinstance(op.source.type, BufferType)
+        read = f"{name}.load([{', '.join(at)}]).reshape({sizes[0]}, {sizes[1]}){turned}"
+        return truth(read, op.source.type.dtype)
 
     def _tile_store(self, op: t.Store) -> None:
         assert isinstance(op.value.type, RegisterType)
@@ -127,10 +131,42 @@ class MemoryOps:
     def _tile_gather(self, op: t.Gather) -> str:
         source, offset, offsets = (self.values[v] for v in op.operands)
         first = "" if offset == "0" else f" + {atom(offset)}"
-        return f"tl.load({source.pointer}{first} + {atom(offsets)})"
+        read = f"tl.load({source.pointer}{first} + {atom(offsets)})"
+        return truth(read, getattr(op.result.type, "dtype", I64))
+
+    def _tile_load_rows(self, op: t.LoadRows) -> str:
+        assert isinstance(op.result.type, RegisterType)
+        held: Memory = self.values[op.source]
+        rows, start, *limit = (self.values[v] for v in op.operands[1:])
+        along = f"{self.ranges[op.layout.shape[1]]}{VIEWS[1]}"
+        first = "" if start == "0" else f" + {product(start, held.strides[1])}"
+        pointers = f"{held.pointer} + {product(rows, held.strides[0])}{first}"
+        pointers += f" + {product(along, held.strides[1])}"
+        if not limit:
+            return f"tl.load({pointers})"
+        other = literal(0, op.result.type.dtype)
+        return f"tl.load({pointers}, mask={along} < {left(limit[0], start)}, other={other})"
+
+    def _tile_scatter(self, op: t.Scatter) -> None:
+        value, target, offset, offsets, inside = (self.values[v] for v in op.operands)
+        assert isinstance(op.value.type, RegisterType)
+        if is_literal(value):
+            value = self.full(op.value.type.shape, 1, value, dtype_name(op.value.type.dtype))
+        first = "" if offset == "0" else f" + {atom(offset)}"
+        pointers = f"{target.pointer}{first} + {atom(offsets)}"
+        self.text.line(f"tl.store({pointers}, {value}, mask={inside})")
+
+    def _tile_barrier(self, op: Op) -> None:
+        self.text.line("tl.debug_barrier()")
 
     def _tile_read(self, op: t.Read) -> str:
         held: Memory = self.values[op.source]
         at = [self.values[v] for v in op.at]
         parts = [product(i, s) for i, s in zip(at, held.strides, strict=True) if i != "0"]
         return f"tl.load({' + '.join([held.pointer, *parts])}).to(tl.int64)"
+
+
+def truth(read: str, dtype: DType) -> str:
+    """What was read of memory: truth values lie there as bytes, which kernels get as such, since
+    neither the bulk copy engine nor shared memory has single bits."""
+    return f"({read} != 0)" if dtype == BOOL else read

@@ -30,6 +30,10 @@ def floor_div(a, b):
     quotient = a // b
     return quotient - ((a % b != 0) & ((a < 0) != (b < 0))).to(quotient.dtype)
 """,
+    "widened": """@triton.jit
+def widened(x):
+    return (x.to(tl.int16, bitcast=True).to(tl.int32) << 16).to(tl.float32, bitcast=True)
+""",
 }
 _FLOAT: dict[type[Op], str] = {
     m.Add: "{0} + {1}",

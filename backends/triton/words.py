@@ -10,6 +10,11 @@ from tilewright.backends.numba.text import is_atom
 VIEWS = ("[:, None]", "[None, :]")  # of a range along a tile's dimension
 
 
+def view(dim: int, rank: int) -> str:
+    """A range's view along dimension ``dim`` of tiles with ``rank`` dimensions."""
+    return f"[{', '.join(':' if d == dim else 'None' for d in range(rank))}]"
+
+
 def is_literal(text: Any) -> bool:
     """True for a number as text."""
     return isinstance(text, str) and bool(

@@ -11,7 +11,10 @@ from torch._C._dynamo.eval_frame import (
     _FrameExecStrategy,
     set_code_exec_strategy,
 )
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.compiler import is_dynamo_compiling
 
+from tilewright.frontend.attention.again import called_again
 from tilewright.frontend.attention.form import DENSE, PAGED, RAGGED, Form
 from tilewright.frontend.attention.low_bit import (
     cached_inputs,
@@ -23,9 +26,8 @@ from tilewright.frontend.attention.plans import GATHERED, closure_of, plan_for
 from tilewright.frontend.attention.varlen import (
     check_table,
     check_used,
-    checked_offsets,
     copied,
-    ragged_rows,
+    row_ranges,
 )
 from tilewright.frontend.region_call import GRADIENTS, refusal
 from tilewright.ir.errors import BindError, UnsupportedError
@@ -88,8 +90,42 @@ def attention(  # noqa: PLR0913  (FlexAttention's and FlashAttention's arguments
 
     Source: He et al., "FlexAttention" (2024); Dao, "FlashAttention-2" (2023).
     """
+    options = is_causal, scale, enable_gqa, return_lse, return_max
+    lengths = cu_seqlens_q, cu_seqlens_k, block_table, seqused_k
+    if is_dynamo_compiling() or type(q) is not torch.Tensor:
+        if isinstance(k, torch.Tensor) and isinstance(v, torch.Tensor) and _is_traced(q):
+            return _as_operator(q, k, v, (score_mod, mask_mod), lengths, options)
+    elif cu_seqlens_q is cu_seqlens_k is block_table is seqused_k is None:
+        found = called_again(q, k, v, score_mod, mask_mod, options)
+        if found is not None:
+            return found[0] if len(found) == 1 else tuple(found)
+    return _first_call(q, k, v, (score_mod, mask_mod), lengths, options)
+
+
+def _is_traced(q: object) -> bool:
+    """Whether torch is making a graph of what it calls with a tensor."""
+    return is_dynamo_compiling() or isinstance(q, FakeTensor)
+
+
+def _as_operator(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *facts: Any) -> Result:
+    """The call as an operator in torch's graph, which is defined when first needed."""
+    from tilewright.frontend.attention.in_graph import attention_in_graph
+
+    return attention_in_graph(q, k, v, *facts)
+
+
+def _first_call(
+    q: torch.Tensor,
+    k: torch.Tensor | CachedTokens | KVCache,
+    v: torch.Tensor | CachedTokens | None,
+    functions: tuple[Function | None, Function | None],
+    lengths: tuple[torch.Tensor | None, ...],
+    options: tuple[bool, float | None, bool, bool, bool],
+) -> Result:
+    """A call with everything checked, traced and compiled that has to be."""
+    (score_mod, mask_mod), (cu_seqlens_q, cu_seqlens_k, block_table, seqused_k) = functions, lengths
     keys, values = opened(k, v)
-    call = _Call(q, keys, values, is_causal, scale, enable_gqa, return_lse, return_max)
+    call = _Call(q, keys, values, *options)
     if cu_seqlens_q is not None or cu_seqlens_k is not None:
         _require_alone(block_table, seqused_k)
         call.ragged(cu_seqlens_q, cu_seqlens_k, score_mod is not None or mask_mod is not None)
@@ -111,7 +147,7 @@ def keep_dynamo_out(function: Any) -> None:
     function._torchdynamo_disable_msg = "its kernel is called as it is"
 
 
-keep_dynamo_out(attention)
+keep_dynamo_out(_first_call)
 
 
 def _require_alone(block_table: object, seqused_k: object) -> None:
@@ -166,8 +202,7 @@ class _Call:
         if self.one_batch:
             require_dense(k, v, "queries of another batch")
         if used is not None:
-            check_used(used, batch, k.shape[2])
-            self.given["seqused_k"] = used
+            self.given["seqused_k"] = check_used(used, batch, k.shape[2], q.device)
 
     def ragged(self, cu_q: torch.Tensor | None, cu_k: torch.Tensor | None, positions: bool) -> None:
         """Checks [total, heads, width] tensors with their offsets; ``positions``: some function
@@ -180,13 +215,9 @@ class _Call:
         if k.shape[:2] != v.shape[:2]:
             self._refuse("k and v must have the same length and heads")
         self._heads(1, 1)
-        offsets_q = checked_offsets("cu_seqlens_q", cu_q, q.shape[0])
-        offsets_k = checked_offsets("cu_seqlens_k", cu_k, k.shape[0])
-        if len(offsets_q) != len(offsets_k):
-            numbers = f"{len(offsets_q) - 1} and {len(offsets_k) - 1} sequences"
-            raise BindError(f"cu_seqlens_q and cu_seqlens_k have {numbers}")
+        assert isinstance(k, torch.Tensor)
         self.layout = RAGGED
-        self.given |= ragged_rows(offsets_q, offsets_k, self.causal, positions)
+        self.given |= row_ranges(cu_q, cu_k, q, k, self.causal, positions)
 
     def paged(self, table: torch.Tensor, used: torch.Tensor | None) -> None:
         """Checks [B, H, N, D] queries and [pages, page size, K, …] keys."""
@@ -199,10 +230,9 @@ class _Call:
         if not self.page:
             self._refuse("pages must hold at least one key")
         if used is not None and isinstance(table, torch.Tensor) and table.dim() == 2:
-            check_used(used, q.shape[0], table.shape[1] * self.page)
-            self.given["seqused_k"] = used
-        check_table(table, used, q.shape[0], k.shape[0], self.page)
-        self.given["block_table"] = table
+            most = table.shape[1] * self.page
+            self.given["seqused_k"] = check_used(used, q.shape[0], most, q.device)
+        self.given["block_table"] = check_table(table, used, q, k.shape[0], self.page)
 
     def _require_rank(self, rank: int) -> tuple[torch.Tensor, Side, Side]:
         tensors = self.q, self.k, self.v

@@ -12,10 +12,11 @@ from tilewright.frontend.attention.api import attention
 from tilewright.frontend.attention.from_input import Extents, InputForm, inputs_of, program_for
 from tilewright.frontend.attention.low_bit import side_of
 from tilewright.frontend.attention.merge import merge_attention
-from tilewright.frontend.attention.rotation import rotated, rotation_of
+from tilewright.frontend.attention.rotation import halves_order, rotated, rotation_of
 from tilewright.ir.cache_form import BLOCK, CacheForm
 from tilewright.ir.errors import BindError, UnsupportedError
 from tilewright.runtime.kv_cache.cache import KVCache, code_form
+from tilewright.runtime.kv_cache.remade import FromInput
 from tilewright.runtime.kv_cache.side import Side
 from tilewright.runtime.kv_cache.tokens import CachedTokens
 from tilewright.runtime.kv_cache.way import (
@@ -38,10 +39,11 @@ class LayerInputCache:
 
     ``k_weight`` [key heads * head, width] and ``v_weight`` project it; keys are rotated by their
     positions as in Llama (queries come rotated) with ``rope_base``, or a model's ``inv_freq``
-    [head / 2] (radians a position). ``way`` says what is kept and how it is attended to; None lets
-    the cost model (``tilewright.passes.rematerialise``) decide what is kept, for one query after
-    ``tokens`` tokens and at most ``most_bytes`` kept for a token of a sequence, and for every call
-    how:
+    [head / 2] (radians a position): the first ``rotary`` channels of a head (all), in pairs of
+    neighbours if ``interleaved``, as in GPT-J. ``way`` says what is kept and how it is attended to;
+    None lets the cost model (``tilewright.passes.rematerialise``) decide what is kept, for one
+    query after ``tokens`` tokens and at most ``most_bytes`` kept for a token of a sequence, and for
+    every call how:
 
     - "keys and values": a KVCache (``k``, ``v``);
     - "absorbed" (no rotation): queries are projected instead of tokens and meet the codes of x, as
@@ -68,6 +70,8 @@ class LayerInputCache:
         group: int | None = None,
         rope_base: float | None = None,
         inv_freq: torch.Tensor | None = None,
+        rotary: int | None = None,
+        interleaved: bool = False,
         way: str | None = None,
         tokens: int = 4096,
         most_bytes: float | None = None,
@@ -82,14 +86,19 @@ class LayerInputCache:
         )
         self.heads, self.key_heads, self.tokens = heads, key_heads, tokens
         self.most_bytes, self.batch, self.width = most_bytes, batch, width
-        self.rotation = rotation_of(rope_base, inv_freq, head)
+        self.rotation = rotation_of(rope_base, inv_freq, head, rotary)
+        self._order = halves_order(head, rotary, interleaved) if self.rotation else None
+        if self._order is not None:
+            self._k_weight = self._k_weight[..., self._order].contiguous()
         form, symmetric = code_form("x", x, width, "token", group, 0)
         each = 32 / form.group  # a scale and a zero in sixteen bits each
         bits = int(k[1]), int(v[1]), form.bits + each
-        self.layer = Layer(width, heads, key_heads, head, *bits, self.rotation is not None)
+        turned = self.rotation is not None
+        self.layer = Layer(width, heads, key_heads, head, *bits, turned, batch)
         self._chosen = way
         self.way = choose_way(self.layer, 1, tokens, most_bytes, way)
         self._ways: dict[int, str] = {1: self.way}  # by the number of queries
+        self._kernels: dict[int, FromInput] = {}  # of "fused", by the number of queries
         self._refused = ""  # why there is no kernel for "fused"
         self._kv: KVCache | None = None
         self._x = Side(self._form(form), symmetric, (batch, 1), torch.float16, "x")
@@ -144,7 +153,7 @@ class LayerInputCache:
         if q.dim() != 4 or (*q.shape[:2], q.shape[3]) != (self.batch, self.heads, head):
             wanted = f"[{self.batch}, {self.heads}, queries, {head}]"
             raise BindError(f"q must have shape {wanted}, it has {tuple(q.shape)}")
-        q = q.float()
+        q = q.float() if self._order is None else q.float()[..., self._order]
         scale = head**-0.5 if scale is None else scale
         way = self.way_for(q.shape[2])
         if self._kv is not None:
@@ -181,6 +190,14 @@ class LayerInputCache:
             table,
             f"kept: {kept}; these queries go {self.way_for(rows)!r}: {why}",
         ]
+        if rows in self._kernels:
+            scratch = self._kernels[rows].scratch_bytes
+            numbers = (self._k_weight.numel() + self._v_weight.numel()) // self.width
+            both = 4 * self.batch * self.length * numbers
+            lines.append(
+                f"one kernel, {scratch:,} bytes of scratch a worker; keys and values of "
+                f"{self.length} tokens would take {both:,} in f32"
+            )
         if self._refused:
             lines.append(f"no kernel for {FUSED!r}: {self._refused}")
         return "\n".join(lines)
@@ -209,13 +226,15 @@ class LayerInputCache:
             given["cos"], given["sin"] = self.rotation.tables(0, self.length)
         try:
             program = program_for(form, Extents(self.key_heads, groups, rows, self.tokens))
-            return program(given).reshape(batch, heads, rows, value_head)
+            found = program(given).reshape(batch, heads, rows, value_head)
         except UnsupportedError as error:
             if self._chosen is not None:
                 raise UnsupportedError(f"way={FUSED!r}: {error.message}", error.location) from error
             self._refused = error.message
             self._ways.clear()
             return None
+        self._kernels[rows] = program
+        return found
 
     def _remade(self, q: torch.Tensor, causal: bool, scale: float) -> torch.Tensor:
         parts = []

@@ -118,6 +118,9 @@ def closure_of(score_mod: Function | None, mask_mod: Function | None) -> Closure
     return closure
 
 
+_NO_FUNCTIONS = tuple(closure_of(None, None).key)
+
+
 def plan_for(
     facts: Hashable,
     make_form: Callable[[], Form],
@@ -145,6 +148,15 @@ def plan_for(
             _plans.clear()
         _plans.setdefault(key, []).append(plan)
         return plan
+
+
+def known_plan(facts: Hashable, closure: Closure | None = None) -> Plan | None:
+    """``plan_for`` without tracing: None if there is no plan. ``closure``: of the functions."""
+    key = (facts, tuple(closure.key)) if closure is not None else (facts, _NO_FUNCTIONS)
+    for plan in _plans.get(key, ()):
+        if closure is None or not plan.recipe.guards or plan.recipe.holds(closure.tensors):
+            return plan
+    return None
 
 
 @contextmanager

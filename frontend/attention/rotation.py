@@ -1,4 +1,7 @@
-"""Rotary position embedding of keys, halves as in Llama: tables of angles that all layers share."""
+"""Rotary position embedding of keys, halves as in Llama: tables of angles that all layers share.
+
+Other spellings (neighbours as pairs, a part of a head only) are this one with the channels of a
+head in another order."""
 
 from __future__ import annotations
 
@@ -42,29 +45,55 @@ class Rotation:
 
     def turn(self, k: torch.Tensor, first: int) -> torch.Tensor:
         """Keys [..., tokens, head] from position ``first`` on."""
-        cos, sin = (x.to(k.dtype) for x in self.tables(first, first + k.shape[-2]))
-        a, b = k.chunk(2, -1)
-        return k * cos + torch.cat((-b, a), -1) * sin
+        half = k.shape[-1] // 2
+        tables = self.tables(first, first + k.shape[-2])
+        cos, sin = (x[:, :half].to(k.dtype) for x in tables)
+        a, b = k.chunk(2, -1)  # what is allocated costs more here than what is computed
+        left = (a * cos).addcmul_(b, sin, value=-1)
+        return torch.cat((left, (b * cos).addcmul_(a, sin)), -1)
 
 
 _shared: dict[tuple[float, ...], Rotation] = {}
 
 
-def rotation_of(base: float | None, inv_freq: torch.Tensor | None, head: int) -> Rotation | None:
+def rotation_of(
+    base: float | None, inv_freq: torch.Tensor | None, head: int, rotary: int | None = None
+) -> Rotation | None:
     """The rotation that a base or a model's ``inv_freq`` says, one for all layers with the same;
-    None for neither. Raises BindError for both, and if it does not fit the head."""
+    None for neither. Of the first ``rotary`` channels of a head only, the others by an angle of 0.
+    Raises BindError for both, and if it does not fit the head."""
     if base is None and inv_freq is None:
         return None
     if base is not None and inv_freq is not None:
         raise BindError("give rope_base or inv_freq, not both")
     if head % 2:
         raise BindError(f"a head of {head} has no two halves to rotate")
-    steps = Rotation.of_base(base, head) if base is not None else inv_freq
+    turned = head if rotary is None else rotary
+    if turned % 2 or not 0 < turned <= head:
+        raise BindError(f"rotary={rotary}: take an even number of at most {head} channels")
+    steps = Rotation.of_base(base, turned) if base is not None else inv_freq
     assert steps is not None
     made = Rotation(steps)
-    if 2 * len(made.steps) != head:
-        raise BindError(f"inv_freq has {len(made.steps)} numbers, a head of {head} needs half")
-    return _shared.setdefault(tuple(made.steps.tolist()), made)
+    if 2 * len(made.steps) != turned:
+        raise BindError(f"inv_freq has {len(made.steps)} numbers, a head of {turned} needs half")
+    still = torch.zeros((head - turned) // 2, dtype=torch.float64)
+    every = torch.cat((made.steps, still))
+    return _shared.setdefault(tuple(every.tolist()), Rotation(every))
+
+
+def halves_order(head: int, rotary: int | None, interleaved: bool) -> torch.Tensor | None:
+    """The channels of a head so that pairs are (i, i + head / 2), as ``Rotation`` turns them; None
+    if they are. Products of keys with queries do not depend on the order, if both have the same.
+
+    ``interleaved``: pairs are (2i, 2i + 1), as in GPT-J; else (i, i + rotary / 2).
+    """
+    turned = head if rotary is None else rotary
+    if turned == head and not interleaved:
+        return None
+    pairs = torch.arange(turned)
+    pairs = pairs.view(-1, 2).T if interleaved else pairs.view(2, -1)
+    still = torch.arange(turned, head).view(2, -1)
+    return torch.cat((pairs, still), 1).flatten()
 
 
 def rotated(k: torch.Tensor, first: int, base: float) -> torch.Tensor:

@@ -81,13 +81,19 @@ class QuantizedWeight(torch.nn.Module):
         self._tensor = None
 
     def _apply(self, fn: Callable[[Any], Any], recurse: bool = True) -> QuantizedWeight:
-        """Moves the buffers, but leaves their dtypes; ``dtype`` becomes what floats would have."""
+        """Moves the buffers, but leaves their dtypes; ``dtype`` becomes what floats would have.
+        Between a CPU and a GPU codes are repacked."""
+        before = self.device.type
         self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.device)).dtype
         for name, part in self._buffers.items():
             if part is not None:
                 moved = fn(part)
                 same = moved.dtype == part.dtype
                 self._buffers[name] = moved if same else part.to(moved.device)
+        if {before, self.device.type} == {"cpu", "cuda"}:  # kernels read another packing there
+            fresh = self.form.tensor(self.parts).to(self.device)
+            self._buffers.update(zip(PARTS, parts_of(fresh), strict=True))
+            self._set_form(Form.of(fresh))
         return self
 
     def get_extra_state(self) -> torch.Tensor:

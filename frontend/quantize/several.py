@@ -51,7 +51,7 @@ class _Several:
     ) -> Any:
         """The kernel's results, or None where each product has to go its own way."""
         biases = tuple(p[4] for p in products)
-        if x.device.type != "cpu" or any(through_op(x, bias) for bias in biases):
+        if x.device.type not in ("cpu", "cuda") or any(through_op(x, bias) for bias in biases):
             return None
         flat = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
         try:

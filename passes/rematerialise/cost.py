@@ -5,6 +5,7 @@ Source: Tomar et al., "XQuant" (arXiv 2508.10395), for the count of multiply-add
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -20,37 +21,51 @@ THROUGH_MEMORY = 16  # bytes for a number written there in f32 and read by produ
 
 @dataclass(frozen=True)
 class Balance:
-    """What a machine does in a second: multiply-adds in f32, bytes from memory. ``item_rows`` rows
-    share what a kernel makes for them."""
+    """What a machine does in a second on all ``threads``: multiply-adds in f32, bytes from memory.
+    ``item_rows`` rows share what a kernel makes for them."""
 
     multiply_adds: float
     bytes: float
     item_rows: int = ITEM_ROWS
+    threads: int = 1
 
     @staticmethod
     def of(target: Target, threads: int = 2) -> Balance:
-        """Two pipes of the target's lanes at 3 GHz, 15 GB a second and thread."""
+        """Two pipes of eight lanes (of fewer where the target has fewer) at 3 GHz, 15 GB a second
+        and thread: a core of a Zen 4, where vectors of sixteen lanes take both pipes."""
         rows = choose_schedule(target, 0).rows
-        return Balance(2 * target.lanes * 3e9 * threads, 15e9 * threads, rows)
+        pipes = 2 * min(target.lanes, 8)
+        return Balance(pipes * 3e9 * threads, 15e9 * threads, rows, threads)
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Multiply-adds of one call, bytes that it reads and writes, bytes kept for a token."""
+    """Multiply-adds of one call, bytes that it reads and writes, bytes kept for a token. ``items``
+    are the parts that threads share out (infinity: any). ``steps``: several passes over memory, in
+    which arithmetic and reading take turns."""
 
     multiply_adds: float
     bytes: float
-    kept: float
+    kept: float = 0.0
+    items: float = math.inf
+    steps: bool = False
 
     def seconds(self, balance: Balance) -> float:
-        """Arithmetic and reading overlap: the longer of the two."""
-        return max(self.multiply_adds / balance.multiply_adds, self.bytes / balance.bytes)
+        """Arithmetic and reading overlap in one kernel: the longer of the two, on the threads that
+        find work."""
+        parts = self.multiply_adds / balance.multiply_adds, self.bytes / balance.bytes
+        longer = sum(parts) if self.steps else max(parts)
+        if self.items == math.inf or self.items < 1:
+            return longer
+        turns = math.ceil(self.items / balance.threads)
+        return longer * turns * balance.threads / self.items
 
 
 @dataclass(frozen=True)
 class Layer:
     """An attention layer: ``width`` of its input, heads, their size; ``bits`` per number of what is
-    kept. ``rotated``: keys are rotated by their positions (RoPE) after the projection."""
+    kept. ``rotated``: keys are rotated by their positions (RoPE) after the projection. ``batch``
+    sequences are attended to at a time."""
 
     width: int
     heads: int
@@ -60,6 +75,7 @@ class Layer:
     value_bits: float = 4.5
     input_bits: float = 4.5
     rotated: bool = True
+    batch: int = 1
 
     def costs(self, rows: int, tokens: int, item_rows: int = ITEM_ROWS) -> dict[str, Cost]:
         """Every way of attending with ``rows`` queries to ``tokens`` of a sequence."""
@@ -67,11 +83,12 @@ class Layer:
         both = numbers * (self.key_bits + self.value_bits) / 8
         given = self.width * self.input_bits / 8
         attend = 2 * self.heads * rows * tokens * self.head
+        made = 2 * tokens * self.width * numbers
         moved = given + UNPACKED * self.width + THROUGH_MEMORY * 2 * numbers
         found = {
             KEYS_AND_VALUES: Cost(attend, both * tokens, both),
             FUSED: self._fused(rows, tokens, item_rows),
-            REMADE: Cost(attend + 2 * tokens * self.width * numbers, moved * tokens, given),
+            REMADE: Cost(attend + made, moved * tokens, given, steps=True),
         }
         if not self.rotated:
             wide = 2 * self.heads * rows * tokens * self.width
@@ -88,7 +105,8 @@ class Layer:
         product = self.heads * rows * tokens * self.head
         weighed = self.heads * rows * self.width * (tokens + self.head)
         work = product + made + min(made + product, weighed)
-        return Cost(work, given * tokens * self.key_heads * times, given)
+        items = self.batch * self.key_heads * times
+        return Cost(work, given * tokens * self.key_heads * times, given, items)
 
     def choose(
         self,

@@ -16,17 +16,16 @@ Source: Tomar et al., "XQuant" (arXiv 2508.10395).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from tilewright.ir.core import Graph, Op, Region, Value
-from tilewright.ir.ops_remake import Remake
 from tilewright.ir.ops_tensor import Contract, Reduce, Softmax
 from tilewright.ir.sizes import Size, product
 from tilewright.ir.types import TensorType
 from tilewright.passes.canonicalise import drop_dead
+from tilewright.passes.inner_products import made_again
 from tilewright.passes.rematerialise.absorb import absorbed, replaced
-from tilewright.passes.rewrite import Rewriter, rewrite_graph
 
 
 @dataclass(frozen=True)
@@ -46,18 +45,23 @@ class Fused:
     last: tuple[Last | None, ...]
 
 
-def fuse(graph: Graph, tokens: Size, sizes: Mapping[str, int], item_rows: int) -> Fused:
-    """Products of inputs along ``tokens`` made again by their readers, or absorbed where that costs
-    fewer multiply-adds at these sizes; ``item_rows`` rows share what a work item makes."""
-    graph = _absorb_values(graph, tokens, sizes, item_rows)
-    again = _products_of_inputs(graph, tokens)
+def fuse(
+    graph: Graph,
+    tokens: Size,
+    sizes: Mapping[str, int],
+    item_rows: int,
+    among: Collection[Op] | None = None,
+) -> Fused:
+    """Products of inputs along ``tokens`` (those ``among`` some, None: all) made again by their
+    readers, or absorbed where that costs fewer multiply-adds at these sizes; ``item_rows`` rows
+    share what a work item makes."""
 
-    def rule(b: Rewriter, op: Op) -> Value | None:
-        if not isinstance(op, Contract) or b.original not in again:
-            return None
-        return b(Remake, *op.operands, equation=op.equation, hint=op.result.hint)
+    def products(graph: Graph) -> set[Op]:
+        found = _products_of_inputs(graph, tokens)
+        return found if among is None else found & set(among)
 
-    return _without_last(rewrite_graph(graph, rule), tokens)
+    graph = _absorb_values(graph, tokens, sizes, item_rows, products)
+    return _without_last(made_again(graph, products(graph)), tokens)
 
 
 def _along(value: Value, tokens: Size) -> bool:
@@ -79,10 +83,16 @@ def _products_of_inputs(graph: Graph, tokens: Size) -> set[Op]:
     return {op for op in found if op.result not in graph.results}
 
 
-def _absorb_values(graph: Graph, tokens: Size, sizes: Mapping[str, int], item_rows: int) -> Graph:
+def _absorb_values(
+    graph: Graph,
+    tokens: Size,
+    sizes: Mapping[str, int],
+    item_rows: int,
+    products: Callable[[Graph], set[Op]],
+) -> Graph:
     """Sums over the tokens of products of inputs, in the cheaper order."""
     while True:
-        again, made, uses = _products_of_inputs(graph, tokens), graph.producers(), graph.uses()
+        again, made, uses = products(graph), graph.producers(), graph.uses()
         for op in graph.body.ops:
             if not isinstance(op, Contract) or _along(op.result, tokens) or op in again:
                 continue

@@ -36,7 +36,9 @@ from tilewright.passes.to_tile.row_kernel import lower_row_kernel
 from tilewright.passes.to_tile.rows import RowLowering
 from tilewright.passes.to_tile.schedule import Schedule, row_schedule
 from tilewright.passes.to_tile.state import LoweringState
-from tilewright.passes.to_tile.whole_blocks.lower import lower_whole_blocks
+from tilewright.passes.to_tile.whole_blocks.lowbit.program import packed_program
+from tilewright.passes.to_tile.whole_blocks.lower import lower_in_parts, lower_whole_blocks
+from tilewright.passes.to_tile.whole_blocks.routing.program import block_routing_programs
 from tilewright.passes.to_tile.whole_blocks.schedule import BlockSchedule, choose_blocks
 
 
@@ -70,7 +72,7 @@ def kernel_to_tile(graph: Graph, target: Target, rows: int, units: dict[str, int
     UnsupportedError for kernels that no schedule covers.
     """
     if target.gpu:
-        return gpu_program(graph, target, units)
+        return gpu_program(graph, target, units, rows=rows)
     graph = fold_late_products(canonicalise_graph(narrow_positions(graph)))
     if is_routing(graph):
         return _finished(lambda: routing_program(graph, target, rows, units))
@@ -85,19 +87,55 @@ def gpu_program(
     target: Target,
     units: dict[str, int],
     schedule: BlockSchedule | None = None,
+    rows: int = 0,
 ) -> Graph:
-    """The program of a kernel on whole blocks; ``schedule`` None: the default one."""
+    """The program of a kernel on whole blocks for up to ``rows`` rows that share what is read (0:
+    any number); ``schedule`` None: the default one. Of a kernel that ranks tokens the second."""
+    if is_routing(graph):
+        return routing_programs(graph, target, units)[-1]
+    info, chosen = _on_blocks(graph, target, schedule, rows)
+    if has_packed_weights(info.graph):
+        return packed_program(info, units, target, rows)
+    return _on_gpu(lambda: (lower_whole_blocks(info, chosen, units, target, rows > 0),))[0]
+
+
+def routing_programs(graph: Graph, target: Target, units: dict[str, int]) -> tuple[Graph, ...]:
+    """The programs of a kernel that routes tokens on a GPU: where there are two, the second takes
+    what the first gives behind its inputs."""
+    graph = canonicalise_graph(narrow_positions(graph))
+    return _on_gpu(lambda: block_routing_programs(graph, target, units))
+
+
+def gpu_programs_in_parts(
+    graph: Graph,
+    target: Target,
+    units: dict[str, int],
+    schedule: BlockSchedule | None = None,
+    rows: int = 0,
+) -> tuple[Graph, ...]:
+    """The same as two programs between which work items share out the inner axis; none where that
+    cannot be."""
+    info, chosen = _on_blocks(graph, target, schedule, rows)
+    return _on_gpu(lambda: lower_in_parts(info, chosen, units, target, rows > 0) or ())
+
+
+def _on_blocks(
+    graph: Graph, target: Target, schedule: BlockSchedule | None, rows: int
+) -> tuple[KernelInfo, BlockSchedule]:
     graph = fold_late_products(canonicalise_graph(narrow_positions(graph)))
     if is_routing(graph):
         raise UnsupportedError(f"{graph.name}: routing on a GPU")
     info = analyse(graph)
     check_covered(info)
-    chosen = schedule or choose_blocks(info, target)
+    return info, schedule or choose_blocks(info, target, rows)
+
+
+def _on_gpu(write: Callable[[], tuple[Graph, ...]]) -> tuple[Graph, ...]:
     try:
-        program = lower_whole_blocks(info, chosen, units, target)
+        programs = write()
     except VerifyError as error:
         raise UnsupportedError(f"no tile form: {error.message}", error.location) from error
-    return canonicalise_graph(canonicalise_graph(program))
+    return tuple(canonicalise_graph(canonicalise_graph(x)) for x in programs)
 
 
 def _finished(write: Callable[[], Graph]) -> Graph:

@@ -20,6 +20,7 @@ from tilewright.ir.layout import Layout
 from tilewright.ir.ops_remake import RemakeStream
 from tilewright.ir.types import Axis
 from tilewright.passes.to_tile.kernel_info import KernelInfo, strip_casts
+from tilewright.passes.to_tile.schedule import Schedule
 from tilewright.passes.to_tile.state import LoweringState, round_up
 
 UNROLL = 4  # input channels of one turn of the inner loop
@@ -66,6 +67,11 @@ def sides(info: KernelInfo, op: RemakeStream) -> tuple[Value, Value]:
         if parted and shared and single and isinstance(info.made.get(below), s.Source):
             return given, below
     raise UnsupportedError("a product made again that is not input times weights", op.loc)
+
+
+def made_positions(schedule: Schedule) -> int:
+    """Positions of a register tile of products: so many of the input are read at a time."""
+    return 8 if schedule.lanes == 16 else 4
 
 
 class MadeBlock:
@@ -135,9 +141,8 @@ class MadeBlock:
 
     def _tile(self) -> tuple[int, int]:
         """Positions and vectors of the sums that registers hold."""
-        if self.y.lanes == 1:
-            return 4, 1
-        return (8 if self.y.lanes == 16 else 4), min(2, self.padded // self.y.lanes)
+        wide = 1 if self.y.lanes == 1 else min(2, self.padded // self.y.lanes)
+        return made_positions(self.y), wide
 
     def _clear(self, whole: Value) -> None:
         b, lanes = self.b, self.y.lanes

@@ -14,7 +14,7 @@ from tilewright.passes.to_tile.cached.info import cached_of
 from tilewright.passes.to_tile.cached.unpacked import UnpackedBlock
 from tilewright.passes.to_tile.elements import index_at, rolled
 from tilewright.passes.to_tile.gathers import integer_at, positions_in_memory
-from tilewright.passes.to_tile.made import MadeBlock, remakes, remakes_below, sides
+from tilewright.passes.to_tile.made import MadeBlock, made_positions, remakes, remakes_below, sides
 from tilewright.passes.to_tile.rows import RowLowering
 from tilewright.passes.to_tile.state import LoweringState
 
@@ -65,6 +65,8 @@ class InnerOperand:
             return
         b, lanes = self.build, self.state.schedule.lanes
         tile = self.state.schedule.inner_tile
+        if remakes(self.info.graph):
+            tile = max(tile, made_positions(self.state.schedule))
         whole = b.mul(b.div(b.add(count, tile - 1), tile), tile)
         layout = self.state.lane_layout()
         length = self.axis.size.constant or 0
@@ -155,6 +157,18 @@ def lanes_expression(
 ) -> Value:
     """A shared operand in f32 with its element's axis on lanes, computed from what lies in
     memory."""
+    x = _lanes_as_typed(state, value, here, where, layout, length)
+    return x if state.dtype(value) == F32 else state.build(m.Cast, x, dtype=F32, hint=x.hint)
+
+
+def _lanes_as_typed(
+    state: LoweringState,
+    value: Value,
+    here: dict[str, Value],
+    where: dict[str, int],
+    layout: Layout,
+    length: int,
+) -> Value:
     b, info = state.build, state.info
     element = info.element(value)[0].name
 
@@ -166,7 +180,7 @@ def lanes_expression(
             return index_at(state, op, here, layout, where[element])
         if isinstance(op, s.Roll):
             moved = rolled(state, op, here, layout.shape[where[element]])
-            return lanes_expression(state, op.x, moved, where, layout, length)
+            return _lanes_as_typed(state, op.x, moved, where, layout, length)
         if not isinstance(op, s.Source | s.Gather):
             return integer_at(state, v, here, layout.rank)
         indices, runs = positions_in_memory(state, op, here)
@@ -179,8 +193,7 @@ def lanes_expression(
             bounds.append((where[element], "zero", end))
         return b.load(state.buffers[op.tensor], indices, dims, layout, bounds, hint=v.hint)
 
-    x = state.expression(value, leaf, {})
-    return x if state.dtype(value) == F32 else b(m.Cast, x, dtype=F32, hint=x.hint)
+    return state.expression(value, leaf, {})
 
 
 def prefetch_sources(

@@ -14,7 +14,8 @@ class Pace:
     """The share of one core's time that work on memory may take: 1 is all of it, 0.25 a quarter.
 
     After every step the thread sleeps as long as makes that share. A decode step that uses all
-    cores then waits for a step of about 0.1 ms now and then, and never for a whole copy.
+    cores then waits for a step of about 0.1 ms now and then, and never for a whole copy. What
+    counts is the time that the thread had a core: one that waited for it took nothing from others.
     """
 
     share: float = 1.0
@@ -27,10 +28,10 @@ class Pace:
     def steps(self, start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
         """[start, stop) in parts of ``size``, each as (start, stop), with a rest after each."""
         for at in range(start, stop, size):
-            began = time.perf_counter()
+            began = time.thread_time()
             yield at, min(at + size, stop)
             if self.share < 1:
-                time.sleep((time.perf_counter() - began) * (1 / self.share - 1))
+                time.sleep((time.thread_time() - began) * (1 / self.share - 1))
 
 
 FULL = Pace()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from tilewright.runtime.experts import by_expert, grouped
+from tilewright.runtime.experts import by_expert, gpu_grouped, grouped
 from tilewright.runtime.experts.form import (
     ALL,
     FUNCTIONS,
@@ -20,6 +20,7 @@ from tilewright.runtime.experts.form import (
 )
 from tilewright.runtime.experts.rerouting import Rerouting
 from tilewright.runtime.experts.segments import check_ids, check_shapes
+from tilewright.runtime.gpu_targets import pretended
 
 
 def experts_forward(
@@ -34,12 +35,16 @@ def experts_forward(
 
     With ``rerouting`` ids name its base experts, and what they mean is looked up. Raises BindError,
     before any weight is read, for shapes that do not fit and for experts that are not there,
-    ExpertError for ids of no base expert. No gradients.
+    ExpertError for ids of no base expert; on GPUs, where that would have to wait for the device,
+    tokens with such ids become NaN. No gradients.
     """
     check_shapes(form.hidden, x, ids, weights)
     if not ids.numel():
         return torch.zeros_like(x)
-    if not grouped.why_not(form, x):
+    if x.is_cuda or pretended.on:
+        if not gpu_grouped.why_not(form, x):
+            return gpu_grouped.run(form, x, ids, weights, rerouting)
+    elif not grouped.why_not(form, x):
         return grouped.run(form, x, ids, weights, rerouting)
     ids = ids if rerouting is None else rerouting.apply(ids)
     check_ids(ids, form.experts, form.skip)

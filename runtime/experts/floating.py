@@ -42,7 +42,7 @@ class Matrices:
         weight = product.weight
         assert isinstance(weight, torch.Tensor)
         weight = weight.detach().mT if product.transposed else weight.detach()
-        woven = columns == PAIRS and _is_turned(weight)
+        woven = columns == PAIRS and is_turned(weight)
         split = ALL if woven else columns
         biases: tuple[torch.Tensor, ...] = ()
         if product.bias is not None:
@@ -65,18 +65,18 @@ class Matrices:
 def float_first(form: ExpertsForm, plan: Plan, x: torch.Tensor, out: DType) -> torch.Tensor:
     """What the second product takes, of dtype ``out``: x [T, H] -> [P, I]."""
     parts = [Matrices.of(p, form.columns if len(form.first) == 1 else ALL) for p in form.first]
-    function, whole = gate_function(form.gate), _together(parts)
+    function, whole = gate_function(form.gate), together(parts)
     if function is not None and whole is not None:
         return grouped_product(plan, x, whole, gate=function, chosen=True, out=out)
     each = [grouped_product(plan, x, one, chosen=True) for part in parts for one in part.each()]
     return gated(form, each, x.dtype).to(TORCH_DTYPES[out.name])
 
 
-def _together(parts: Sequence[Matrices]) -> Matrices | None:
+def together(parts: Sequence[Matrices]) -> Matrices | None:
     """What one kernel takes; None if they are of different kinds."""
     weights = tuple(w for part in parts for w in part.weights)
     biases = tuple(b for part in parts for b in part.biases)
-    kinds = {(w.dtype, _is_turned(w)) for w in weights}
+    kinds = {(w.dtype, is_turned(w)) for w in weights}
     alike = len(kinds) == 1 and len({b.dtype for b in biases}) <= 1
     if not alike or len(biases) not in (0, len(weights)):
         return None
@@ -107,21 +107,8 @@ def grouped_product(
     """``gate(x @ w0[e].T + b0[e], x @ w1[e].T + b1[e]) * scale``, each sorted row with the weights
     of its expert e: x [P, K] -> [P, N] of dtype ``out``. ``chosen``: x is [T, K], not yet sorted;
     ``scale`` f32 [P]."""
-    weights, biases, woven = matrices.weights, matrices.biases, matrices.woven
-    form = FloatForm(
-        int(x.shape[1]),
-        int(weights[0].shape[1]) // (2 if woven else 1),
-        FLOATS[weights[0].dtype],
-        FLOATS[x.dtype],
-        2 if woven else len(weights),
-        gate,
-        FLOATS[biases[0].dtype] if biases else None,
-        scale is not None,
-        _is_turned(weights[0]),
-        woven,
-        chosen,
-        out,
-    )
+    weights, biases = matrices.weights, matrices.biases
+    form = float_form(x, matrices, gate, chosen, scale is not None, out)
     target = kernel_target()
     how = tiling(form, target, 1 if len(plan.places) == 1 else max(2, plan.rows_each))
     if how.way == Way.PANEL and form.x != F32 and not form.pairs(target):
@@ -130,6 +117,32 @@ def grouped_product(
     more = () if scale is None else (scale,)
     kernel = _PRODUCTS[form, how]
     return kernel(plan.active, plan.starts, *tokens, x, *weights, *biases, *more)[0]
+
+
+def float_form(
+    x: torch.Tensor,
+    matrices: Matrices,
+    gate: GateFunction,
+    chosen: bool,
+    scaled: bool,
+    out: DType,
+) -> FloatForm:
+    """What a product with x [P, K] (``chosen``: [T, K]) is to kernels."""
+    weight, biases, woven = matrices.weights[0], matrices.biases, matrices.woven
+    return FloatForm(
+        int(x.shape[1]),
+        int(weight.shape[1]) // (2 if woven else 1),
+        FLOATS[weight.dtype],
+        FLOATS[x.dtype],
+        2 if woven else len(matrices.weights),
+        gate,
+        FLOATS[biases[0].dtype] if biases else None,
+        scaled,
+        is_turned(weight),
+        woven,
+        chosen,
+        out,
+    )
 
 
 def inner_dtype(x: torch.Tensor, weight: torch.Tensor) -> DType:
@@ -145,7 +158,7 @@ def combine(plan: Plan, y: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return kernel(y, plan.places, plan.starts)[0]
 
 
-def _is_turned(weight: torch.Tensor) -> bool:
+def is_turned(weight: torch.Tensor) -> bool:
     """Whether in [E, N, K] neighbours along N lie side by side, and those along K do not."""
     return weight.stride(2) != 1
 

@@ -11,6 +11,7 @@ import torch
 
 from tilewright.ir.errors import UnsupportedError
 from tilewright.passes.to_tile.experts.packed import Kind, Stack, byte_groups, reads_floats
+from tilewright.runtime import huge_pages
 from tilewright.runtime.experts.form import ALL, HALVES, Product
 from tilewright.runtime.lowbit.linear import (
     check_numbers,
@@ -180,7 +181,7 @@ def _stacked(weights: Sequence[QuantizedTensor]) -> QuantizedTensor:
     """Weights of one kind one after the other; their factors are not in it."""
     first = weights[0]
     parts = {
-        name: torch.stack([getattr(weight, name) for weight in weights])
+        name: huge_pages.stack([getattr(weight, name) for weight in weights])
         for name, _ in first.parts()
         if name != "order"
     }

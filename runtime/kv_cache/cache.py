@@ -26,6 +26,9 @@ class KVCache:
     is taken at once; beyond that it doubles, so that appending a token costs the same on average
     however many there are.
 
+    ``device`` is where it lies, and where its tokens and queries come from. Appending to a cache on
+    a GPU does not wait for it, so that NaN and infinities are not found.
+
     ``tilewright.attention(q, cache, …)`` reads it. Raises SettingError for a form that does not
     exist.
 
@@ -47,16 +50,18 @@ class KVCache:
         tokens: int = 128,
         capacity: int = 0,
         scale_dtype: torch.dtype = torch.float16,
+        device: torch.device | str = "cpu",
     ) -> None:
         if min(batch, heads, dim) < 1 or (value_dim is not None and value_dim < 1):
             raise SettingError(f"KVCache: batch {batch}, heads {heads}, dim {dim}: all from 1")
         if scale_dtype not in _SCALES:
             raise SettingError(f"KVCache: scale_dtype is float16 or float32, not {scale_dtype}")
         self.batch, self.heads = batch, heads
+        self.device = torch.empty(0, device=device).device  # with its number
 
         def side(name: str, dtype: str, width: int, by: str) -> Side:
             form, symmetric = code_form(name, dtype, width, by, group, tokens)
-            return Side(form, symmetric, (batch, heads), scale_dtype, name)
+            return Side(form, symmetric, (batch, heads), scale_dtype, name, self.device)
 
         self._k = side("k", k, dim, k_by)
         self._v = side("v", v, dim if value_dim is None else value_dim, v_by)
@@ -98,9 +103,10 @@ class KVCache:
 
     def append(self, k: torch.Tensor, v: torch.Tensor) -> KVCache:
         """Quantises new tokens: k [batch, heads, n, dim], v [batch, heads, n, value_dim], floats on
-        the CPU. Returns the cache.
+        the cache's device. Returns the cache.
 
-        Raises BindError for other shapes, NaN and infinities; the cache is then as it was.
+        Raises BindError for other shapes, and on the CPU for NaN and infinities; the cache is then
+        as it was.
         """
         for name, x, side in (("k", k, self._k), ("v", v, self._v)):
             self._check(name, x, side.form.width)
@@ -120,8 +126,9 @@ class KVCache:
         if x.dim() != 4 or (*x.shape[:2], x.shape[3]) != (self.batch, self.heads, width):
             wanted = f"[{self.batch}, {self.heads}, new tokens, {width}]"
             raise BindError(f"{name} must have shape {wanted}, it has {tuple(x.shape)}")
-        if not x.is_cpu:
-            raise BindError(f"{name} must be on the CPU, it is on {x.device}")
+        if x.device != self.device:
+            there = "the CPU" if self.device.type == "cpu" else self.device
+            raise BindError(f"{name} must be on {there}, it is on {x.device}")
 
     def reserve(self, tokens: int) -> None:
         """Memory for so many tokens in all."""

@@ -60,10 +60,13 @@ def quantise(
 
 
 def _stored(scale: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
-    """As the dtype holds it, rounded up lest the largest number be cut off; never 0."""
+    """As the dtype holds it, rounded up lest the largest number be cut off; never 0. Numbers on a
+    GPU are not looked at, which would wait for it: what no code can hold becomes some other one."""
     info = torch.finfo(dtype)
     raised = scale * (1 + info.eps)
-    if not bool((raised <= info.max).all()):  # false for NaN, too
+    if not scale.is_cpu:
+        raised = raised.nan_to_num_(info.max).clamp_max(info.max)
+    elif not bool((raised <= info.max).all()):  # false for NaN, too
         if not bool(raised.isfinite().all()):
             raise BindError(f"{name} has NaN or infinite numbers; codes cannot hold them")
         largest = float(scale.max())

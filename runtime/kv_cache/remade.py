@@ -9,6 +9,8 @@ import torch
 
 from tilewright.ir.core import Graph, Module
 from tilewright.ir.errors import UnsupportedError
+from tilewright.ir.parser import parse
+from tilewright.ir.printer import print_module
 from tilewright.ir.sizes import Size
 from tilewright.passes.rematerialise import Balance, Fused, fuse
 from tilewright.runtime.program import Program
@@ -22,12 +24,18 @@ class FromInput:
     def __init__(self, graph: Graph, tokens: str, sizes: Mapping[str, int]) -> None:
         rows = Balance.of(host_target()).item_rows
         fused = fuse(graph, Size.of(tokens), sizes, rows)
-        self.program = _program(Module((fused.graph,)))
+        self.program = _program(print_module(Module((fused.graph,))))
         self.names = self.program.inputs
         self.fused: Fused = fused
         if not self.program.supported or len(self.program.steps) > 1:
             reason = self.program.steps[0].reason or "it needs more than one kernel"
             raise UnsupportedError(f"attention from a layer's input in one kernel: {reason}")
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Of each worker, in the largest form that was called; 0 before the first call."""
+        forms = [form for kernel in self.program.explain().kernels for form in kernel.variants]
+        return max((form.scratch_bytes for form in forms), default=0)
 
     def __call__(self, given: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The first result for inputs by name."""
@@ -37,5 +45,6 @@ class FromInput:
 
 
 @lru_cache(maxsize=256)
-def _program(module: Module) -> Program:
-    return Program(module)
+def _program(text: str) -> Program:
+    """One for all numbers of rows that have the same program: it has a form for each class."""
+    return Program(parse(text))

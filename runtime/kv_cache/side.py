@@ -13,6 +13,8 @@ from tilewright.runtime.kv_cache.quantise import Coded, quantise
 from tilewright.runtime.kv_cache.tokens import CachedTokens
 from tilewright.runtime.kv_cache.words import clear_from, write_keys, write_values
 
+_CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class New:
@@ -33,15 +35,16 @@ class Side:
         lead: tuple[int, int],
         scale_dtype: torch.dtype,
         name: str,
+        device: torch.device = _CPU,
     ) -> None:
         self.form, self.symmetric, self.name = form, symmetric, name
         self.length, self.capacity = 0, 0
-        self.words = _zeros((*lead, 0, form.columns), torch.int32)
+        self.words = _zeros((*lead, 0, form.columns), torch.int32, device)
         beside = (*lead, *form.scale_shape(0))
-        self.scales = _zeros(beside, scale_dtype)
-        self.zeros = None if symmetric else _zeros(beside, scale_dtype)
+        self.scales = _zeros(beside, scale_dtype, device)
+        self.zeros = None if symmetric else _zeros(beside, scale_dtype, device)
         # tokens of a group that is not full yet
-        self.open = _zeros((*lead, 0, form.width), torch.float32)
+        self.open = _zeros((*lead, 0, form.width), torch.float32, device)
         self._seen: CachedTokens | None = None  # what attention reads, until something changes
 
     def reserve(self, tokens: int) -> None:
@@ -143,16 +146,16 @@ class Side:
         return sum(x.numel() * x.element_size() for x in held)
 
 
-def _zeros(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Memory that can be written with and without torch.inference_mode()."""
     with torch.inference_mode(False):
-        return torch.zeros(shape, dtype=dtype)
+        return torch.zeros(shape, dtype=dtype, device=device)
 
 
 def _grown(memory: torch.Tensor, dim: int, size: int) -> torch.Tensor:
     """A longer tensor of zeros with what was there at its start."""
     shape = list(memory.shape)
     shape[dim] = size
-    out = _zeros(shape, memory.dtype)
+    out = _zeros(shape, memory.dtype, memory.device)
     out.narrow(dim, 0, memory.shape[dim]).copy_(memory)
     return out

@@ -72,15 +72,16 @@ class CachedTokens:
     def codes(self) -> torch.Tensor:
         """[batch, heads, length, width] uint8"""
         rows = -(-self.length // BLOCK) * BLOCK // self.form.step
-        words = self.words[:, :, :rows].numpy()
-        return torch.from_numpy(self.form.unpack(words, self.length).copy())
+        words = self.words[:, :, :rows].cpu().numpy()
+        codes = torch.from_numpy(self.form.unpack(words, self.length).copy())
+        return codes.to(self.words.device)
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The numbers that the codes stand for, computed in float32."""
         zero: torch.Tensor | int = self.zero
         if self.zeros is not None:
             zero = self._spread(self.zeros)
-        return ((self.codes().float() - zero) * self._spread(self.scales)).to(dtype)
+        return self.codes().float().sub_(zero).mul_(self._spread(self.scales)).to(dtype)
 
     def _spread(self, numbers: torch.Tensor) -> torch.Tensor:
         """One number per code, or per token where that is the same."""

@@ -14,6 +14,7 @@ from tilewright.passes.rematerialise import (
     Layer,
 )
 from tilewright.runtime.targets import host_target
+from tilewright.runtime.threads import num_threads
 
 
 def choose_way(
@@ -29,7 +30,7 @@ def choose_way(
     does)."""
     known = layer.costs(rows, tokens)
     if way is None:
-        return layer.choose(rows, tokens, Balance.of(host_target()), most_bytes, among)
+        return layer.choose(rows, tokens, _balance(), most_bytes, among)
     if way not in known:
         raise SettingError(f"way={way!r}; this layer has: {', '.join(known)}")
     return way
@@ -37,7 +38,11 @@ def choose_way(
 
 def way_table(layer: Layer, rows: int, tokens: int, most_bytes: float | None) -> str:
     """What every way costs on this machine, as text."""
-    return layer.table(rows, tokens, Balance.of(host_target()), most_bytes)
+    return layer.table(rows, tokens, _balance(), most_bytes)
+
+
+def _balance() -> Balance:
+    return Balance.of(host_target(), num_threads())
 
 
 __all__ = [

@@ -27,7 +27,7 @@ def quads(codes: torch.Tensor, planes: tuple[int, ...]) -> torch.Tensor:
         fields = 8 // width
         mask = int.from_bytes(bytes([(1 << width) - 1] * QUAD), "little", signed=True)
         plane = split((wide >> low) & mask, -1, (wide.shape[-1] // fields, fields))
-        moved = plane << (width * torch.arange(fields, dtype=torch.int32))
+        moved = plane << (width * torch.arange(fields, dtype=torch.int32, device=wide.device))
         found.append(moved.sum(-1, dtype=torch.int32))  # no two have a bit in common
         low += width
     return torch.cat(found, -1) if len(found) > 1 else found[0]
@@ -102,7 +102,7 @@ def clear_from(form: CacheForm, words: torch.Tensor, length: int) -> None:
     p = form.packing
     chunk, kept = divmod(length, p.chunk)
     if kept:
-        ones = torch.zeros(p.chunk, dtype=torch.uint8)
+        ones = torch.zeros(p.chunk, dtype=torch.uint8, device=words.device)
         ones[:kept] = (1 << p.bits) - 1
         mask = quads(ones, p.planes).repeat_interleave(form.padded)
         words[:, :, chunk] &= mask

@@ -7,7 +7,7 @@ from collections import Counter
 import torch
 
 from tilewright.ir.errors import BackendMissingError, TargetError, UnsupportedError
-from tilewright.runtime.lowbit.linear import linear_kernel
+from tilewright.runtime.lowbit.places import PLACES, linear_kernel
 from tilewright.runtime.lowbit.reference import reference_linear
 from tilewright.runtime.quantized.tensor import QuantizedTensor
 
@@ -26,7 +26,7 @@ def linear_somehow(
     """``epilogue(x @ weight.T + bias) + residual``: x [M, K], weight [N, K], [M, N] in x's dtype.
     ``FALLBACKS`` counts why it ran in torch."""
     if 0 not in (*x.shape, weight.shape[0]):  # else there is nothing to multiply
-        if x.device.type != "cpu":
+        if x.device.type not in PLACES:
             reason = f"there is no kernel for quantised weights on {x.device.type}"
         else:
             try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tilewright.ir import ops_math as m
 from tilewright.ir import ops_tensor as t
 from tilewright.ir.core import Builder, Graph, Module, Region, Value
-from tilewright.ir.dtypes import BF16, F32, I32, U8, DType
+from tilewright.ir.dtypes import F32, I32, U8, DType
 from tilewright.ir.ops_lowbit import Dequantize
 from tilewright.ir.packing import Packing
 from tilewright.ir.sizes import Size
@@ -21,8 +21,8 @@ EPILOGUES = ("", "relu", "silu", "gelu_tanh")
 @dataclass(frozen=True)
 class LinearForm:
     """A program ``epilogue(x @ w0.T + b0) [* (x @ w1.T + b1)] + residual``; the numbers of rows M
-    and N are free. ``narrow``: x is read in bf16, not f32. ``label`` tells the weights of programs
-    that run side by side apart."""
+    and N are free. ``narrow``: x is read in its own 16 bits, not f32. ``label`` tells the weights
+    of programs that run side by side apart."""
 
     weights: tuple[WeightForm, ...]
     length: int
@@ -76,7 +76,7 @@ class LinearBuilder:
         """x [M, K]: in memory, or as bytes with a scale and a sum for each group."""
         form = self.form
         if not form.integer:
-            dtype = BF16 if form.narrow else F32
+            dtype = form.x if form.narrow else F32
             return self.wide(self.param("x", (self.rows, self.length), dtype))
         codes = self.param("codes", (self.rows, Size.of("Q")), I32)
         steps = self.param("steps", (self.rows, Size.of("R")), F32)

@@ -12,7 +12,7 @@ import torch
 
 from tilewright.ir.dtypes import F32, U8, DType
 from tilewright.ir.errors import BindError, UnsupportedError
-from tilewright.ir.packing import Packing
+from tilewright.ir.packing import TILES, Packing
 from tilewright.passes.choose_layout import choose_layout
 from tilewright.passes.to_tile.lowbit.byte_codes import byte_codes
 from tilewright.passes.to_tile.lowbit.info import WeightForm
@@ -139,14 +139,14 @@ def linears_kernel(
     if not x.numel() or not all(w.shape[0] for w in weights):
         each = zip(weights, given, strict=True)
         return tuple(linear_kernel(x, w, bias, activation) for w, bias in each)
-    x, weights = _ready(x, tuple(weights))
+    x, weights = ready(x, tuple(weights))
 
     def make() -> Together:
         each = zip(weights, given, strict=True)
         calls = (_prepare(x.dtype, (w,), (b,), activation, None, "") for w, b in each)
         return Together(tuple(calls), (weights[1:], given))
 
-    return _remembered(weights, given, ("together", x.dtype, activation), make)(x)
+    return remembered(weights, given, ("together", x.dtype, activation), make)(x)
 
 
 class Together:
@@ -186,23 +186,26 @@ def _single(
         y: torch.Tensor = FUNCTIONS[epilogue](_single(x, weights, biases, activation, None, ""))
         return y if residual is None else (y + residual).to(x.dtype)
     if not x.numel() or not weights[0].shape[0]:
-        return _without_products(x, weights[0].shape[0], biases, residual, epilogue)
-    x, weights = _ready(x, weights)
-    residual = _padded(residual, weights[0].layout.lanes)
+        return without_products(x, weights[0].shape[0], biases, residual, epilogue)
+    x, weights = ready(x, weights)
+    residual = padded(residual, weights[0].layout.lanes)
     kind = None if residual is None else residual.dtype
     settings = x.dtype, activation, kind, epilogue
 
     def make() -> Prepared:
         return _prepare(x.dtype, weights, biases, activation, kind, epilogue)
 
-    call = _remembered(weights, biases, settings, make)
+    call = remembered(weights, biases, settings, make)
     return call(x) if residual is None else call(x, residual)
 
 
-def _ready(
-    x: torch.Tensor, weights: tuple[QuantizedTensor, ...]
+def ready(
+    x: torch.Tensor,
+    weights: tuple[QuantizedTensor, ...],
+    repack: Callable[[QuantizedTensor], QuantizedTensor] | None = None,
 ) -> tuple[torch.Tensor, tuple[QuantizedTensor, ...]]:
-    """x in the order and size that the first weight wants, weights in this machine's lanes."""
+    """x in the order and size that the first weight wants, weights as ``repack`` gives them (None:
+    in this machine's lanes)."""
     first = weights[0]
     for other in weights[1:]:
         same = other.order is first.order and other.tensor_scale == first.tensor_scale
@@ -214,14 +217,14 @@ def _ready(
         x = x[:, first.order]
     if first.tensor_scale != 1.0:
         x = x * first.tensor_scale
-    return x.contiguous(), tuple(map(for_target, weights))
+    return x.contiguous(), tuple(map(repack or for_target, weights))
 
 
 _kept: WeakKeyDictionary[QuantizedTensor, dict[Any, Any]] = WeakKeyDictionary()
 C = TypeVar("C")
 
 
-def _remembered(
+def remembered(
     weights: tuple[QuantizedTensor, ...],
     biases: tuple[torch.Tensor | None, ...],
     settings: tuple[object, ...],
@@ -237,7 +240,7 @@ def _remembered(
         found = make()
         lanes = weights[0].layout.lanes
         # a padded copy of a bias would not see that one change
-        if all(b is None or _padded(b, lanes) is b for b in biases):
+        if all(b is None or padded(b, lanes) is b for b in biases):
             kept[key] = found
     return found
 
@@ -256,7 +259,7 @@ def _prepare(
     own: list[torch.Tensor] = []
     forms = []
     for weight, given in zip(weights, biases, strict=True):
-        bias = _padded(given, lanes)
+        bias = padded(given, lanes)
         own += [part for part in (*flat_parts(weight), bias) if part is not None]
         forms.append(weight_form(weight, bias))
     integer = activation == "int8" and not any(
@@ -307,7 +310,7 @@ def weight_form(weight: QuantizedTensor, bias: torch.Tensor | None) -> WeightFor
     )
 
 
-def _padded(x: torch.Tensor | None, lanes: int) -> torch.Tensor | None:
+def padded(x: torch.Tensor | None, lanes: int) -> torch.Tensor | None:
     """With whole blocks of columns, in a dtype and order that kernels read."""
     if x is None:
         return None
@@ -316,7 +319,7 @@ def _padded(x: torch.Tensor | None, lanes: int) -> torch.Tensor | None:
     return torch.nn.functional.pad(x, (0, short)) if short else x.contiguous()
 
 
-def _without_products(
+def without_products(
     x: torch.Tensor,
     rows: int,
     biases: tuple[torch.Tensor | None, ...],
@@ -326,25 +329,36 @@ def _without_products(
     """Results that need no weights: none, or sums of nothing."""
     y: torch.Tensor | None = None
     for bias in biases:
-        part = torch.zeros(x.shape[0], rows)
+        part = torch.zeros(x.shape[0], rows, device=x.device)
         part = part if bias is None else part + bias.float()
         y = FUNCTIONS[epilogue](part) if y is None else y * part
     assert y is not None
     return (y if residual is None else y + residual.float()).to(x.dtype)
 
 
-_repacked: WeakKeyDictionary[QuantizedTensor, tuple[int, QuantizedTensor]] = WeakKeyDictionary()
+Repacked = WeakKeyDictionary[QuantizedTensor, tuple[int, QuantizedTensor]]
+_repacked: Repacked = WeakKeyDictionary()
 
 
 def for_target(weight: QuantizedTensor) -> QuantizedTensor:
     """The weight in as many lanes as this process' kernels have; made once."""
-    lanes = kernel_target().lanes
-    if weight.layout.lanes == lanes:
+    packing, lanes = weight.layout, kernel_target().lanes
+    if packing.order == TILES:
+        return repacked(
+            weight, lambda: preferred_packing(weight.dtype, packing.group, "float"), _repacked
+        )
+    if packing.lanes == lanes:
         return weight
+    fresh = Packing(packing.order, packing.planes, lanes, packing.group)
+    return repacked(weight, lambda: fresh, _repacked)
+
+
+def repacked(
+    weight: QuantizedTensor, packing: Callable[[], Packing], kept: Repacked
+) -> QuantizedTensor:
+    """The weight under another packing, kept as long as its words stay what they are."""
     version = 0 if weight.words.is_inference() else weight.words._version  # loading changes it
-    known = _repacked.get(weight)
+    known = kept.get(weight)
     if known is None or known[0] != version:
-        packing = weight.layout
-        fresh = Packing(packing.order, packing.planes, lanes, packing.group)
-        known = _repacked[weight] = version, weight.with_layout(fresh)
+        known = kept[weight] = version, weight.with_layout(packing())
     return known[1]

@@ -9,6 +9,7 @@ import torch
 
 from tilewright.ir.errors import DataError, SettingError
 from tilewright.ir.packing import Packing
+from tilewright.runtime import huge_pages
 from tilewright.runtime.quantized import checks, words
 from tilewright.runtime.quantized.choice import Chosen, Settings, choose
 from tilewright.runtime.quantized.numbers import STORED
@@ -72,7 +73,7 @@ class Matrix:
         held = torch.uint8 if settings.scale.name in BYTES else STORED[settings.scale.name]
         zero = torch.uint8 if settings.zero == "int" else torch.float16
         return Matrix(
-            w.new_empty(shape, dtype=torch.int32),
+            huge_pages.empty(shape, torch.int32, w.device),
             w.new_empty(groups, dtype=held),
             None if settings.zero == "none" else w.new_empty(groups, dtype=zero),
             settings,
@@ -178,7 +179,7 @@ def _assembled(
             return parts[0]
         if not lead.numel():
             return parts[0].new_empty(*lead, *parts[0].shape)
-        return torch.stack(parts).view(*lead, *parts[0].shape)
+        return huge_pages.stack(parts).view(*lead, *parts[0].shape)
 
     zeros = [m.zeros for m in made if m.zeros is not None]
     return QuantizedTensor(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from tilewright.ir.packing import Packing
+from tilewright.runtime import huge_pages
 
 PIECE = 1 << 18  # elements: so many that Python does not count, so few that caches hold them
 
@@ -20,7 +21,7 @@ def each(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> t
     if not len(flat):
         made = function(x.new_zeros(rows, length))
         return made.new_empty(*lead, *made.shape)
-    out = torch.stack([function(part) for part in flat])
+    out = huge_pages.stack([function(part) for part in flat])
     return out.view(*lead, *out.shape[1:])
 
 

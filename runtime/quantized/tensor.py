@@ -16,7 +16,7 @@ import torch
 
 from tilewright.ir.dtypes import DType
 from tilewright.ir.errors import DataError, SettingError, UnsupportedError
-from tilewright.ir.packing import Packing
+from tilewright.ir.packing import TILES, Packing
 from tilewright.runtime.quantized import checks, words
 from tilewright.runtime.quantized.layouts import default_layout, same_groups
 from tilewright.runtime.quantized.numbers import STORED, decode
@@ -120,7 +120,7 @@ class QuantizedTensor:
         last = _last(axis, w.dim())
         w = w if last else w.transpose(-1, -2)
         group_ = checks.group_size(group, w.shape[-1])
-        layout = layout or default_layout(row, group_, w.shape[-1])
+        layout = layout or default_layout(row, group_, w.shape[-1], w.device)
         made = quantise(w, settings, group_, layout, calibration, name)
         if last:
             return made
@@ -157,7 +157,7 @@ class QuantizedTensor:
             checks.codes_below("codes", codes, row)
             *lead, rows, length = codes.shape
             size = checks.group_size(group, length)
-            layout = layout or default_layout(row, size, length)
+            layout = layout or default_layout(row, size, length, codes.device)
             beside = (*lead, rows, layout.groups(length))
             scale_row, scales = stored_scales(scales, scale_dtype)
             scales = _along(scales, "scales", beside, size)
@@ -292,9 +292,16 @@ class QuantizedTensor:
         )
 
     def to(self, device: torch.device | str) -> QuantizedTensor:
-        """The same on another device."""
+        """The same on another device, packed as its kernels read it: a GPU's packing and a CPU's
+        are made from each other, exactly."""
         parts: dict[str, Any] = {name: part.to(device) for name, part in self.parts()}
-        return replace(self, **parts)
+        moved = replace(self, **parts)
+        place = moved.words.device
+        known = place.type == "cuda" if self.layout.order == TILES else place.type == "cpu"
+        if known or place.type not in ("cpu", "cuda"):
+            return moved
+        length = self.stored_shape[1]
+        return moved.with_layout(default_layout(self.dtype, self.group, length, place))
 
     def __getitem__(self, index: int) -> QuantizedTensor:
         """One item of the first leading axis, such as an expert. Raises IndexError."""

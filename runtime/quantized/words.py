@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import torch
 
-from tilewright.ir.packing import Packing
+from tilewright.ir.packing import PAIR, STRIP, TILE_WORDS, TILES, Packing
+from tilewright.runtime import huge_pages
 from tilewright.runtime.quantized.rows import by_group, pieces, row_chunks
 from tilewright.runtime.quantized.workers import in_threads
 
@@ -16,7 +17,7 @@ from tilewright.runtime.quantized.workers import in_threads
 def pack(packing: Packing, codes: torch.Tensor) -> torch.Tensor:
     """Codes uint8 [n, k] as words int32 [blocks, chunks, words, lanes]."""
     n, k = codes.shape
-    out = codes.new_empty(packing.word_shape(n, k), dtype=torch.int32)
+    out = huge_pages.empty(packing.word_shape(n, k), torch.int32, codes.device)
 
     def work(first: int, last: int) -> None:
         pack_into(packing, codes[first:last], out[first // packing.lanes : packing.blocks(last)])
@@ -33,9 +34,11 @@ def pack_into(packing: Packing, codes: torch.Tensor, out: torch.Tensor) -> None:
     for row, some in pieces(padded.shape):
         if packing.order == "quads":
             _pack_quads(packing, padded[row, some], rows[row, some])
+        elif packing.order == TILES:
+            _pack_tiles(packing, padded[row, some], rows[row, some])
         else:
             _pack(packing, padded[row, some], rows[row, some])
-    _copy(rows.view(blocks, lanes, chunks, words).permute(0, 2, 3, 1), out)
+    _copy(*_alike(packing, rows, out))
 
 
 def unpack(packing: Packing, words: torch.Tensor, n: int, k: int) -> torch.Tensor:
@@ -54,21 +57,40 @@ def unpack_into(packing: Packing, words: torch.Tensor, out: torch.Tensor) -> Non
     """Takes the codes out [n, k] out of words [blocks, chunks, words, lanes], in this thread."""
     (n, k), (blocks, chunks, count, lanes) = out.shape, words.shape
     rows = words.new_empty(blocks * lanes, chunks, count)
-    _copy(words, rows.view(blocks, lanes, chunks, count).permute(0, 2, 3, 1))
+    _copy(*reversed(_alike(packing, rows, words)))
     codes = out.new_empty(n, chunks, packing.chunk)
     for row, some in pieces(codes.shape):
         if packing.order == "quads":
             _unpack_quads(packing, rows[:n][row, some], codes[row, some])
+        elif packing.order == TILES:
+            _unpack_tiles(packing, rows[:n][row, some], codes[row, some])
         else:
             _unpack(packing, rows[:n][row, some], codes[row, some])
+    if packing.order == TILES:
+        out.copy_(codes.view(n, chunks * packing.chunk)[:, :k])
+        return
     groups, size = packing.groups(k), packing.padded_group
     even = codes.view(n, chunks * packing.chunk)[:, : groups * size].view(n, groups, size)
     for at, part in by_group(out, packing.group):
         part.copy_(even[:, at, : part.shape[-1]])
 
 
+def _alike(
+    packing: Packing, rows: torch.Tensor, words: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """rows [blocks * lanes, chunks, words] and words [blocks, chunks, words, lanes] as views of one
+    shape whose elements are the same words."""
+    blocks, chunks, count, lanes = words.shape
+    if packing.order != TILES:
+        return rows.view(blocks, lanes, chunks, count).permute(0, 2, 3, 1), words
+    tiles = count // TILE_WORDS
+    split = rows.view(blocks, lanes, chunks, tiles, TILE_WORDS).permute(0, 2, 3, 1, 4)
+    return split.flatten(1, 2), words.view(blocks, chunks * tiles, lanes, TILE_WORDS)
+
+
 def _copy(source: torch.Tensor, target: torch.Tensor) -> None:
-    """source [blocks, chunks, words, lanes] to a target of this shape, in this thread."""
+    """source [blocks, chunks, words, lanes] (tiles: [blocks, tiles, lanes, words]) to a target of
+    this shape, in this thread."""
     size = max(source.shape[2] * source.shape[3], 1)
     for at in range(len(source)):
         for _, some in pieces(torch.Size((1, source.shape[1], size))):
@@ -81,7 +103,8 @@ def pack_groups(packing: Packing, values: torch.Tensor) -> torch.Tensor:
     blocks = packing.blocks(n)
     padded = values.new_zeros(blocks * packing.lanes, groups)
     padded[:n] = values
-    return padded.view(blocks, packing.lanes, groups).transpose(1, 2).contiguous()
+    out = huge_pages.empty((blocks, groups, packing.lanes), values.dtype, values.device)
+    return out.copy_(padded.view(blocks, packing.lanes, groups).transpose(1, 2))
 
 
 def unpack_groups(values: torch.Tensor, n: int) -> torch.Tensor:
@@ -94,15 +117,19 @@ def unpack_groups(values: torch.Tensor, n: int) -> torch.Tensor:
 def _padded(packing: Packing, codes: torch.Tensor, rows: int, chunks: int) -> torch.Tensor:
     """[n, k] with padding, as [rows, chunks, code of a chunk]."""
     n, k = codes.shape
+    if packing.order == TILES:
+        whole = codes.new_zeros(rows, chunks * packing.chunk)
+        whole[:n, :k] = codes
+        return whole.view(rows, chunks, packing.chunk)
     groups, size, group = packing.groups(k), packing.padded_group, packing.group
     if n == rows and k == chunks * packing.chunk and size == group:
         return codes.contiguous().view(rows, chunks, packing.chunk)
     out = codes.new_zeros(rows, chunks * packing.chunk)
-    whole = k // group * group
+    even = k // group * group
     view = out[:n, : groups * size].view(n, groups, size)
-    view[:, : k // group, :group] = codes[:, :whole].reshape(n, k // group, group)
-    if whole < k:
-        view[:, -1, : k - whole] = codes[:, whole:]
+    view[:, : k // group, :group] = codes[:, :even].reshape(n, k // group, group)
+    if even < k:
+        view[:, -1, : k - even] = codes[:, even:]
     return out.view(rows, chunks, packing.chunk)
 
 
@@ -145,6 +172,26 @@ def _unpack_quads(packing: Packing, words: torch.Tensor, out: torch.Tensor) -> N
             target = quads[:, :, field::fields]
             target.bitwise_or_(part << low) if low else target.copy_(part)
         low, first = low + width, first + count
+
+
+def _pack_tiles(packing: Packing, codes: torch.Tensor, out: torch.Tensor) -> None:
+    """[rows, chunks, code] -> int32 [rows, chunks, words], half a strip of codes at a time."""
+    out.zero_()
+    for first in (strip + h for strip in range(0, packing.chunk, STRIP) for h in range(PAIR)):
+        half = codes[:, :, first : first + STRIP : PAIR].to(torch.int32)
+        for piece in packing.pieces(first):
+            part = half >> piece.low & (1 << piece.width) - 1
+            out[:, :, piece.word : piece.word + TILE_WORDS].bitwise_or_(part << piece.at)
+
+
+def _unpack_tiles(packing: Packing, words: torch.Tensor, out: torch.Tensor) -> None:
+    """int32 [rows, chunks, words] -> [rows, chunks, code]."""
+    for first in (strip + h for strip in range(0, packing.chunk, STRIP) for h in range(PAIR)):
+        half = out[:, :, first : first + STRIP : PAIR]
+        for piece in packing.pieces(first):
+            part = words[:, :, piece.word : piece.word + TILE_WORDS] >> piece.at
+            part = (part & (1 << piece.width) - 1) << piece.low
+            half.bitwise_or_(part) if piece.low else half.copy_(part)
 
 
 def _pack(packing: Packing, codes: torch.Tensor, out: torch.Tensor) -> None:

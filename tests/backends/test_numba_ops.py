@@ -20,8 +20,10 @@ from tilewright.ir.errors import VerifyError
 from tilewright.ir.evaluate import evaluate, evaluate_graph
 from tilewright.ir.layout import Layout
 from tilewright.ir.ops_lowbit import View
-from tilewright.ir.ops_tile_blocks import Integer, Product
+from tilewright.ir.ops_tile_blocks import Integer, Interleave, Product, Scatter
+from tilewright.ir.ops_tile_indexed import Alternate, LoadRows, Reshape, Scan
 from tilewright.ir.ops_tile_memory import GPU_OPS
+from tilewright.ir.ops_tile_threads import Fence, GroupProduct, MatrixProduct
 from tilewright.ir.parser import parse
 
 pytest.importorskip("numba")
@@ -160,7 +162,20 @@ def test_what_has_no_meaning_is_refused_by_name() -> None:
 def test_every_operation_is_written_or_refused() -> None:
     """A new operation of the IR must get its line here: nothing is passed over. What only GPUs
     have, and programs on whole blocks, is refused."""
-    refused = {*GPU_OPS, Product, Integer}
+    refused = {
+        *GPU_OPS,
+        Fence,
+        GroupProduct,
+        MatrixProduct,
+        Alternate,
+        LoadRows,
+        Reshape,
+        Scan,
+        Product,
+        Integer,
+        Interleave,
+        Scatter,
+    }
     tables = (pointwise._FLOAT, pointwise._INTEGER, pointwise._BOOL, pointwise._SPECIAL)
     written = {cls for table_ in tables for cls in table_} | {m.Const}
     written |= {m.SizeValue}  # a tile.size in tile programs

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import pytest
 from typer.testing import CliRunner
 
-from tilewright.bench import expert_memory
+from tilewright.bench import expert_memory, expert_pauses
 from tilewright.bench.expert_adapters import ADAPTERS, LAYERS, MOST, draw_counts
+from tilewright.bench.expert_pauses import Window
 from tilewright.experts import fragmentation, sparsity
+from tilewright.ir.errors import ExpertError
 
 pytestmark = pytest.mark.usefixtures("two_threads")
 
@@ -44,7 +47,58 @@ def test_the_command_writes_its_figures() -> None:
     names = [row["name"] for row in found["quantities"]]
     assert any("one layer in memory" in name for name in names)
     pauses = [row for row in found["quantities"] if "while loading" in row["name"]]
-    assert len(pauses) == 3 and all(row["details"]["loads"] >= 2 for row in pauses)
+    raw = [row for row in pauses if row["name"].endswith(": longest / median")]
+    assert [row["details"]["windows"] for row in raw] == [1, 2, 1]
+    assert [row["value"] for row in pauses if row not in raw] == [
+        raw[1]["details"][key]
+        for key in (
+            "longest / median, median of windows",
+            "the same without loading",
+            "longest / longest without, median of windows",
+        )
+    ]
     assert all(row["goal"] == {"must": None, "aim": None} for row in found["quantities"])
     refused = CliRunner().invoke(expert_memory.app, ["--quick", "--save"])
     assert refused.exit_code == 2
+
+
+def test_windows_take_turns_and_are_as_long() -> None:
+    """Every load has a neighbour of as many steps without one; neither always comes first."""
+    log: list[str] = []
+    go = threading.Event()
+
+    def step() -> None:
+        log.append("step")
+        if len(log) % 7 == 3:
+            go.set()
+
+    def load() -> None:
+        log.append("load")
+        go.clear()
+        assert go.wait(60)
+
+    found = expert_pauses.windows(step, load, 5)
+    assert log.count("load") == len(found) == 5
+    assert all(w.loading and w.without for w in found)
+    assert all(len(w.loading) == len(w.without) for w in found[::2])
+    assert [len(w.without) for w in found[1::2]] == [len(w.loading) for w in found[:-1:2]]
+
+
+def test_pauses_are_told_beside_chance() -> None:
+    calm, rough = Window([1.0, 1.0, 2.0], [1.0, 1.0, 1.5]), Window([3.0, 1.0, 9.0], [1.0, 3.0, 1.0])
+    assert (calm.longest, calm.longest_without) == (2.0, 1.5)
+    assert rough.beside == 3.0
+    found = expert_pauses.details([calm, rough, calm])
+    assert found["longest / median, median of windows"] == 2.0
+    assert found["the same without loading"] == 1.5
+    assert found["longest / longest without, median of windows"] == pytest.approx(4 / 3)
+    assert found["longest of all ms"] == 9000.0 and found["median ms"] == 1000.0
+    assert found["longest of all / median without loading"] == 3.0
+
+
+def test_a_load_that_fails_fails_the_benchmark() -> None:
+    def load() -> None:
+        raise ExpertError("no room")
+
+    with pytest.raises(ExpertError, match="no room"):
+        expert_pauses.windows(lambda: None, load, 1)

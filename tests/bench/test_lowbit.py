@@ -56,6 +56,19 @@ def test_both_sides_multiply_the_same_numbers(problem: Problem) -> None:
     assert row.our_error <= bound and row.their_error <= bound
 
 
+def test_few_rows_are_told_beside_reading_the_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Theirs took 4 s and 8 s, reading as much as ours has half of what was read: 1 s and 1 s."""
+    monkeypatch.setattr(w, "READ_BYTES", 2048)
+    monkeypatch.setattr(w, "in_rounds", lambda sides, _effort: [(2.0, 4.0, 2.0), (3.0, 8.0, 2.0)])
+    (ours, theirs), bound = w.beside_reading((lambda: None, lambda: None), 1024.0, QUICK)
+    assert (ours.median, theirs.median, bound) == (2.5, 6.0, 6.0)
+    monkeypatch.undo()
+    few = w.compare(Problem(8, 3, "float", "torch f32"), TINY, QUICK, 2)
+    many = w.compare(Problem(9, 3, "float", "torch f32"), TINY, QUICK, 2)
+    assert few.unit == "GB/s" and few.bound is not None and few.bound > 0
+    assert many.unit == "GFLOP/s" and many.bound is None
+
+
 def test_figures_say_what_they_are_made_of() -> None:
     found = w.against_reading(TINY, 3, "int8", QUICK)
     speed = found["read_gb_per_s"] * 1e9

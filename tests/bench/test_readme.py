@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,16 @@ def test_a_column_for_each_machine_class(tmp_path: Path) -> None:
     assert f"| long, torch SDPA | 1.00{x} (goal missed) (4 s) | 4.00{x} (1 s) |" in lines
     assert "| scratch | 1.5 MB | 1.5 MB |" in lines
     assert sum(line.startswith("- **") for line in lines) == 2
+
+
+def test_a_missed_goal_is_told_beside_what_memory_allows(tmp_path: Path) -> None:
+    for kind, ours in (("avx2", 4.0), ("avx512-zen5", 1.0)):
+        record = make_record(kind=kind, ours=ours)
+        rows = tuple(replace(row, bound=1.25) for row in record.comparisons)
+        replace(record, comparisons=rows).save(tmp_path)
+    x = "\N{MULTIPLICATION SIGN}"
+    missed = f"1.00{x} (goal missed) (4 s); reading the bytes alone: 1.25{x}"
+    assert f"| long, torch SDPA | {missed} | 4.00{x} (1 s) |" in figures_text(tmp_path).splitlines()
 
 
 def test_without_results_it_says_so(tmp_path: Path) -> None:

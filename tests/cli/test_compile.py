@@ -23,6 +23,12 @@ SHOWS = {
     "llvm": "define void @attention",
     "asm": "vfmadd",
 }
+GPU_SHOWS = {
+    "tile": "tile.product",
+    "triton": "@triton.jit",
+    "threads": "tile.matrix_product",
+    "cuda": "TW_KERNEL(attention",
+}
 TWO_KERNELS = """
 graph softmax<N, M>(%x: tensor<N x M x f32>) {
   %half = math.const {value = 0.5, type = tensor<f32>}
@@ -38,6 +44,27 @@ def test_every_stage(tilewright: Command, example: Example, stage: str) -> None:
     done = tilewright("compile", example("attention"), "--emit", stage, *V3)
     assert done.code == 0, done
     assert SHOWS[stage] in done.out
+
+
+@pytest.mark.parametrize("stage", GPU_SHOWS)
+def test_every_stage_for_a_gpu(tilewright: Command, example: Example, stage: str) -> None:
+    given = ("compile", example("attention"), "--emit", stage, "--target", "cuda-sm80")
+    done = tilewright(*given)
+    assert done.code == 0 and GPU_SHOWS[stage] in done.out, done
+
+
+@pytest.mark.parametrize(
+    ("stage", "target", "says"),
+    [
+        ("mlir", "cuda-sm80", "is a GPU; it has triton, threads, cuda, asm"),
+        ("cuda", "x86-64-v3", "name a GPU"),
+        ("cuda", "hip-gfx942", "there is triton only"),
+    ],
+)
+def test_stages_of_other_targets_are_refused(
+    example: Example, refused: Refused, stage: str, target: str, says: str
+) -> None:
+    assert says in refused("compile", example("attention"), "--emit", stage, "--target", target)
 
 
 @pytest.mark.parametrize("stage", ["tensor", "stream", "tile"])

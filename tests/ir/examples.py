@@ -313,8 +313,41 @@ def _product_examples() -> Iterator[Example]:
     whole += "%z = math.const {value = 1.0, type = reg<4 x 4 x f64, local(4, 4)>}\n"
     whole += "%r = tile.product %z, %p, %q\n" + STORE
     yield _tile("tile.product", whole, T, want=1 + T @ T.T, out="4 x 4")
+    scatter = (
+        "%p = tile.load %x, %c0, %c0 {dims = [0, 1], layout = local(4, 8)}\n"
+        "%i = tile.coordinate {dim = 0, layout = local(4, 8)}\n"
+        "%j = tile.coordinate {dim = 1, layout = local(4, 8)}\n"
+        "%four = math.const {value = 4, type = reg<1 x 1 x i64, local(1, 1)>}\n"
+        '%k = math.fma %j, %four, %i\n%all = math.compare %i, %four {relation = "lt"}\n'
+        "tile.scatter %p, %o, %c0, %k, %all"
+    )
+    yield _tile("tile.scatter", scatter, T, want=T.T, out="8 x 4")
+    yield from _indexed_examples()
+    turns = "%p = tile.load %x, %c0, %c0 {dims = [0, 1], layout = local(2, 8)}\n"
+    turns += "%q = tile.load %x, %c1, %c0 {dims = [0, 1], layout = local(2, 8)}\n"
+    turns += f"%r = tile.interleave %p, %q {{dim = 0}}\n{STORE}"
+    yield _tile("tile.interleave", turns, T, want=T[[0, 1, 1, 2]])
     turned = "%r = tile.rearrange %a {layout = spatial(4, 2).local(1, 4)}"
     yield _tile("tile.rearrange", f"{turned}\n{STORE}", T, want=T)
+
+
+def _indexed_examples() -> Iterator[Example]:
+    rows = (
+        "%i = tile.coordinate {dim = 0, layout = local(4, 1)}\n"
+        "%three = math.const {value = 3, type = reg<1 x 1 x i64, local(1, 1)>}\n"
+        "%j = math.sub %three, %i\n%c6 = math.add %c4, %c2\n"
+        "%r = tile.load_rows %x, %j, %c2, %c6 {layout = local(4, 8)}\n" + STORE
+    ).replace("%c2", "%two")
+    rows = "%two = math.add %c1, %c1\n" + rows
+    want = np.concatenate([T[::-1, 2:6], np.zeros((4, 4))], 1)
+    yield _tile("tile.load_rows", rows, T, want=want)
+    whole = "%p = tile.load %x, %c0, %c0 {dims = [0, 1], layout = local(4, 8)}\n"
+    scan = whole + "%r = tile.scan %p {dim = 1}\n" + STORE
+    yield _tile("tile.scan", scan, T, want=np.cumsum(T, 1))
+    shape = whole + "%r = tile.reshape %p {layout = local(16, 2)}\n" + STORE
+    yield _tile("tile.reshape", shape, T, want=T.reshape(16, 2), out="16 x 2")
+    alternate = whole + "%r = tile.alternate %p {at = 1}\n" + STORE
+    yield _tile("tile.alternate", alternate, T, want=T[:, 1::2], out="4 x 4")
 
 
 def _index_examples() -> Iterator[Example]:

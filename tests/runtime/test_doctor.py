@@ -6,12 +6,15 @@ import importlib
 import json
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from tilewright.ir.errors import DeviceError
 from tilewright.runtime import doctor as doctor_module
 from tilewright.runtime import native
+from tilewright.runtime.cuda import found
 from tilewright.runtime.doctor import BACKENDS, Package, doctor
 from tilewright.runtime.settings import settings
 
@@ -70,3 +73,34 @@ def test_wrong_setting_is_part_of_the_report(monkeypatch: pytest.MonkeyPatch) ->
     assert report.cache is None
     assert "TILEWRIGHT_NUM_THREADS='many'" in str(report)
     json.dumps(report.to_dict())
+
+
+def test_gpus_and_what_compiles_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = {"total_memory": 80 << 30, "multi_processor_count": 132}
+    devices = [
+        SimpleNamespace(name="H100", major=9, minor=0, **facts),
+        SimpleNamespace(name="T4", major=7, minor=5, **facts),
+    ]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", devices.__getitem__)
+    monkeypatch.setattr(found, "Driver", lambda: SimpleNamespace(version=13000))
+    lines = str(doctor()).splitlines()
+    assert "GPUs             H100, capability 9.0, 80 GiB, 132 multiprocessors" in lines
+    assert any("T4" in line and "too old for kernels, which need 8.0" in line for line in lines)
+    assert any("driver: for CUDA 13.0" in line for line in lines)
+
+
+def test_no_driver_and_no_compiler_are_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise DeviceError("could not start the CUDA driver: no device (CUDA error 100)")
+
+    monkeypatch.setattr(found, "Driver", refuse)
+    for module in (found, doctor_module):
+        monkeypatch.setattr(module, "compiler_missing", lambda: "needs NVRTC or nvcc")
+    monkeypatch.setattr(found.shutil, "which", lambda *names, **more: None)
+    report = doctor()
+    assert "driver: could not start the CUDA driver" in str(report)
+    assert "nvcc: not found" in str(report) and "CUDA C++: needs NVRTC or nvcc" in str(report)
+    (cuda,) = [backend for backend in report.backends if backend.name == "cuda"]
+    assert cuda.problem.startswith("needs NVRTC or nvcc")

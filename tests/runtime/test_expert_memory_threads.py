@@ -16,6 +16,7 @@ from tilewright.ir.errors import ExpertError
 from tilewright.runtime.expert_memory import memory as memory_module
 from tilewright.runtime.expert_memory.linux import LinuxRange
 from tilewright.runtime.expert_memory.memory import ExpertMemory
+from tilewright.runtime.expert_memory.pace import Pace
 from tilewright.runtime.expert_memory.snapshot import Snapshot
 from tilewright.runtime.expert_memory.weight import ExpertWeight
 
@@ -170,7 +171,7 @@ def test_nobody_gets_a_lease_while_an_adapter_goes(monkeypatch: pytest.MonkeyPat
 def test_a_small_share_of_a_core_is_a_small_share(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between any two steps the loader sleeps what it worked, times (1 / share - 1)."""
     slept: list[float] = []
-    real = time.perf_counter
+    real = time.thread_time
     monkeypatch.setattr(time, "sleep", slept.append)
     memory = ExpertMemory(1, 1)
     memory.add_layer(0, {"up": torch.zeros(2, 1 << 19)})
@@ -179,3 +180,13 @@ def test_a_small_share_of_a_core_is_a_small_share(monkeypatch: pytest.MonkeyPatc
     worked = real() - began
     assert len(slept) >= 8  # 2 MiB in steps of 256 KiB, and then the steps of mapping
     assert 0 < sum(slept) <= 4 * worked
+
+
+def test_waiting_for_a_core_is_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loader that others kept from its core for a second rests as if they had not."""
+    had, slept = iter([1.0, 1.25, 5.0, 5.5]), list[float]()
+    monkeypatch.setattr(time, "thread_time", lambda: next(had))
+    monkeypatch.setattr(time, "perf_counter", lambda: pytest.fail("counts what others did"))
+    monkeypatch.setattr(time, "sleep", slept.append)
+    assert list(Pace(0.2).steps(0, 5, 3)) == [(0, 3), (3, 5)]
+    assert slept == pytest.approx([1.0, 2.0])

@@ -25,10 +25,14 @@ class Stage(StrEnum):
     tile = "tile"
     mlir = "mlir"
     llvm = "llvm"
+    triton = "triton"
+    threads = "threads"
+    cuda = "cuda"
     asm = "asm"
 
 
 ORDER = tuple(Stage)
+CPU_ONLY, GPU_ONLY = (Stage.mlir, Stage.llvm), (Stage.triton, Stage.threads, Stage.cuda)
 LEVEL_STAGE = {"graph": Stage.tensor, "stream": Stage.stream, "tile": Stage.tile}
 COMMENT = {Stage.llvm: ";", Stage.asm: "#"}  # elsewhere //
 
@@ -39,7 +43,8 @@ def compile_(
     ],
     emit: Annotated[Stage, typer.Option(help="The stage to print.")] = Stage.asm,
     target: Annotated[
-        str, typer.Option(metavar="NAME", help="Processor: host, x86-64-v3, znver5 …")
+        str,
+        typer.Option(metavar="NAME", help="Processor: host, x86-64-v3, znver5 …, cuda-sm90 …"),
     ] = "host",
     rows: Annotated[
         int,
@@ -50,7 +55,8 @@ def compile_(
         Path | None, typer.Option("-o", "--output", metavar="OUT", help="File to write.")
     ] = None,
 ) -> None:
-    """Print a program as tensor, stream or tile IR, as MLIR, LLVM IR or assembly."""
+    """Print a program as tensor, stream or tile IR, as MLIR, LLVM IR or assembly; for a GPU as
+    Triton, as the tile IR of its threads, as CUDA C++ or as SASS."""
     module = with_sizes(read_program(file), parse_sizes(size))
     text = emitted(module, emit, target, rows)
     if out is None:
@@ -78,7 +84,8 @@ def emitted(module: Module, stage: Stage, target: str, rows: int) -> str:
     if stage == Stage.stream:
         return str(module)
     chosen = load_target(target)
-    module = to_tile(module, chosen, row_class(rows, chosen))
+    check_stage(stage, chosen)
+    module = to_tile(module, chosen, 0 if chosen.gpu else row_class(rows, chosen))
     texts = [_text(graph, stage, chosen) for graph in module.graphs]
     if len(texts) == 1:
         return texts[0]
@@ -91,6 +98,8 @@ def _text(program: Graph, stage: Stage, target: Target) -> str:
     """A tile program as it is, or made by the mlir back end."""
     if stage == Stage.tile:
         return print_graph(program) + "\n"
+    if target.gpu:
+        return _gpu_text(program, stage, target)
     from tilewright.backends.mlir.build import to_llvm_ir
     from tilewright.backends.mlir.emit import emit_module
     from tilewright.runtime.native import assembly
@@ -102,6 +111,41 @@ def _text(program: Graph, stage: Stage, target: Target) -> str:
     if stage == Stage.llvm:
         return llvm_ir
     return assembly(llvm_ir, target.cpu, target.features)
+
+
+def _gpu_text(program: Graph, stage: Stage, target: Target) -> str:
+    """A program on whole blocks in Triton, or through its threads to CUDA C++ and SASS."""
+    if stage == Stage.triton:
+        from tilewright.backends.triton.emit import emit_source
+
+        return emit_source(program, program.name, bulk=bool(program.attrs.get("bulk"))).text
+    from tilewright.backends.cuda.compile import compile_kernel
+    from tilewright.backends.cuda.emit import emit_cuda
+    from tilewright.backends.gpu.machine_code import assembly
+    from tilewright.passes.to_threads.lower import threads_program
+
+    threads = threads_program(program, target)
+    if stage == Stage.threads:
+        return print_graph(threads) + "\n"
+    text = emit_cuda(threads, program.name).text
+    if stage == Stage.cuda:
+        return text
+    architecture = f"{target.cpu}{'a' if target.cpu == 'sm_90' else ''}"
+    return assembly(compile_kernel(text, architecture, program.name))
+
+
+def check_stage(stage: Stage, target: Target) -> None:
+    """Raises SettingError for a stage that programs for the target do not have."""
+    if stage in CPU_ONLY and target.gpu:
+        known = ", ".join([*GPU_ONLY, Stage.asm])
+        raise SettingError(f"--emit {stage.value}: {target.name} is a GPU; it has {known}")
+    if stage in GPU_ONLY and not target.gpu:
+        raise SettingError(
+            f"--emit {stage.value}: programs for {target.name} have {', '.join(CPU_ONLY)} and asm; "
+            "name a GPU (--target cuda-sm90)"
+        )
+    if target.gpu == "hip" and stage in (Stage.threads, Stage.cuda, Stage.asm):
+        raise SettingError(f"--emit {stage.value}: for {target.name} there is triton only")
 
 
 def load_target(name: str) -> Target:

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from tilewright.ir import ops_math as m
 from tilewright.ir import ops_stream as s
 from tilewright.ir.core import Graph, Op, Value
-from tilewright.ir.dtypes import BF16, F32, DType
+from tilewright.ir.dtypes import BF16, F16, F32, DType
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.ops_lowbit import StreamDequantize
 from tilewright.ir.packing import Packing
 from tilewright.ir.sizes import Size
 from tilewright.ir.types import Axis, TensorType
 
-_WIDE = (F32, BF16)
+_WIDE = (F32, BF16, F16)  # f16 on GPUs only
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class WeightForm:
 
 @dataclass(frozen=True)
 class PackedProduct:
-    """sum over k of activations[m, k] * weights[n, k]; activations are f32 or bf16 in memory, or
-    packed codes of eight bits, too."""
+    """sum over k of activations[m, k] * weights[n, k]; activations are f32, bf16 or f16 in memory,
+    or packed codes of eight bits, too."""
 
     result: Value
     weights: StreamDequantize
@@ -96,7 +96,7 @@ def packed_products(graph: Graph) -> tuple[PackedProduct, ...]:
                 raise UnsupportedError("packed activations must be bytes on one lane", op.loc)
         elif not isinstance(other, s.Source) or getattr(other.type, "dtype", None) not in _WIDE:
             raise UnsupportedError(
-                "activations must be f32 or bf16 in memory, or packed bytes", op.loc
+                "activations must be f32, bf16 or f16 in memory, or packed bytes", op.loc
             )
         assert isinstance(other, s.Source | StreamDequantize)
         found.append(PackedProduct(op.result, weights[0], other))

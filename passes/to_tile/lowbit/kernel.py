@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from tilewright.ir import ops_stream as s
 from tilewright.ir import ops_tile as t
 from tilewright.ir.core import Value
+from tilewright.ir.dtypes import F16
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.sizes import Size
 from tilewright.ir.target import Target
@@ -31,6 +32,8 @@ class PackedKernel:
             raise UnsupportedError(
                 f"weights are packed for {lanes} lanes, the target has {target.lanes}"
             )
+        if any(getattr(p.activations.type, "dtype", None) == F16 for p in self.products):
+            raise UnsupportedError("activations in f16 beside packed weights on a CPU: cast to f32")
         self.shapes = self.schedule.shapes
 
     @property

@@ -25,8 +25,8 @@ from tilewright.passes.to_tile.routing.values import Stored, Values
 
 MOST = 32  # numbers kept in registers, or near them
 _SIGN = 0x7FFFFFFF
-_NAN = _SIGN - 1  # above infinity, and turned over still above what no number has:
-_NONE = -(1 << 31)
+_NAN = _SIGN - 1  # above infinity, and turned over still above NONE
+NONE = -(1 << 31)  # what no number has
 
 
 def choose_largest(values: Values, op: StreamTopK) -> None:
@@ -39,16 +39,16 @@ def key_of(b: TileBuilder, x: Value, dtype: DType, largest: bool) -> Value:
     wide = x if dtype == F32 else b(m.Cast, x, dtype=F32)
     bits = b(View, wide, dtype=I32, layout=wide.type.layout)  # type: ignore[union-attr]
     key = _flipped(b, bits)
-    negative_zero = b(m.Compare, key, b.number(-1, I32), relation="eq")
-    key = b(m.Select, negative_zero, b.number(0, I32), key, hint="key")
+    negative_zero = b(m.Compare, key, _number(b, -1, key), relation="eq")
+    key = b(m.Select, negative_zero, _number(b, 0, key), key, hint="key")
     nan = b(m.Compare, wide, wide, relation="ne", hint="nan")
-    key = b(m.Select, nan, b.number(_NAN, I32), key, hint="key")
-    return key if largest else b(m.BitXor, key, b.number(-1, I32), hint="key")
+    key = b(m.Select, nan, _number(b, _NAN, key), key, hint="key")
+    return key if largest else b(m.BitXor, key, _number(b, -1, key), hint="key")
 
 
 def from_key(b: TileBuilder, key: Value, dtype: DType, largest: bool) -> Value:
     """The number of a key (-0 as 0)."""
-    key = key if largest else b(m.BitXor, key, b.number(-1, I32), hint="key")
+    key = key if largest else b(m.BitXor, key, _number(b, -1, key), hint="key")
     bits = _flipped(b, key)
     wide = b(View, bits, dtype=F32, layout=bits.type.layout)  # type: ignore[union-attr]
     return wide if dtype == F32 else b(m.Cast, wide, dtype=dtype, hint="value")
@@ -56,8 +56,13 @@ def from_key(b: TileBuilder, key: Value, dtype: DType, largest: bool) -> Value:
 
 def _flipped(b: TileBuilder, bits: Value) -> Value:
     """Negative numbers have larger bits the smaller they are: all but the sign turned over."""
-    sign = b(m.ShiftRightSigned, bits, b.number(31, I32))
-    return b(m.BitXor, bits, b(m.BitAnd, sign, b.number(_SIGN, I32)), hint="key")
+    sign = b(m.ShiftRightSigned, bits, _number(b, 31, bits))
+    return b(m.BitXor, bits, b(m.BitAnd, sign, _number(b, _SIGN, bits)), hint="key")
+
+
+def _number(b: TileBuilder, number: int, beside: Value) -> Value:
+    """An i32 for tiles of as many dimensions as another has."""
+    return b.number(number, I32, beside.type.layout.rank)  # type: ignore[union-attr]
 
 
 class _Choice:
@@ -99,7 +104,7 @@ class _Choice:
     ) -> None:
         """Every number in turn; the best keys to ``chosen``, their positions to ``ids``."""
         b, values, kept = self.b, self.values, self.kept
-        least = b.filled(_NONE, I32, values.across)
+        least = b.filled(NONE, I32, values.across)
         none = b.filled(0, I32, values.across)
         start = [least] * kept + [none] * kept
         base = b.mul(values.flat(self.rest, at), self.count)

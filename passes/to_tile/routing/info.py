@@ -86,7 +86,9 @@ def routing_info(graph: Graph) -> RoutingInfo:
 
 def token_classes(graph: Graph, target: Target) -> tuple[int, ...]:
     """Numbers of tokens that have programs of their own: few have their products along lanes, and
-    up to ``FEW`` are walked by one worker."""
+    up to ``FEW`` are walked by one worker. On GPUs there is one for any number."""
+    if target.gpu:
+        return (0,)
     info = routing_info(graph)
     ops = graph.body.ops
     product = target.lanes > 1 and any(isinstance(op, s.Reduce | s.Contract) for op in ops)

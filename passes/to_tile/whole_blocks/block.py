@@ -11,9 +11,12 @@ from tilewright.ir.core import Value
 from tilewright.ir.dtypes import F16, F32, DType
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.layout import Layout
+from tilewright.ir.ops_cache import CachedStream
 from tilewright.ir.ops_stream import IDENTITY
+from tilewright.ir.types import RegisterType
 from tilewright.passes.to_tile.state import LoweringState
 from tilewright.passes.to_tile.weights import weight_of
+from tilewright.passes.to_tile.whole_blocks.codes import has_one_scale
 from tilewright.passes.to_tile.whole_blocks.frame import Frame, Place
 from tilewright.passes.to_tile.whole_blocks.values import Scope, Values, is_bounded
 from tilewright.passes.to_tile.whole_blocks.walk import Carried
@@ -57,6 +60,8 @@ class BlockBuilder:
     def _weights(self, op: s.Reduce) -> Weights:
         scalar, vector = weight_of(self.info, op)
         (below, dtype), (narrow, same) = self.values.narrow(scalar), self.values.narrow(vector)
+        if isinstance(self.info.made.get(narrow), CachedStream):
+            return Weights(scalar, narrow, self.values.code_dtype)
         if dtype == same:
             return Weights(below, narrow, dtype)
         if same == F16 and is_bounded(self.info, scalar):  # no number leaves f16's range
@@ -142,11 +147,31 @@ class BlockBuilder:
         )
         values, memory = self.values, self.values.memory
         scalar = self._whole(values.tile(weights.scalar, self.frame), 0.0)
+        cache = self.info.made.get(weights.vector)
+        if isinstance(cache, CachedStream) and has_one_scale(cache) and weights.dtype != F16:
+            return self._coded(op, cache, scalar, shared, acc)
         if self.state.dtype(weights.scalar) != weights.dtype:
             scalar = self.build(m.Cast, scalar, dtype=weights.dtype, hint=scalar.hint)
         scalar = memory.widened(scalar, self.frame.layout)
         vector = memory.widened(values.tile(weights.vector, shared), shared.layout)
+        if vector.type != RegisterType(weights.dtype, shared.layout):
+            vector = self.build(m.Cast, vector, dtype=weights.dtype, hint=vector.hint)
         return self.build(t.Product, acc, scalar, vector, hint=op.result.hint)
+
+    def _coded(
+        self, op: s.Reduce, cache: CachedStream, scalar: Value, shared: Frame, acc: Value
+    ) -> Value:
+        """A sum of codes: their scales are in the weights, their zeros come off at last. (In f16 a
+        weight times a small scale has few bits left.)"""
+        b, values = self.build, self.values
+        block = values.code_block(cache, shared)
+        scale, zero = block.factors(1)
+        scaled = b(m.Mul, scalar, scale, hint="weight")
+        narrow = values.narrowed(values.memory.widened(scaled, self.frame.layout))
+        total = b(t.Product, acc, narrow, values.narrowed(block.codes()), hint=op.result.hint)
+        wide = narrow if values.code_dtype == F32 else b(m.Cast, narrow, dtype=F32, hint="weight")
+        less = b(t.Reduce, b(m.Mul, wide, zero, hint="less"), kind="sum", dim=1, hint="less")
+        return b(m.Sub, total, less, hint=op.result.hint)
 
     def _write(self, sink: s.Sink) -> None:
         if self.info.element(sink.x):

@@ -21,55 +21,100 @@ from tilewright.passes.to_tile.parameters import kernel_parameters
 from tilewright.passes.to_tile.state import LoweringState
 from tilewright.passes.to_tile.whole_blocks.block import BlockBuilder
 from tilewright.passes.to_tile.whole_blocks.frame import FrameMemory, Place
+from tilewright.passes.to_tile.whole_blocks.parts import (
+    MergeProgram,
+    Partials,
+    can_be_shared_out,
+)
 from tilewright.passes.to_tile.whole_blocks.schedule import BlockSchedule, padded
 from tilewright.passes.to_tile.whole_blocks.values import Scope, Values
 from tilewright.passes.to_tile.whole_blocks.walk import BlockLoops
 
 
 def lower_whole_blocks(
-    info: KernelInfo, schedule: BlockSchedule, units: dict[str, int], target: Target
+    info: KernelInfo,
+    schedule: BlockSchedule,
+    units: dict[str, int],
+    target: Target,
+    few: bool = False,
 ) -> Graph:
-    """The tile program of a kernel. Raises UnsupportedError for forms that it does not cover."""
+    """The tile program of a kernel; ``few``: a work item takes rows of all axes that share what is
+    read. Raises UnsupportedError for forms that it does not cover."""
+    return _Program(_rows_chosen(info, few), schedule, units).run(target)
+
+
+def lower_in_parts(
+    info: KernelInfo,
+    schedule: BlockSchedule,
+    units: dict[str, int],
+    target: Target,
+    few: bool = False,
+) -> tuple[Graph, Graph] | None:
+    """The same as two programs (parts.py): the first takes memory for partial results after its
+    inputs, the second reads it. None where parts cannot be put together."""
+    info = _rows_chosen(info, few)
+    if not can_be_shared_out(info):
+        return None
+    partials = Partials.of(info)
+    merge = MergeProgram(partials, kernel_parameters(info.graph, units))
+    return _Program(info, schedule, units, partials).run(target), merge.run(target.name)
+
+
+def _rows_chosen(info: KernelInfo, few: bool) -> KernelInfo:
+    """The kernel with the rows of a work item: of one axis unless there are few."""
     if has_packed_weights(info.graph):
         raise UnsupportedError(f"{info.graph.name}: low-bit weights on a GPU")
-    rows = info.rows[-1:]
-    info = replace(info, rows=rows, grid=(*info.grid, *info.rows[:-1]))
-    return _Program(info, schedule, units).run(target)
+    if few or len(info.rows) < 2:
+        return info
+    return replace(info, rows=info.rows[-1:], grid=(*info.grid, *info.rows[:-1]))
 
 
 class _Program:
-    def __init__(self, info: KernelInfo, schedule: BlockSchedule, units: dict[str, int]) -> None:
-        self.info, self.schedule = info, schedule
+    def __init__(
+        self,
+        info: KernelInfo,
+        schedule: BlockSchedule,
+        units: dict[str, int],
+        partials: Partials | None = None,
+    ) -> None:
+        self.info, self.schedule, self.partials = info, schedule, partials
         given = kernel_parameters(info.graph, units)
         self.params, self.sinks = given.values, given.sinks
+        if partials is not None:
+            self.params = (*given.values[: len(given.values) - len(given.sinks)], *partials.buffers)
         self.state = LoweringState(info, schedule.plain(), given.buffers)
         self.build = self.state.build
 
     def run(self, target: Target) -> Graph:
         """The program with its grid: the blocks of rows are the last dimension."""
-        info = self.info
+        info, parts = self.info, self.partials
         row_kernel = is_row_kernel(info.graph)
         mask = MaskRange() if row_kernel else find_mask_range(info)
         values = self._begin(mask)
         if not row_kernel:
             self._blocks(values, mask)
-        for sink in self.sinks:
+        for sink in self.sinks if parts is None else ():
             if not info.per_position(sink) or row_kernel:
                 self._write(values, sink)
         grid = [(axis.size, 1) for axis in info.grid]
+        if parts is not None:
+            grid.append((parts.count, 1))
         if info.splits:
             grid.append((info.inner.size, self.state.schedule.inner_part))
         grid.append((info.row_count, self._row_block))
         attrs = {
             "grid": tuple(grid),
-            "outputs": len(self.sinks),
+            "outputs": len(self.sinks) if parts is None else 0,
             "target": target.name,
             "warps": self.schedule.warps,
             "stages": self.schedule.stages,
             "bulk": self.schedule.bulk,
         }
+        if parts is not None:
+            attrs["shares"] = (info.inner.size, self.schedule.inner, self.schedule.at_once)
         body = Region(self.params, tuple(self.build.top.ops))
-        return Graph("tile", info.graph.name, info.graph.sizes, body, attrs)
+        sizes = info.graph.sizes if parts is None else (*info.graph.sizes, *parts.count.names)
+        return Graph("tile", info.graph.name, sizes, body, attrs)
 
     @property
     def _row_block(self) -> int:
@@ -80,7 +125,7 @@ class _Program:
         b, info, state = self.build, self.info, self.state
         for dim, axis in enumerate(info.grid):
             state.grid_at[axis.name] = b(t.BlockId, dim=dim, hint=f"{axis.name}_at")
-        dim = len(info.grid) + info.splits
+        dim = len(info.grid) + (info.splits or self.partials is not None)
         block = b(t.BlockId, dim=dim, hint="row_block")
         if any(bound.upper and _grows(bound.terms, info) for bound in mask.bounds):
             blocks = b.div(b.add(b.size(info.row_count), self._row_block - 1), self._row_block)
@@ -89,8 +134,9 @@ class _Program:
         state.row_total = b.size(info.row_count)
         tiled = {a.name for a in info.rows} | {info.inner.name}
         at, limits = dict(state.grid_at), {}
-        for axis in info.rows:
-            at[axis.name], limits[axis.name] = state.first_row, state.row_total
+        if info.rows:
+            rows = " ".join(axis.name for axis in info.rows)
+            at[rows], limits[rows] = state.first_row, state.row_total
         scope = Scope(Place(at, limits), True)
         values = Values(state, FrameMemory(state, frozenset()), mask.conditions, scope)
         for name, size in values.element_sizes.items():
@@ -99,6 +145,7 @@ class _Program:
             if size.constant != padded(size):
                 limits[name] = b.size(size)
         values.memory.tiled = frozenset(tiled)
+        values.memory.whole = frozenset(values.element_sizes) - set(limits)
         return values
 
     def _blocks(self, values: Values, mask: MaskRange) -> None:
@@ -108,8 +155,12 @@ class _Program:
             values.prepare(op)
         for value in self._row_values():
             values.tile(value, values.score_frame)
-        carried = BlockLoops(self.state, mask).run(builder.body, builder.start())
-        builder.finish(carried, values.scope)
+        count = self.partials.count if self.partials is not None else None
+        carried = BlockLoops(values, mask, count).run(builder.body, builder.start())
+        if self.partials is not None:
+            self.partials.store(values, carried)
+        else:
+            builder.finish(carried, values.scope)
 
     def _row_values(self) -> list[Value]:
         """Numbers that stay the same along the inner axis, and that blocks read."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from tilewright.ir.dtypes import BOOL
+from tilewright.ir.ops_cache import CachedStream
+from tilewright.ir.ops_stream import Gather, Source
 from tilewright.ir.sizes import Size
 from tilewright.ir.target import Target
 from tilewright.ir.types import Axis, StreamType, TensorType
@@ -12,19 +15,24 @@ from tilewright.passes.to_tile.kernel_info import KernelInfo
 from tilewright.passes.to_tile.schedule import Schedule
 
 LEAST = 16  # rows, columns and terms of a product that matrix units take
+FEW = (16, 64)  # rows that share what is read: those of one block, of all heads of a group
+# sharing out positions, in blocks' time: what a part costs, and putting parts together
+BEGINNING, MERGING, LEAST_BLOCKS, MOST_TURNS = 2, 6, 2, 4
 
 
 @dataclass(frozen=True)
 class BlockSchedule:
     """``rows`` of a work item, ``inner`` positions of a block, warps of a work item, and how many
     blocks of what is read are under way at once (``stages``). ``bulk``: blocks are read by the bulk
-    copy engine where the memory allows it."""
+    copy engine where the memory allows it. ``at_once``: work items that keep a multiprocessor busy,
+    for which positions are shared out (parts.py)."""
 
     rows: int
     inner: int
     warps: int
     stages: int
     bulk: bool = False
+    at_once: int = 2
 
     def plain(self) -> Schedule:
         """What the passes shared with CPUs read of a schedule."""
@@ -43,9 +51,9 @@ def padded(size: Size, product: bool = True) -> int:
     return max(LEAST if product else 1, power_of_two(known))
 
 
-def choose_blocks(info: KernelInfo, target: Target) -> BlockSchedule:
-    """The blocks of a kernel: running sums and a block of scores stay in a thread's registers, the
-    blocks under way in shared memory.
+def choose_blocks(info: KernelInfo, target: Target, rows: int = 0) -> BlockSchedule:
+    """The blocks of a kernel for up to ``rows`` rows (0: any number): running sums and a block of
+    scores stay in a thread's registers, the blocks under way in shared memory.
 
     Measured on an H100 (bench/gpu_attention.py): two work items of 64 rows on a multiprocessor are
     faster than one of 128, since one reads and takes exponentials while the other multiplies.
@@ -55,14 +63,64 @@ def choose_blocks(info: KernelInfo, target: Target) -> BlockSchedule:
     if not info.products:
         return BlockSchedule(16, max(16, min(256, 4096 // widest)), 4, 2)
     if _bytes_read(info) > 2 or widest > 256:  # products in f32, by the ordinary units
-        return BlockSchedule(32, 32, 4, 2)
+        return BlockSchedule(16 if 0 < rows <= LEAST else 32, 32, 4, 2)
+    if _caches(info):  # codes in registers on their way to products
+        few, stages = 0 < rows <= LEAST, 2 if target.gpu == "cuda" else 1
+        if few:
+            return BlockSchedule(LEAST, 64 if widest <= 128 else 32, 4, stages, at_once=4)
+        inner = 32 if target.gpu == "cuda" else 16  # with more at once codes would be spilled
+        return BlockSchedule(64, inner, 8, stages)
+    by_pointers = _is_gathered(info) or (target.gpu == "cuda" and _reads_scores(info, bulk))
+    if by_pointers and not 0 < rows <= LEAST:  # a pointer for every number takes registers
+        stages = 3 if target.gpu == "cuda" else 1
+        return BlockSchedule(64, 64 if widest <= 128 else 32, 8, stages, bulk)
+    if rows:
+        return _few_rows(target, rows, widest, bulk)
     if widest > 128:
         return BlockSchedule(64, 32, 8, 2, bulk)
     if bulk:
         return BlockSchedule(64, 64, 4, 3, bulk)
     if target.gpu == "cuda":
-        return BlockSchedule(128, 64, 8, 3)
-    return BlockSchedule(128, 64, 8, 1)
+        return BlockSchedule(128, 32 if _reads_masks(info) else 64, 8, 3)
+    return BlockSchedule(64 if _reads_masks(info) else 128, 32, 8, 1)
+
+
+def _reads_masks(info: KernelInfo) -> bool:
+    """Whether there are tensors over the scores, blocks of which take registers beside these."""
+    shapes = [p.type.shape for p in info.graph.params if isinstance(p.type, TensorType)]
+    return any(len(shape) > 1 and shape[-1] == info.inner.size for shape in shapes)
+
+
+def _few_rows(target: Target, rows: int, widest: int, bulk: bool) -> BlockSchedule:
+    """For rows that one block holds: the bytes that are under way decide, and that blocks of
+    ``widest`` numbers leave room for two work items on a multiprocessor."""
+    stages = 3 if target.gpu == "cuda" else 1
+    inner = 64 if widest <= 128 else 32
+    eight = rows > LEAST and target.gpu == "cuda" and target.cpu != "sm_90"  # else they spill
+    return BlockSchedule(rows, inner, 8 if eight else 4, stages, bulk)
+
+
+def row_classes(info: KernelInfo) -> tuple[int, ...]:
+    """Upper bounds on the number of rows that share what is read, each with blocks of its own; the
+    last class (0) is for any number."""
+    return (*FEW, 0) if info.products else (0,)
+
+
+def parts_of(items: int, blocks: int, slots: int) -> int:
+    """Into how many parts ``blocks`` blocks of the inner axis are shared out where ``items`` work
+    items would walk all of them, and ``slots`` can run at once: the fewest turns through a loop one
+    after another.
+
+    A part costs some blocks' time by itself: finding its place, writing and merging partial sums.
+    """
+    most = min(blocks // LEAST_BLOCKS, -(-slots * MOST_TURNS // max(items, 1)))
+    best, least = 1, -(-items // slots) * (blocks + BEGINNING)
+    for parts in range(2, most + 1):
+        turns = -(-items * parts // slots)
+        cost = turns * (-(-blocks // parts) + BEGINNING) + MERGING
+        if cost < least:
+            best, least = parts, cost
+    return best
 
 
 def _elements(info: KernelInfo) -> Iterable[Axis]:
@@ -70,11 +128,34 @@ def _elements(info: KernelInfo) -> Iterable[Axis]:
     return [a for x in types if isinstance(x, StreamType) for a in x.element]
 
 
+def _caches(info: KernelInfo) -> list[CachedStream]:
+    return [op for op in info.graph.body.ops if isinstance(op, CachedStream)]
+
+
+def _is_gathered(info: KernelInfo) -> bool:
+    """True if elements are read at computed positions, such as pages."""
+    ops = info.graph.body.ops
+    return any(isinstance(op, Gather) and info.element(op.result) for op in ops)
+
+
+def _reads_scores(info: KernelInfo, bulk: bool) -> bool:
+    """True for a number in memory for every score (a mask) that the copy engine does not bring."""
+    sources = (op for op in info.graph.body.ops if isinstance(op, Source))
+    wide = (op for op in sources if info.varies(op.result) and info.on_rows(op.result))
+    return any(not bulk or _is_bool(op) for op in wide)
+
+
+def _is_bool(op: Source) -> bool:
+    return getattr(op.result.type, "dtype", None) == BOOL
+
+
 def _bytes_read(info: KernelInfo) -> int:
     """Bytes of the widest numbers that blocks are read in."""
+    scales = {v for op in _caches(info) for v in op.operands}
     sizes = [
         p.type.dtype.bits // 8
         for p in info.graph.params
         if isinstance(p.type, TensorType) and p.type.dtype.is_float and len(p.type.shape) > 1
+        if p not in scales
     ]
     return max(sizes, default=4)

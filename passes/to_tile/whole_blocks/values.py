@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from tilewright.ir import ops_math as m
@@ -21,15 +22,19 @@ from tilewright.ir import ops_tile as t
 from tilewright.ir.core import Op, Value
 from tilewright.ir.dtypes import BF16, F16, F32, I64, DType
 from tilewright.ir.errors import UnsupportedError
+from tilewright.ir.ops_cache import CachedStream
 from tilewright.ir.ops_stream import IDENTITY
 from tilewright.ir.sizes import Size
 from tilewright.passes.to_tile.kernel_info import KernelInfo
+from tilewright.passes.to_tile.mask_range import is_countable
 from tilewright.passes.to_tile.rows import RowLowering, strip_repeat
 from tilewright.passes.to_tile.state import LoweringState
+from tilewright.passes.to_tile.whole_blocks.codes import CodeBlock, has_one_scale
 from tilewright.passes.to_tile.whole_blocks.frame import Frame, FrameMemory, Place
 from tilewright.passes.to_tile.whole_blocks.schedule import padded
 
 LOG2E = math.log2(math.e)
+SINGLE = Frame(("", ""), (1, 1))
 Key = tuple[Value, Frame]
 
 
@@ -59,6 +64,7 @@ class Values:
         self.memory, self.conditions, self.scope = memory, conditions, scope
         self.rows = RowLowering(state)
         self.operands: dict[s.Contract, Value] = {}  # what rows bring to products
+        self.sums: dict[s.Contract, Value] = {}  # the sum of that, for products with codes
 
     @contextmanager
     def within(self, place: Place, masked: bool) -> Iterator[Scope]:
@@ -71,7 +77,7 @@ class Values:
 
     def row_frame(self, axis: str = "") -> Frame:
         """Rows along dimension 0, an element's axis along dimension 1."""
-        rows = self.info.rows[-1].name if self.info.rows else ""
+        rows = " ".join(a.name for a in self.info.rows)
         size = self.state.schedule.rows if rows else 1
         return Frame((rows, axis), (size, self.length(axis) if axis else 1))
 
@@ -98,12 +104,20 @@ class Values:
     # ---- values
 
     def tile(self, value: Value, frame: Frame) -> Value:
-        """``value`` in a frame."""
+        """``value`` in a frame; one number for the work item is the same in every frame."""
         value = strip_repeat(self.info.made, value)
+        frame = SINGLE if self._is_single(value, frame) else frame
         key = value, frame
         if key not in self.scope.tiles:
             self.scope.tiles[key] = self._built(value, frame)
         return self.scope.tiles[key]
+
+    def _is_single(self, value: Value, frame: Frame) -> bool:
+        """True for an integer that no axis of a frame changes, wherever it is read."""
+        if not isinstance(self.info.made.get(value), s.Gather | s.Source | m.Cast | m.Add | m.Sub):
+            return False
+        plain = is_countable(value) and not self.info.element(value)
+        return plain and self.memory.tiled.isdisjoint(self.info.depends[value])
 
     def _built(self, value: Value, frame: Frame) -> Value:
         op, build = self.info.made.get(value), self.build
@@ -113,33 +127,68 @@ class Values:
             return build.number(op.value, self.state.dtype(value))
         if isinstance(op, m.SizeValue):
             return self.state.number_of(build.size(op.size), self.state.dtype(value))
-        if isinstance(op, s.Index):
-            return self.memory.position(op.axis, frame, self.scope.place, self.state.dtype(value))
-        if isinstance(op, s.Source):
-            return self.memory.load(op, frame, self.scope.place)
-        if isinstance(op, s.Gather):
-            return self._gather(op, frame)
-        if isinstance(op, s.Contract):
-            return self._product(op, frame)
-        if isinstance(op, s.Fold):
-            return self._fold(op, frame)
-        if isinstance(op, m.Select) and op.condition in self.conditions and not self.scope.masked:
-            return self.tile(op.lhs, frame)
-        if isinstance(op, m.Exp | m.Exp2) and self.state.dtype(value) == F32:
-            return self._power(op, frame)
+        found = self._streamed(op, frame)
+        if found is None:
+            found = self._simplified(op, frame)
+        if found is not None:
+            return found
         if op is None or "pointwise" not in op.traits:
             name = op.name if op else "an input"
             raise UnsupportedError(f"{name} on a GPU", op.loc if op else None)
         operands = [self.tile(v, frame) for v in op.operands]
         return build(type(op), *operands, hint=value.hint, **op.attrs)
 
+    def _streamed(self, op: Op | None, frame: Frame) -> Value | None:
+        """What comes from memory, positions, and sums inside elements."""
+        if isinstance(op, s.Index):
+            dtype = self.state.dtype(op.result)
+            return self.memory.position(op.axis, frame, self.scope.place, dtype)
+        if isinstance(op, s.Source):
+            return self.memory.load(op, frame, self.scope.place)
+        if isinstance(op, s.Gather):
+            return self._gather(op, frame)
+        if isinstance(op, CachedStream):
+            return self.code_block(op, frame).value()
+        if isinstance(op, s.Contract):
+            return self._product(op, frame)
+        return self._fold(op, frame) if isinstance(op, s.Fold) else None
+
+    def _simplified(self, op: Op | None, frame: Frame) -> Value | None:
+        """Pointwise operations that cost less than they say."""
+        if isinstance(op, m.Select) and op.condition in self.conditions and not self.scope.masked:
+            return self.tile(op.lhs, frame)
+        if isinstance(op, m.Exp | m.Exp2) and self.state.dtype(op.result) == F32:
+            return self._power(op, frame)
+        return self._as_it_was(op, frame) if isinstance(op, m.Cast) else None
+
+    def _as_it_was(self, op: m.Cast, frame: Frame) -> Value | None:
+        """A cast to 16 bits of what was cast from them, or is a constant where a mask hides it, and
+        nothing else: as it lies in memory, from where matrix units take it."""
+        below, made = self.info.made.get(strip_repeat(self.info.made, op.x)), self.info.made
+        hidden = below if isinstance(below, m.Select) else None
+        if hidden is not None:
+            below = made.get(strip_repeat(made, hidden.lhs))
+        if not isinstance(below, m.Cast) or self.state.dtype(below.x) != op.dtype:
+            return None
+        if op.dtype not in (BF16, F16):
+            return None
+        if hidden is None or (hidden.condition in self.conditions and not self.scope.masked):
+            return self.tile(below.x, frame)
+        other = made.get(strip_repeat(made, hidden.rhs))
+        if not isinstance(other, m.Const):
+            return None
+        condition, x = self.tile(hidden.condition, frame), self.tile(below.x, frame)
+        none = self.build.number(other.value, op.dtype)
+        return self.build(m.Select, condition, x, none, hint=below.x.hint)
+
     def _gather(self, op: s.Gather, frame: Frame) -> Value:
         indices, at = list(op.indices), []
         for (name,) in op.dims:
             if name == s.INDEXED:
-                at.append(self.tile(indices.pop(0), frame))
+                at.append((self.tile(indices.pop(0), frame), False))
             else:
-                at.append(self.memory.position(name, frame, self.scope.place, I64))
+                here = self.memory.position(name, frame, self.scope.place, I64)
+                at.append((here, self.memory.stays_inside((name,))))
         x = self.memory.gather(op, at)
         for axis in self.info.element(op.result):
             x = self.memory.masked(x, axis.name, frame, self.scope.place, 0.0)
@@ -202,16 +251,29 @@ class Values:
         """What a row brings and what rows share; both as narrow as they lie in memory."""
         row, inner = self.rows.row_side(op)
         (below, dtype), (other, same) = self.narrow(row), self.narrow(inner)
+        if isinstance(self.info.made.get(other), CachedStream):  # as narrow as what it meets
+            return below, other
         return (below, other) if dtype == same else (row, inner)
+
+    @cached_property
+    def code_dtype(self) -> DType:
+        """What numbers from a cache are rounded to in products: as narrow as the rows are."""
+        rows = {self.narrow(self.rows.row_side(op)[0])[1] for op in self.info.products}
+        return next(iter(rows)) if len(rows) == 1 else F32
 
     def prepare(self, op: s.Contract) -> None:
         """Builds what rows bring to a product, [rows, terms], once for all blocks."""
         row, _ = self.sides(op)
-        self.operands[op] = self._operand(row, self.row_frame(op.axes[0]), op.axes[0])
+        x = self.operands[op] = self._operand(row, self.row_frame(op.axes[0]), op.axes[0])
+        if any(isinstance(o, CachedStream) for o in self.info.graph.body.ops):
+            wide = x if self.code_dtype == F32 else self.build(m.Cast, x, dtype=F32, hint=x.hint)
+            self.sums[op] = self.build(t.Reduce, wide, kind="sum", dim=1, hint="row_sum")
 
     def _operand(self, value: Value, frame: Frame, axis: str) -> Value:
         """A side of a product: whole, and zero past the axis's end."""
         x = self.memory.widened(self.tile(value, frame), frame.layout)
+        if isinstance(self.info.made.get(value), CachedStream):
+            x = self.narrowed(x)
         if isinstance(self.info.made.get(strip_repeat(self.info.made, value)), s.Source):
             return x
         return self.memory.masked(x, axis, frame, self.scope.place, 0.0)
@@ -222,14 +284,39 @@ class Values:
             raise UnsupportedError("a product that is read along another axis", op.loc)
         _, inner = self.sides(op)
         shared = Frame((axis, self.info.inner.name), (self.length(axis), frame.sizes[1]))
+        zero, cache = self.build.filled(0, F32, frame.layout), self.info.made.get(inner)
+        if isinstance(cache, CachedStream) and has_one_scale(cache):
+            return self._coded_product(op, cache, shared, zero)
         a, c = self.operands[op], self._operand(inner, shared, axis)
-        zero = self.build.filled(0, F32, frame.layout)
         return self.build(t.Product, zero, a, c, hint=op.result.hint)
+
+    def _coded_product(
+        self, op: s.Contract, cache: CachedStream, shared: Frame, zero: Value
+    ) -> Value:
+        """A product with a block's codes, which scales and zeros of tokens then put right."""
+        b, a = self.build, self.operands[op]
+        block = self.code_block(cache, shared)
+        codes = self.memory.masked(block.codes(), shared.axes[0], shared, self.scope.place, 0.0)
+        raw = b(t.Product, zero, a, self.narrowed(codes), hint="raw")
+        scale, from_zero = block.factors(1)
+        less = b(m.Mul, self.sums[op], from_zero, hint="less")
+        return b(m.Mul, b(m.Sub, raw, less, hint="raw"), scale, hint=op.result.hint)
+
+    def code_block(self, cache: CachedStream, frame: Frame) -> CodeBlock:
+        """A block of a cache here."""
+        return CodeBlock(self.memory, cache, frame, self.scope.place, self.scope.masked)
+
+    def narrowed(self, x: Value) -> Value:
+        """Numbers of a cache as products take them."""
+        if self.code_dtype == F32:
+            return x
+        return self.build(m.Cast, x, dtype=self.code_dtype, hint=x.hint)
 
     def _fold(self, op: s.Fold, frame: Frame) -> Value:
         """A reduction over an element's axis, in the frame that has it as the other dimension."""
         b, axis = self.build, op.axis
-        varies = [a in self.info.depends[op.x] and a != axis for a in frame.axes]
+        around = self.info.depends[op.x] - {axis}
+        varies = [frame.has(dim, around) for dim in (0, 1)]
         if all(varies):
             raise UnsupportedError("a reduction of an element for every row and position", op.loc)
         dim = 0 if varies[1] else 1

@@ -1,0 +1,1 @@
+"""CUDA C++ kernels: what they include (``headers/``), compiling them, running them on the host."""

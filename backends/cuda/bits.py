@@ -1,0 +1,75 @@
+"""Bits of registers: views as other dtypes, and halves of words, as C++."""
+
+from __future__ import annotations
+
+from tilewright.backends.cuda.pointwise import HALVES, c_type
+from tilewright.backends.cuda.text import added, atom, digit, times
+from tilewright.backends.cuda.tiles import Tile, Writer
+from tilewright.ir import ops_tile as t
+from tilewright.ir.errors import UnsupportedError
+from tilewright.ir.layout import Layout
+from tilewright.ir.ops_lowbit import View
+from tilewright.ir.types import RegisterType
+
+CHANGED = {("i32", "f32"): "tw::bits_to_float", ("f32", "i32"): "tw::float_to_bits"}
+
+
+class BitOps(Writer):
+    """What of a program's writer concerns the bits of registers."""
+
+    def _tile_view(self, op: View) -> None:
+        """The same bits of the same registers as another dtype."""
+        x, type_ = self.tile(op.x), op.result.type
+        assert isinstance(type_, RegisterType)
+        ratio = x.dtype.bits // type_.dtype.bits
+        if x.scalar or not x.layout.local(1, max(1, ratio)).same_map(type_.layout):
+            raise UnsupportedError(f"{x.dtype} seen as {type_} in the cuda back end", op.loc)
+        if type_.dtype in HALVES and x.dtype.name == "i32" and ratio == 2:
+            out = self.declare(op.result)
+            with self.text.each("i", x.layout.registers) as i:
+                self.text.line(f"{out.name}[{i}] = static_cast<uint32_t>({x.name}[{i}]);")
+        elif type_.dtype in HALVES and x.dtype.name == "i16" and ratio == 1:
+            self._paired(op, x)
+        elif x.dtype.is_int and type_.dtype.is_int and ratio > 1:
+            bits, kind = type_.dtype.bits, c_type(type_.dtype)
+
+            def piece(r: str) -> str:
+                word = self.element(x, digit(r, ratio, x.layout.registers, type_.layout.registers))
+                low = times(digit(r, 1, ratio, type_.layout.registers), str(bits))
+                return f"static_cast<{kind}>({word} >> {atom(low)})"
+
+            self.fill(self.declare(op.result), piece)
+        elif (x.dtype.name, type_.dtype.name) in CHANGED:
+            form = CHANGED[x.dtype.name, type_.dtype.name]
+            self.fill(self.declare(op.result), lambda r: f"{form}({self.element(x, r)})")
+        else:
+            raise UnsupportedError(f"{x.dtype} seen as {type_.dtype} in the cuda back end", op.loc)
+
+    def _paired(self, op: View, x: Tile) -> None:
+        """Integers of 16 bits as floats, two in a word."""
+        out = self.declare(op.result)
+        kind = c_type(out.dtype)
+        with self.text.each("w", -(-out.layout.registers // 2)) as w:
+            places = [added([times(w, "2"), half]) for half in "01"]
+            halves = [f"static_cast<uint16_t>({x.name}[{at}])" for at in places]
+            if out.layout.registers == 1:
+                halves[1] = "uint16_t(0)"
+            packed = ", ".join(f"{kind}{{{half}}}" for half in halves)
+            self.text.line(f"{out.name}[{w}] = tw::pack({packed});")
+
+    def _tile_alternate(self, op: t.Alternate) -> None:
+        """Every other register: of words with two floats one byte permutation for two."""
+        x = self.tile(op.x)
+        type_ = op.result.type
+        assert isinstance(type_, RegisterType)
+        if not x.layout.same_map(type_.layout @ Layout(2).local(1, 2)):
+            raise UnsupportedError(f"every other column of {x.layout} in the cuda back end", op.loc)
+        out = self.declare(op.result)
+        if out.dtype in HALVES:
+            selector = "0x7632" if op.at else "0x5410"
+            with self.text.each("w", -(-out.layout.registers // 2)) as w:
+                first, second = (f"{x.name}[{added([times(w, '2'), h])}]" for h in "01")
+                second = second if out.layout.registers > 1 else first
+                self.text.line(f"{out.name}[{w}] = tw::prmt({first}, {second}, {selector});")
+            return
+        self.fill(out, lambda r: self.element(x, added([times(r, "2"), str(op.at)])))

@@ -1,0 +1,101 @@
+// Functions of generated kernels that are plain C++, the same on the device and on the host.
+#pragma once
+
+#ifndef __CUDACC_RTC__
+#include <cmath>
+#endif
+
+namespace tw {
+
+TW_DEVICE float nan() { return bits_to_float(0x7fffffffu); }
+TW_DEVICE float infinity() { return bits_to_float(0x7f800000u); }
+
+// NaN if one of them is; fmaxf and fminf give the other.
+TW_DEVICE float maximum(float a, float b) { return a != a || b != b ? nan() : fmaxf(a, b); }
+TW_DEVICE float minimum(float a, float b) { return a != a || b != b ? nan() : fminf(a, b); }
+
+template <class T>
+TW_DEVICE T larger(T a, T b) { return a < b ? b : a; }
+template <class T>
+TW_DEVICE T smaller(T a, T b) { return b < a ? b : a; }
+
+TW_DEVICE long long larger(long long a, long long b) { return a < b ? b : a; }
+TW_DEVICE long long smaller(long long a, long long b) { return b < a ? b : a; }
+
+// Division that rounds down, as Python's and torch's; 0 by convention where b is 0.
+template <class T>
+TW_DEVICE T floor_div(T a, T b) {
+  if (b == 0) return 0;
+  const T quotient = a / b;
+  return a % b != 0 && (a < 0) != (b < 0) ? quotient - 1 : quotient;
+}
+template <class T>
+TW_DEVICE T floor_mod(T a, T b) { return b == 0 ? 0 : a - floor_div(a, b) * b; }
+
+// Element i of floats of 16 bits held two in a word.
+template <class T>
+TW_DEVICE float half_of(uint32_t word, int i) {
+  return to_float(T{static_cast<uint16_t>(i % 2 ? word >> 16 : word)});
+}
+
+// Neighbouring registers of a tile as the array that an instruction takes.
+template <int N, class T>
+TW_DEVICE T (&group(T* registers, int at))[N] { return *reinterpret_cast<T(*)[N]>(registers + at); }
+
+// d += a * b with four neighbours of k in a thread: the instruction takes two of them, then rows.
+template <class T>
+TW_DEVICE void mma_fours_16816(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  const uint32_t ordered[4] = {a[0], a[2], a[1], a[3]};
+  mma_16816<T>(d, ordered, b);
+}
+
+// A number that the compiler takes for a new one: what is made of it is not kept across a loop.
+TW_DEVICE float anew(float x) {
+#if !TW_HOST
+  asm volatile("" : "+f"(x));
+#endif
+  return x;
+}
+
+// d += a * b for f32 by three products of halves of their bits. Registers are in the order of sums,
+// neighbours of k side by side; the instruction counts rows before k.
+TW_DEVICE void mma_split_1688(float (&d)[4], const float (&a)[4], const float (&b)[2]) {
+  uint32_t high_a[4], low_a[4], high_b[2], low_b[2];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float x = anew(a[i % 2 * 2 + i / 2]);
+    high_a[i] = to_tf32(x);
+    low_a[i] = to_tf32(x - bits_to_float(high_a[i]));
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    high_b[i] = to_tf32(b[i]);
+    low_b[i] = to_tf32(b[i] - bits_to_float(high_b[i]));
+  }
+  mma_1688_tf32(d, low_a, high_b);
+  mma_1688_tf32(d, high_a, low_b);
+  mma_1688_tf32(d, high_a, high_b);
+}
+
+// Sixteen of k, four neighbours of them in a thread.
+TW_DEVICE void mma_split_fours(float (&d)[4], const float (&a)[8], const float (&b)[4]) {
+#pragma unroll
+  for (int i = 0; i < 4; i += 2) {
+    const float left[4] = {a[i], a[i + 1], a[i + 4], a[i + 5]}, right[2] = {b[i], b[i + 1]};
+    mma_split_1688(d, left, right);
+  }
+}
+
+template <class T>
+TW_DEVICE T shuffle_xor_any(T x, int mask) {
+  if constexpr (sizeof(T) == 4) {
+    return shuffle_xor(x, mask);
+  } else {
+    const uint64_t bits = static_cast<uint64_t>(x);
+    const uint32_t low = shuffle_xor(static_cast<uint32_t>(bits), mask);
+    const uint32_t high = shuffle_xor(static_cast<uint32_t>(bits >> 32), mask);
+    return static_cast<T>(uint64_t(high) << 32 | low);
+  }
+}
+
+}  // namespace tw

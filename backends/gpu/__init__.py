@@ -1,0 +1,1 @@
+"""What every back end for GPUs needs: reading machine code without a GPU."""

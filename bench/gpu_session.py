@@ -1,0 +1,153 @@
+"""Everything for a lent GPU in one command: ``bench/gpu_session.sh OUT`` (``--dry``: here, tiny).
+
+Runs the GPU tests and the suites below, each in a process of its own, most important first, and
+writes OUT/session.json after each, so that a run cut off leaves what it has. A suite that is not
+there yet, or for which no time is left, is named as such. The exit status is 1 if any failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+MODULES = "tilewright.bench"
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A module of this folder run with OUT.json, --seconds N and perhaps --dry; ``tests`` says
+    which tests to run instead. ``least`` seconds are needed to begin."""
+
+    name: str
+    seconds: float
+    least: float = 10.0
+    tests: str = ""
+
+
+# In order of importance. Others' suites are called as soon as their module is there.
+SUITES = (
+    Suite("gpu_tests", 90, tests="gpu"),
+    Suite("roofline", 15),
+    Suite("gpu_launch", 20),
+    Suite("gpu_attention", 140, least=60),
+    Suite("gpu_decode", 50, least=20),
+    Suite("gpu_lowbit", 100, least=30),
+    Suite("gpu_moe", 70, least=20),
+    Suite("gpu_routing", 30),
+)
+
+
+def main() -> int:
+    """Runs the suites that fit: the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", help="folder for JSON and logs")
+    parser.add_argument("--dry", action="store_true", help="tiny, without a GPU")
+    parser.add_argument("--seconds", type=float, default=520.0, help="for everything")
+    parser.add_argument("--only", default="", help="only suites with this in their name")
+    options = parser.parse_args()
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + options.seconds
+    found: dict[str, Any] = {"dry": options.dry, "suites": {}}
+    for suite in SUITES:
+        if options.only not in suite.name:
+            continue
+        found["suites"][suite.name] = row = run(suite, out, end, options.dry)
+        _save(out, found)
+        print(f"{suite.name}: {row['state']} in {row['seconds']:.0f} s", flush=True)
+    found["ok"] = all(row["ok"] for row in found["suites"].values())
+    found["shares"] = shares(out)
+    _save(out, found)
+    for name, share in found["shares"].items():
+        print(f"  {name:40} {share:6.1%} of the floor's speed")
+    return 0 if found["ok"] else 1
+
+
+def _save(out: Path, found: dict[str, Any]) -> None:
+    (out / "session.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def run(suite: Suite, out: Path, end: float, dry: bool) -> dict[str, Any]:
+    """One suite: what became of it and how long it took. Its output is OUT/NAME.log."""
+    left = end - time.monotonic()
+    if not suite.tests and importlib.util.find_spec(f"{MODULES}.{suite.name}") is None:
+        return {"state": "not there yet", "ok": True, "seconds": 0.0}
+    if left < suite.least:
+        return {"state": "no time left", "ok": False, "seconds": 0.0}
+    seconds = min(suite.seconds, left - 3)
+    began = time.monotonic()
+    with (out / f"{suite.name}.log").open("w", encoding="utf-8") as log:
+        process = subprocess.Popen(
+            command(suite, out, seconds, dry),
+            cwd=ROOT,
+            env=environment(dry),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        try:  # a suite keeps to its seconds, give or take what is under way
+            code: int | None = process.wait(timeout=max(5.0, min(seconds * 1.5, left)))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            code = None
+    state = {0: "good", None: "cut off"}.get(code, f"failed ({code})")
+    return {"state": state, "ok": code == 0, "seconds": round(time.monotonic() - began, 1)}
+
+
+def command(suite: Suite, out: Path, seconds: float, dry: bool) -> list[str]:
+    """How a suite is started."""
+    if suite.tests:
+        marked = [
+            str(path.relative_to(ROOT))
+            for path in sorted((ROOT / "tests").rglob("test_*.py"))
+            if f"mark.{suite.tests}" in path.read_text(encoding="utf-8")
+        ]
+        more = ["--collect-only"] if dry else []
+        return [sys.executable, "-m", "pytest", "-q", "-m", suite.tests, *marked, *more]
+    path = str(out / f"{suite.name}.json")
+    more = ["--dry"] if dry else []
+    return [
+        *(sys.executable, "-m", f"{MODULES}.{suite.name}", path),
+        *("--seconds", f"{seconds:.0f}", *more),
+    ]
+
+
+def environment(dry: bool) -> dict[str, str]:
+    """This process's, with the checkout and the carried packages before all others."""
+    paths = [str(ROOT), str(ROOT / "build" / "gpu_site"), os.environ.get("PYTHONPATH", "")]
+    if dry:  # this machine has its own packages
+        paths = paths[:1] + paths[2:]
+    more = {"PYTHONPATH": os.pathsep.join(p for p in paths if p), "PYTHONUNBUFFERED": "1"}
+    return os.environ | more | ({"TRITON_INTERPRET": "1"} if dry else {})
+
+
+def shares(out: Path) -> dict[str, float]:
+    """The share of the floor's speed that each measured row with a known floor reaches."""
+    try:
+        floors = json.loads((out / "roofline.json").read_text(encoding="utf-8"))["floors"]
+    except (OSError, KeyError, ValueError):
+        return {}
+    found = {}
+    for path in sorted(out.glob("gpu_*.json")):
+        try:
+            rows = json.loads(path.read_text(encoding="utf-8")).get("rows", {})
+        except (OSError, ValueError):
+            continue
+        for name, row in rows.items():
+            for way, values in row.items() if isinstance(row, dict) else ():
+                if name in floors and isinstance(values, dict) and values.get("ms"):
+                    found[f"{name}: {way}"] = floors[name]["ms"] / values["ms"]
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""From programs on whole blocks to programs of a block's threads (GPU targets)."""

@@ -1,0 +1,1 @@
+"""Mixture-of-experts layers on whole blocks, for GPUs: the plan of a call, products, sums."""

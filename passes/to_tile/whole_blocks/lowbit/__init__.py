@@ -1,0 +1,2 @@
+"""Products with packed weights as programs on whole blocks: codes become matrices for matrix
+units."""

@@ -1,0 +1,1 @@
+"""Kernels that route tokens, on whole blocks, for GPUs."""

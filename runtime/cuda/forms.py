@@ -1,0 +1,252 @@
+"""The compiled forms of one Triton kernel for CUDA, started without Triton's launcher.
+
+A form is decided by the device, by which buffers do not lie at multiples of 16 bytes, by whether
+blocks are copied in bulk, and by whether some stride needs 64 bits: never by a length.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from operator import getitem
+from typing import Any
+
+from tilewright.backends.triton.build import Chip, compile_for
+from tilewright.backends.triton.emit import TritonSource
+from tilewright.ir.core import Graph
+from tilewright.ir.errors import UnsupportedError
+from tilewright.ir.types import BufferType
+from tilewright.runtime.cuda.calls import element_bytes
+from tilewright.runtime.cuda.driver import Image, Tiling
+from tilewright.runtime.cuda.gpus import gpus, refuse_capture
+from tilewright.runtime.cuda.start import Layout, Start, described, starter
+from tilewright.runtime.report import MachineReport
+
+Key = tuple[int, ...]  # a buffer's address, sizes and strides
+BULK = 90  # compute capability from which there is a bulk copy engine
+_MOST_MAPS = 2048  # descriptions of tensors that are kept, of each buffer
+# Triton's numbers of element types inside descriptors are not quite the driver's
+_MAP_TYPES = {8: 10, 9: 8, 10: 9}
+
+
+@dataclass
+class Form:
+    """One compiled form: ``blocks`` says how it copies buffers in bulk, ``known`` has the tensors
+    that were described for each. A description holds as long as address, sizes and strides do."""
+
+    start: Start
+    blocks: tuple[Tiling, ...] = ()
+    known: list[dict[Key, bytes]] = field(default_factory=list)
+
+
+class Forms:
+    """Forms of a tile program, compiled when first needed. Safe to call from several threads."""
+
+    def __init__(
+        self,
+        program: Graph,
+        plain: TritonSource,
+        bulk: TritonSource | None,
+        options: dict[str, int],
+        reports: list[MachineReport],
+    ) -> None:
+        self.program, self.plain, self.bulk, self.options = program, plain, bulk, options
+        self.reports = reports
+        self.forms: dict[tuple[int, int], Form] = {}  # by device and odd buffers
+        self.others: dict[tuple[int, int, bool], Form] = {}  # without bulk copies, perhaps wide
+        self.sizes = [
+            element_bytes(p.type) for p in program.params if isinstance(p.type, BufferType)
+        ]
+        self.lock = threading.RLock()
+
+    def start(
+        self, device: int, items: int, values: tuple[int, ...], low: int, keys: tuple[Key, ...]
+    ) -> None:
+        """Starts the kernel on the device's current stream; the device is the current one."""
+        odd = self._odd(values) if low else 0
+        form = self.forms.get((device, odd)) or self._first(device, odd)
+        descriptions: Sequence[bytes] = ()
+        if form.blocks:
+            try:
+                descriptions = list(map(getitem, form.known, keys))
+            except KeyError:
+                found = self._described(form, keys)
+                if found is None:
+                    form = self._other(device, odd, False)
+                else:
+                    descriptions = found
+        try:
+            form.start(items, gpus.stream(device), values, descriptions)
+        except struct.error:  # a stride of 2^31 or more
+            self._other(device, odd, True).start(items, gpus.stream(device), values, ())
+
+    def bound(
+        self, device: int, values: tuple[int, ...], keys: tuple[Key, ...]
+    ) -> tuple[Start, tuple[Callable[[int], bytes], ...]] | None:
+        """What starts this call again with other addresses, all of them multiples of 16 bytes, and
+        a function for each tensor copied in bulk that describes it at an address. None where such a
+        call takes another form."""
+        pointers = len(self.sizes)
+        if any(p % 16 for p in values[:pointers]):
+            return None
+        odd = self._odd(values)
+        form = self.forms.get((device, odd))
+        if form is None or max(values[pointers:], default=0) >= 1 << 31:
+            return None
+        if not form.blocks:
+            return form.start, ()
+        if self._described(form, keys) is None:
+            return None
+        each = zip(form.blocks, form.known, keys, strict=True)
+        return form.start, tuple(self._describer(*x) for x in each)
+
+    def _describer(
+        self, tiling: Tiling, known: dict[Key, bytes], key: Key
+    ) -> Callable[[int], bytes]:
+        """Descriptions of tensors with the sizes and strides of ``key``, by address."""
+        rank, here = len(key) // 2, {key[0]: known[key]}
+        shape, strides = key[1 : 1 + rank], key[1 + rank :]
+
+        def describe(address: int) -> bytes:
+            found = here.get(address)
+            if found is None:
+                if len(here) >= _MOST_MAPS:
+                    here.clear()
+                tensor_map = gpus.driver.tensor_map(tiling, address, shape, strides)
+                found = here[address] = described(tensor_map, shape, strides)
+            return found
+
+        return describe
+
+    def _odd(self, values: Sequence[int]) -> int:
+        """A bit for every buffer whose address or strides are no multiples of 16 bytes."""
+        odd, first = 0, len(self.sizes)
+        for i in range(first):
+            odd |= (values[i] % 16 != 0) << i
+        for at, (buffer, _) in enumerate(self.plain.strides, first):
+            odd |= (values[at] * self.sizes[buffer] % 16 != 0) << buffer
+        return odd
+
+    def _first(self, device: int, odd: int) -> Form:
+        """The form that is tried first."""
+        with self.lock:
+            key = device, odd
+            if key not in self.forms:
+                bulk = self.bulk
+                copied = sum(1 << i for i, _ in bulk.blocks) if bulk else 0
+                usable = bulk is not None and gpus.capability(device) >= BULK and not copied & odd
+                self.forms[key] = (
+                    self._compile(device, odd, bulk, False)
+                    if bulk is not None and usable
+                    else self._other(device, odd, False)
+                )
+            return self.forms[key]
+
+    def _other(self, device: int, odd: int, wide: bool) -> Form:
+        with self.lock:
+            key = device, odd, wide
+            if key not in self.others:
+                self.others[key] = self._compile(device, odd, self.plain, wide)
+            return self.others[key]
+
+    def _described(self, form: Form, keys: tuple[Key, ...]) -> list[bytes] | None:
+        """Descriptions of what is copied in bulk; None where the engine cannot read a tensor."""
+        found = []
+        for tiling, known, key in zip(form.blocks, form.known, keys, strict=True):
+            rank = len(key) // 2
+            shape, strides = key[1 : 1 + rank], key[1 + rank :]
+            if min(*shape, *strides) <= 0:
+                return None
+            description = known.get(key)
+            if description is None:
+                tensor_map = gpus.driver.tensor_map(tiling, key[0], shape, strides)
+                description = described(tensor_map, shape, strides)
+                with self.lock:
+                    if len(known) >= _MOST_MAPS:  # the oldest half goes
+                        for old in list(known)[: _MOST_MAPS // 2]:
+                            del known[old]
+                    known[key] = description
+            found.append(description)
+        return found
+
+    def _compile(self, device: int, odd: int, source: TritonSource, wide: bool) -> Form:
+        refuse_capture(self.program.name)
+        chip = Chip("cuda", gpus.capability(device))
+        made = compile_for(source, self.program, chip, self.options, odd, wide)
+        layout = Layout(
+            len(source.pointers),
+            tuple(len(shape) for _, shape in source.blocks),
+            len(source.strides) + len(source.sizes),
+            wide,
+        )
+        _require_startable(self.program.name, made, layout)
+        image = Image(
+            made.asm["cubin"],
+            source.symbol,
+            32 * int(self.options["num_warps"]),
+            int(made.metadata.shared),
+        )
+        loaded = gpus.driver.load(image, device)
+        blocks = tuple(_tilings(made.metadata.tensordesc_meta)) if source.blocks else ()
+        self.reports.append(
+            MachineReport(
+                self._words(odd, bool(blocks), wide),
+                loaded.registers,
+                loaded.local_bytes,
+                image.shared_bytes,
+                int(self.options["num_warps"]),
+                int(self.options["num_stages"]),
+            )
+        )
+        start = starter(gpus.driver, image, loaded, layout, device)
+        return Form(start, blocks, [{} for _ in blocks])
+
+    def _words(self, odd: int, bulk: bool, wide: bool) -> str:
+        """A form in words."""
+        names = [p.hint for i, p in enumerate(self.program.params) if odd >> i & 1]
+        words = [f"{', '.join(names)} not at multiples of 16 bytes"] if names else []
+        words += ["bulk copies"] if bulk else []
+        return "; ".join(words + (["64-bit strides"] if wide else [])) or "plain"
+
+
+def _tilings(described: Any) -> list[Tiling]:
+    return [
+        Tiling(
+            tuple(x["block_size"]),
+            int(x["swizzle"]),
+            int(x["elem_size"]),
+            _MAP_TYPES.get(int(x["elem_type"]), int(x["elem_type"])),
+        )
+        for x in described
+    ]
+
+
+def _require_startable(name: str, made: Any, layout: Layout) -> None:
+    """UnsupportedError for a kernel that another version of Triton compiled to take its parameters
+    in another way."""
+    facts = made.metadata
+    extra = [
+        what
+        for what in ("global_scratch_size", "profile_scratch_size", "launch_cooperative_grid")
+        if getattr(facts, what, 0)
+    ]
+    text = made.asm["ptx"]
+    head = text[text.index(".entry") : text.index("{", text.index(".entry"))]
+    sizes = [_parameter_bytes(line) for line in head.splitlines() if ".param" in line]
+    if sizes != layout.sizes() or extra or getattr(facts, "num_ctas", 1) != 1:
+        found = f"parameters of {sizes} bytes, {', '.join(extra) or 'nothing else'}"
+        raise UnsupportedError(
+            f"{name}: Triton {facts.triton_version} compiled a kernel that is started in another "
+            f"way than this version of Tilewright knows ({found}); use Triton 3.6 to 3.9"
+        )
+
+
+def _parameter_bytes(line: str) -> int:
+    """Bytes of a parameter that PTX declares."""
+    if array := re.search(r"\.b8 \w+\[(\d+)\]", line):
+        return int(array.group(1))
+    number = re.search(r"\.param (?:\.align \d+ )?\.[usfb](\d+)", line)
+    return int(number.group(1)) // 8 if number else 0

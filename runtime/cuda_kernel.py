@@ -1,0 +1,206 @@
+"""CUDA C++ kernels called with torch tensors: on a GPU, or on the CPU by the host's emulation.
+
+Back end ``cuda`` compiles a program of threads by NVRTC (or nvcc), keeps the machine code in the
+disk cache, and starts it by the driver on the current stream. Back end ``cuda-host`` compiles the
+same text with a C++ compiler and runs it thread by thread on CPU tensors: slow, and it refuses
+races, reads of what nobody wrote and accesses out of bounds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+
+from tilewright.backends.cuda.compile import compile_kernel
+from tilewright.backends.cuda.emit import CudaSource, emit_cuda
+from tilewright.backends.cuda.host import run_on_host
+from tilewright.ir.core import Graph
+from tilewright.ir.sizes import Size
+from tilewright.ir.target import Target
+from tilewright.ir.types import BufferType
+from tilewright.passes.to_threads.lower import threads_program
+from tilewright.passes.to_tile.lower import gpu_program, gpu_programs_in_parts
+from tilewright.runtime.cache import Cache
+from tilewright.runtime.calls import Signature, launched_call_source
+from tilewright.runtime.cuda.calls import direct_call_source, element_bytes
+from tilewright.runtime.cuda.driver import Image
+from tilewright.runtime.cuda.gpus import gpus, refuse_capture
+from tilewright.runtime.cuda.start import Layout, Start, starter
+from tilewright.runtime.family import Call, Variant
+from tilewright.runtime.fingerprint import cache_key
+from tilewright.runtime.gpu_targets import forced_schedule
+from tilewright.runtime.kernel import TORCH_DTYPES, refuse
+from tilewright.runtime.report import MachineReport, VariantReport
+from tilewright.runtime.triton_parts import InParts
+
+SYMBOL = "tilewright_kernel"
+
+
+class CudaKernel:
+    """A program on whole blocks as a CUDA kernel that torch tensors are given to.
+
+    ``call`` gives the outputs, newly allocated and contiguous. BindError if the inputs do not fit,
+    DeviceError where the GPU cannot take the call; with ``emulated`` KernelFaultError for what a
+    kernel does wrong.
+    """
+
+    def __init__(
+        self, whole: Graph, target: Target, reports: list[MachineReport], emulated: bool = False
+    ) -> None:
+        program = threads_program(whole, target)
+        self.program, self.reports, self.name = program, reports, program.name
+        self.sources: dict[bool, CudaSource] = {}
+        self.starts: dict[tuple[int, bool], Start] = {}
+        types = tuple(p.type for p in program.params if isinstance(p.type, BufferType))
+        self.widths = [element_bytes(x) for x in types]
+        grid = tuple((Size.of(size), int(tile)) for size, tile in program.attrs["grid"])
+        hints = tuple(p.hint for p in program.params)
+        count, sizes = int(program.attrs["outputs"]), self.source(True).sizes
+        self.signature = Signature(program.name, types, hints, count, sizes, grid, 0)
+        self.place = "is_cpu" if emulated else gpus.place
+        strides = self.source(True).strides
+        if emulated:
+            text = launched_call_source(self.signature, strides, self.place)
+            self.call: Call = self._compile(text, empty=torch.empty, launch=self._emulate)
+        else:
+            text = direct_call_source(self.signature, strides, [], self.place)
+            self.call = self._compile(
+                text,
+                current=gpus.current,
+                elsewhere=self._elsewhere,
+                empty=gpus.empty,
+                start=self._start,
+                OutOfMemory=torch.OutOfMemoryError,
+                no_memory=lambda error: None,
+            )
+
+    def source(self, vectors: bool) -> CudaSource:
+        """The kernel's text, with or without accesses of 16 bytes."""
+        if vectors not in self.sources:
+            self.sources[vectors] = emit_cuda(self.program, SYMBOL, vectors)
+        return self.sources[vectors]
+
+    def _compile(self, text: str, **names: Any) -> Callable[..., tuple[torch.Tensor, ...]]:
+        names |= {
+            "strided": torch.strided,
+            "complain": self._complain,
+            "solve": self.signature.solve,
+        }
+        for i, type_ in enumerate(self.signature.params):
+            names[f"dtype{i}"] = TORCH_DTYPES[type_.dtype.name]
+        exec(compile(text, f"<call of kernel {self.name}>", "exec"), names)
+        call: Callable[..., tuple[torch.Tensor, ...]] = names["call"]
+        return call
+
+    # ---- on a GPU
+
+    def _start(
+        self, device: int, items: int, values: tuple[int, ...], low: int, keys: tuple[Any, ...]
+    ) -> None:
+        """Starts the kernel on the device's current stream; ``low``: low bits of addresses and of
+        strides in bytes."""
+        vectors = low == 0
+        start = self.starts.get((device, vectors)) or self._load(device, vectors)
+        start(items, gpus.stream(device), values, ())
+
+    def _load(self, device: int, vectors: bool) -> Start:
+        refuse_capture(self.name)
+        source = self.source(vectors)
+        capability = gpus.capability(device)
+        architecture = f"sm_{capability}{'a' if capability == 90 else ''}"
+        image = Image(
+            machine_code(source, architecture), SYMBOL, source.threads, source.shared_bytes
+        )
+        loaded = gpus.driver.load(image, device)
+        integers = len(source.strides) + len(source.sizes)
+        layout = Layout(len(source.pointers), (), integers, wide=True, nulls=0)
+        form = "16 bytes at once" if vectors else "one element at once"
+        warps, stages = int(self.program.attrs["warps"]), int(self.program.attrs["stages"])
+        self.reports.append(
+            MachineReport(
+                form, loaded.registers, loaded.local_bytes, source.shared_bytes, warps, stages
+            )
+        )
+        start = starter(gpus.driver, image, loaded, layout, device)
+        self.starts[device, vectors] = start
+        return start
+
+    def _elsewhere(self, device: int, tensors: tuple[torch.Tensor, ...]) -> Any:
+        """A call with tensors on a device that is not the current one."""
+        with gpus.on(device):
+            return self.call(*tensors)
+
+    # ---- on the host
+
+    def _emulate(
+        self,
+        device: torch.device,
+        items: int,
+        tensors: tuple[torch.Tensor, ...],
+        strides: tuple[int, ...],
+        sizes: tuple[int, ...],
+    ) -> None:
+        """Runs the kernel's threads on the CPU."""
+        arrays = [_memory(x) for x in tensors]
+        odd = any(x.data_ptr() % 16 for x in tensors)
+        for (buffer, _), step in zip(self.source(True).strides, strides, strict=True):
+            odd = odd or step * self.widths[buffer] % 16 != 0
+        source = self.source(not odd)
+        arguments = [*arrays, *strides, *sizes]
+        run_on_host(
+            source.text, SYMBOL, items, arguments, source.threads, source.shared_bytes, seed=0
+        )
+
+    def _complain(self, tensors: tuple[object, ...]) -> NoReturn:
+        refuse(self.name, self.signature, self.place, tensors)
+
+
+def _memory(x: torch.Tensor) -> Any:
+    """The memory that a tensor's elements lie in, as plain numbers of its width, without a copy."""
+    numbers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
+    size = (
+        1 + sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True)) if x.numel() else 0
+    )
+    flat = x.detach().as_strided((size,), (1,))
+    return flat.view(numbers).numpy() if size else np.zeros(0, np.uint8)
+
+
+def machine_code(source: CudaSource, architecture: str) -> bytes:
+    """The cubin of a kernel, from the disk cache if it is there."""
+    key = cache_key(source.text, "cuda", "", architecture)
+    cache = Cache()
+    entry = cache.get(key)
+    if entry is not None:
+        return entry.payload
+    cubin = compile_kernel(source.text, architecture, source.symbol)
+    cache.put(key, {"kernel": source.symbol, "target": architecture}, cubin)
+    return cubin
+
+
+def make_cuda(
+    variant: Variant, target: Target, emulated: bool = False
+) -> tuple[Call, VariantReport]:
+    """A form of a kernel for a CUDA device, or for the host's emulation of one."""
+    if not emulated:
+        refuse_capture(variant.graph.name)
+    names = [p.hint for p in variant.graph.params]
+    units = dict(zip(names, variant.units, strict=True))
+    given = variant.graph, target, units, forced_schedule(), variant.rows
+    program = gpu_program(*given)
+    reports: list[MachineReport] = []
+    kernel = InParts(
+        variant.graph,
+        program,
+        lambda: gpu_programs_in_parts(*given),
+        lambda whole: CudaKernel(whole, target, reports, emulated).call,
+    )
+    rows = f"up to {variant.rows} rows" if variant.rows else "any number of rows"
+    backend = "cuda-host" if emulated else "cuda"
+    report = VariantReport(
+        rows, target.name, backend, variant.units, variant.static_sizes, 0, False, 0.0
+    )
+    report.machine = reports
+    return kernel.call, report

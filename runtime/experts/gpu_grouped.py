@@ -1,0 +1,171 @@
+"""A layer's experts on a GPU: plan, gate and up, down, sum; nothing waits for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from tilewright.backends.triton.build import triton_module
+from tilewright.ir.dtypes import F32, DType
+from tilewright.ir.errors import BackendMissingError, TargetError
+from tilewright.ir.target import Target
+from tilewright.passes.to_tile.experts.gate import GateFunction
+from tilewright.passes.to_tile.experts.grouped_form import PLAIN, FloatForm
+from tilewright.passes.to_tile.whole_blocks.experts.blocks import (
+    ProductBlocks,
+    product_blocks,
+    rows_of_block,
+)
+from tilewright.passes.to_tile.whole_blocks.experts.products import product_program
+from tilewright.passes.to_tile.whole_blocks.experts.sums import sum_program
+from tilewright.runtime.cuda.gpus import refuse_capture
+from tilewright.runtime.experts.between import gate_function, gated
+from tilewright.runtime.experts.floating import Matrices, float_form, together
+from tilewright.runtime.experts.form import ALL, ExpertsForm, Product
+from tilewright.runtime.experts.gpu_plan import BlockPlan, block_plan
+from tilewright.runtime.experts.rerouting import Rerouting
+from tilewright.runtime.family import Call
+from tilewright.runtime.gpu_targets import device_target, forced_schedule, pretended
+from tilewright.runtime.kernel import FLOATS, TORCH_DTYPES
+from tilewright.runtime.once import Once
+from tilewright.runtime.triton_kernel import TritonKernel
+
+
+def why_not(form: ExpertsForm, x: torch.Tensor) -> str:
+    """Why no grouped kernel covers a call ('': one does)."""
+    if not (x.is_cuda or (x.is_cpu and pretended.on)) or x.dtype not in FLOATS:
+        return f"activations of {x.dtype} on {x.device.type}"
+    for product in (*form.first, form.down):
+        reason = _why_not_product(product, x.device)
+        if reason:
+            return reason
+    try:
+        triton_module()
+        device_target(x.device.index)
+    except (BackendMissingError, TargetError) as error:
+        return str(error)
+    return ""
+
+
+def _why_not_product(product: Product, device: torch.device) -> str:
+    weight = product.weight
+    if not isinstance(weight, torch.Tensor):
+        return "quantised weights"
+    if weight.device != device or weight.dtype not in FLOATS:
+        return f"weights of {weight.dtype} on {weight.device}"
+    if 1 not in weight.stride()[1:]:
+        return "weights of whose elements no neighbours lie side by side"
+    if product.bias is not None and product.bias.dtype not in FLOATS:
+        return f"biases of {product.bias.dtype}"
+    return ""
+
+
+def run(
+    form: ExpertsForm,
+    x: torch.Tensor,
+    ids: torch.Tensor,
+    weights: torch.Tensor,
+    rerouting: Rerouting | None = None,
+) -> torch.Tensor:
+    """x [T, H], ids and weights [T, k], T * k not 0 -> [T, H] in x's dtype. Tokens with ids that
+    name no expert become NaN."""
+    target, inner = device_target(x.device.index), _inner_dtype(form.down, x)
+    rows = _rows(form, x, ids.numel(), inner, rerouting)
+    made = block_plan(ids, weights, form.experts, rows, target, form.skip, rerouting)
+    x = x if x.stride(1) == 1 else x.contiguous()
+    h = _first(form, made, x, inner, target)
+    down, out = Matrices.of(form.down), _outer_dtype(x)
+    if form.after is None:
+        y = _product(made, h, down, target, scale=made.scales, out=out)
+    else:
+        y = form.after(_product(made, h, down, target).to(x.dtype)).float()
+        y = y * made.scales[:, None]
+    width = int(y.shape[1])
+    key = int(ids.shape[1]), width, FLOATS[y.dtype], FLOATS[x.dtype], target
+    return _SUMS[key](y, made.places)[0]
+
+
+def _rows(
+    form: ExpertsForm, x: torch.Tensor, choices: int, inner: DType, rerouting: Rerouting | None
+) -> int:
+    """Rows of a block, by how many rows an expert has, about."""
+    forced = forced_schedule()
+    if forced is not None:
+        return forced.rows
+    products = [product.weight for product in (*form.first, form.down)]
+    dtypes = {x.dtype, TORCH_DTYPES[inner.name], *(w.dtype for w in _tensors(products))}
+    experts = form.experts if rerouting is None else int(rerouting.map.shape[1])
+    each = -(-choices // max(1, min(experts, choices)))
+    return rows_of_block(each, torch.float32 in dtypes or len(dtypes) > 1)
+
+
+def _tensors(weights: Sequence[object]) -> list[torch.Tensor]:
+    return [w for w in weights if isinstance(w, torch.Tensor)]
+
+
+def _inner_dtype(down: Product, x: torch.Tensor) -> DType:
+    """What the rows between the products are kept in: x's 16 bits if the second weight has them, as
+    models do."""
+    weight = down.weight
+    assert isinstance(weight, torch.Tensor)
+    return FLOATS[x.dtype] if weight.dtype == x.dtype else F32
+
+
+def _outer_dtype(x: torch.Tensor) -> DType:
+    """What an expert's results are kept in before they are added up: x's, as models do. In f32
+    writing and reading them would take as long as an eighth of both products."""
+    return FLOATS[x.dtype]
+
+
+def _first(
+    form: ExpertsForm, made: BlockPlan, x: torch.Tensor, out: DType, target: Target
+) -> torch.Tensor:
+    """What the second product takes, of dtype ``out``: x [T, H] -> [P, I]."""
+    parts = [Matrices.of(p, form.columns if len(form.first) == 1 else ALL) for p in form.first]
+    function, whole = gate_function(form.gate), together(parts)
+    if function is not None and whole is not None:
+        return _product(made, x, whole, target, gate=function, chosen=True, out=out)
+    each = [_product(made, x, one, target, chosen=True) for part in parts for one in part.each()]
+    return gated(form, each, x.dtype).to(TORCH_DTYPES[out.name])
+
+
+def _product(
+    made: BlockPlan,
+    x: torch.Tensor,
+    matrices: Matrices,
+    target: Target,
+    *,
+    gate: GateFunction = PLAIN,
+    chosen: bool = False,
+    scale: torch.Tensor | None = None,
+    out: DType = F32,
+) -> torch.Tensor:
+    """``gate(x @ w0[e].T + b0[e], x @ w1[e].T + b1[e]) * scale``: x [P, K], or not yet sorted
+    (``chosen``) [T, K] -> [P, N] of dtype ``out``. ``scale`` f32 [P]."""
+    form = float_form(x, matrices, gate, chosen, scale is not None, out)
+    tokens = (made.tokens,) if chosen else ()
+    more = () if scale is None else (scale,)
+    kernel = _PRODUCTS[form, _blocks(form, target, made.rows), target]
+    return kernel(made.blocks, *tokens, x, *matrices.weights, *matrices.biases, *more)[0]
+
+
+def _blocks(form: FloatForm, target: Target, rows: int) -> ProductBlocks:
+    blocks, forced = product_blocks(form, target, rows), forced_schedule()
+    if forced is None:
+        return blocks
+    return ProductBlocks(rows, forced.inner, blocks.terms, forced.warps, forced.stages)
+
+
+def _made(key: tuple[FloatForm, ProductBlocks, Target]) -> Call:
+    refuse_capture("grouped_product")
+    return TritonKernel(product_program(*key)).call
+
+
+def _sum(key: tuple[int, int, DType, DType, Target]) -> Call:
+    refuse_capture("sum_experts")
+    return TritonKernel(sum_program(*key)).call
+
+
+_PRODUCTS: Once[tuple[FloatForm, ProductBlocks, Target], Call] = Once(_made)
+_SUMS: Once[tuple[int, int, DType, DType, Target], Call] = Once(_sum)

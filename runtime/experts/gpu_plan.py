@@ -1,0 +1,90 @@
+"""Which rows go to which expert, made on a GPU: nothing waits for what it found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from tilewright.ir.dtypes import I32, I64
+from tilewright.ir.target import Target
+from tilewright.passes.to_tile.whole_blocks.experts.choices import PlanForm
+from tilewright.passes.to_tile.whole_blocks.experts.plan import FEW, count_program, plan_program
+from tilewright.runtime.cuda.gpus import refuse_capture
+from tilewright.runtime.experts.rerouting import Rerouting
+from tilewright.runtime.family import Call
+from tilewright.runtime.kernel import FLOATS
+from tilewright.runtime.once import Once
+from tilewright.runtime.triton_kernel import TritonKernel
+
+_IDS = {torch.int32: I32, torch.int64: I64}
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """The choices of a call, sorted by expert, in blocks of at most ``rows`` rows of one expert.
+
+    ``blocks`` int32 [R, 3]: expert, first row and the one past the last of each, in order; 0, 0, 0
+    where there are fewer than R, which is as many as there may be. ``tokens`` int32 [T * k]: the
+    row of x of each sorted row; ``places`` int32 [T, k]: the sorted row of each choice, T * k if it
+    is of no expert, -1 if its id is wrong; ``scales`` f32 [T * k]: weights as the rows lie.
+    """
+
+    rows: int
+    blocks: torch.Tensor
+    tokens: torch.Tensor
+    places: torch.Tensor
+    scales: torch.Tensor
+
+
+def block_plan(
+    ids: torch.Tensor,
+    weights: torch.Tensor,
+    experts: int,
+    rows: int,
+    target: Target,
+    skip: bool = False,
+    rerouting: Rerouting | None = None,
+) -> BlockPlan:
+    """The plan for ids int [T, k] and weights float [T, k], T * k not 0, in blocks of ``rows``
+    rows; with ``skip``, ids from ``experts`` on stand for no expert. With ``rerouting`` ids are of
+    its base experts, and the same kernels look up what they mean.
+
+    Ids that name no expert are not refused, since that would have to wait for the device: the plan
+    marks them, and their tokens' results become NaN.
+    """
+    ids = ids if ids.dtype in _IDS else ids.long()
+    weights = weights if weights.dtype in FLOATS else weights.float()
+    chosen, count = int(ids.shape[1]), ids.numel()
+    base, adapters = 0, tuple[torch.Tensor, ...]()
+    if rerouting is not None:
+        base, adapters = int(rerouting.map.shape[1]), (rerouting.adapters, rerouting.map)
+    form = PlanForm(experts, chosen, _IDS[ids.dtype], FLOATS[weights.dtype], base, skip, rows)
+    sort, tally = _KERNELS[form, count <= FEW, target]
+    flat = ids.reshape(-1)
+    room = _room(most_blocks(count, experts, rows), ids.device)
+    given = flat, weights.reshape(-1), *adapters, room
+    counts = () if tally is None else tally(flat, *adapters)
+    return BlockPlan(rows, *sort(*given, *counts))
+
+
+def most_blocks(count: int, experts: int, rows: int) -> int:
+    """Blocks of ``rows`` rows that ``count`` choices of so many experts take at most."""
+    return (count + min(experts, count) * (rows - 1)) // rows
+
+
+@lru_cache(maxsize=256)
+def _room(length: int, device: torch.device) -> torch.Tensor:
+    """A tensor of that length, by which a kernel knows how many blocks to make."""
+    return torch.zeros(1, dtype=torch.bool, device=device).expand(length)
+
+
+def _kernels(key: tuple[PlanForm, bool, Target]) -> tuple[Call, Call | None]:
+    form, few, target = key
+    refuse_capture("plan_experts")
+    sort = TritonKernel(plan_program(form, few, target)).call
+    return sort, None if few else TritonKernel(count_program(form, target)).call
+
+
+_KERNELS: Once[tuple[PlanForm, bool, Target], tuple[Call, Call | None]] = Once(_kernels)

@@ -1,0 +1,122 @@
+"""Kernels whose work items share out the inner axis where there would be too few of them.
+
+A decode step has a work item for every key head of every sequence: on a GPU with hundreds of places
+for work items most would stay empty. How many parts the positions are cut into follows from the
+sizes of a call and the number of places, never from what the tensors hold: results are the same
+every time, nothing is compiled again, and a CUDA graph may hold the call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache, cached_property
+
+import torch
+
+from tilewright.ir.bind import bind_sizes
+from tilewright.ir.core import Graph
+from tilewright.ir.errors import UnsupportedError
+from tilewright.ir.sizes import Size
+from tilewright.ir.types import BufferType
+from tilewright.passes.to_tile.whole_blocks.schedule import parts_of
+from tilewright.runtime.cuda.repeat import bound
+
+Call = Callable[..., tuple[torch.Tensor, ...]]
+PRETENDED = 132  # multiprocessors of a GPU that Triton's interpreter stands for
+_MOST = 4096  # shapes whose parts are remembered
+
+
+class InParts:
+    """A kernel in one form for many work items, and as two kernels for few. ``call`` is it."""
+
+    def __init__(
+        self, graph: Graph, whole: Graph, pair: Callable[[], tuple[Graph, ...]], make: MakeKernel
+    ) -> None:
+        """``whole`` and ``pair`` are the programs of the stream graph ``graph``, ``make`` compiles
+        one."""
+        self.graph, self.program, self.pair, self.make = graph, whole, pair, make
+        self.whole = make(whole)
+        self.known: dict[tuple[torch.Size, ...], tuple[int, tuple[tuple[int, ...], ...]]] = {}
+
+    @cached_property
+    def programs(self) -> tuple[Graph, ...]:
+        """Both programs, or none where parts cannot be put together."""
+        try:
+            return self.pair()
+        except UnsupportedError:
+            return ()
+
+    @cached_property
+    def calls(self) -> tuple[Call, ...]:
+        """Both kernels."""
+        return tuple(self.make(program) for program in self.programs)
+
+    def call(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The results, newly allocated."""
+        shapes = tuple([x.shape for x in tensors])
+        found = self.known.get(shapes)
+        if found is None:
+            if len(self.known) >= _MOST:
+                self.known.clear()
+            device = tensors[0].device if tensors else torch.device("cpu")
+            found = self.known[shapes] = self._found(shapes, device)
+        parts, memory = found
+        if parts < 2:
+            return self.whole(*tensors)
+        device = tensors[0].device
+        partial = [torch.empty(x, dtype=torch.float32, device=device) for x in memory]
+        first, second = self.calls
+        first(*tensors, *partial)
+        return second(*tensors, *partial)
+
+    def bind(self, *tensors: torch.Tensor) -> Call | None:
+        """What repeats a call with these tensors, and others of their shapes and strides."""
+        parts, memory = self._found(tuple(x.shape for x in tensors), tensors[0].device)
+        if parts < 2:
+            return bound(self.whole, tensors)
+        device, dtype = tensors[0].device, torch.float32
+        partial = [torch.empty(x, dtype=dtype, device=device) for x in memory]
+        first, second = (bound(call, (*tensors, *partial)) for call in self.calls)
+        if first is None or second is None:
+            return None
+
+        def again(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            partial = [torch.empty(x, dtype=dtype, device=device) for x in memory]
+            first(*tensors, *partial)
+            return second(*tensors, *partial)
+
+        return again
+
+    def _found(
+        self, shapes: tuple[torch.Size, ...], device: torch.device
+    ) -> tuple[int, tuple[tuple[int, ...], ...]]:
+        """How many parts for these shapes, and the shapes of their results."""
+        if not self.programs:
+            return 1, ()
+        sizes = bind_sizes(self.graph, [tuple(x) for x in shapes])
+        first, _ = self.programs
+        items = 1
+        for size, tile in self.program.attrs["grid"]:
+            items *= -(-Size.of(size).evaluate(sizes) // tile)
+        inner, block, at_once = first.attrs["shares"]
+        blocks = -(-Size.of(inner).evaluate(sizes) // block)
+        parts = parts_of(items, blocks, processors(device) * at_once) if items else 1
+        (name,) = set(first.sizes) - set(self.graph.sizes)
+        memory = [p.type for p in first.params[len(self.graph.params) :]]
+        values = {**sizes, name: parts}
+        return parts, tuple(
+            tuple(size.evaluate(values) for size in x.shape)
+            for x in memory
+            if isinstance(x, BufferType)
+        )
+
+
+MakeKernel = Callable[[Graph], Call]
+
+
+@cache
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a device."""
+    if device.type != "cuda":
+        return PRETENDED
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)

@@ -1,0 +1,55 @@
+"""The table of what the corpus becomes as CUDA C++: the intended instructions, spills and refusals
+only where they are known; and a sample of it compiled again."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from typing import Any
+
+import pytest
+
+from tests.backends.cuda.corpus import ARCHITECTURES, SPILLING, TABLE, measured, refusal
+from tests.backends.gpu_corpus import ROWS
+from tilewright.backends.cuda.compile import compiler_missing
+from tilewright.backends.gpu.machine_code import disassembler_missing
+
+MISSING = compiler_missing() or disassembler_missing()
+SECONDS = 10.0
+
+
+def problems(name: str, target: str, row: dict[str, Any]) -> list[str]:
+    """What is wrong with a row of the table."""
+    known = refusal(name)
+    if known is not None:
+        return [] if known in row.get("refused", "") else [f"{name}, {target}: covered by now?"]
+    if "refused" in row:
+        return [f"{name}, {target}: {row['refused']}"]
+    units = row["instructions"].get("HMMA", 0) + row["instructions"].get("HGMMA", 0)
+    spilled = row["spills"] and not any(word in name for word in SPILLING)
+    found = [f"{name}, {target}: {row['spills']} spills"] if spilled else []
+    return found if units else [*found, f"{name}, {target}: no matrix unit"]
+
+
+def test_the_table_is_whole_and_good() -> None:
+    table = json.loads(TABLE.read_text())
+    missing = set(ROWS) ^ set(table)
+    assert not missing, f"run python -m tests.backends.cuda.corpus for {sorted(missing)}"
+    every = [(n, t) for n in table for t in ARCHITECTURES]
+    assert not [p for n, t in every for p in problems(n, t, table[n][t])]
+    causal = table["attention bf16 D128 causal"]
+    assert causal["cuda-sm90"]["instructions"]["HGMMA"]
+    assert causal["cuda-sm80"]["instructions"]["LDSM"]
+
+
+@pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
+def test_a_sample_compiles_without_problems() -> None:
+    seed = int(os.environ.get("TILEWRIGHT_CORPUS_SEED", time.strftime("%j")))  # another each day
+    every = [(n, t) for n in ROWS for t in ARCHITECTURES]
+    end = time.perf_counter() + SECONDS
+    for name, target in random.Random(seed).sample(every, len(every)):
+        assert not problems(name, target, measured(name, target)), f"seed {seed}"
+        if time.perf_counter() > end:
+            break

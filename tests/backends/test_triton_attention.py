@@ -1,0 +1,85 @@
+"""Decoding, ragged batches, pages and low-bit caches on GPUs: in Triton's interpreter (a process of
+their own), compiled ahead of time, and on a GPU where there is one."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import tilewright
+from tests.attention_forms import module_of
+from tilewright.backends.triton.build import compile_ahead
+from tilewright.backends.triton.emit import emit_source
+from tilewright.ir.target import named_target
+from tilewright.passes.pipeline import TO_KERNELS, run_passes
+from tilewright.passes.to_tile.lower import gpu_programs_in_parts
+from tilewright.passes.to_tile.tables import with_tables
+
+pytest.importorskip("triton")
+ROOT = Path(__file__).parent.parent.parent
+
+
+def test_in_tritons_interpreter() -> None:
+    name = "tests/backends/triton_interpreted_attention.py"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", name],
+        cwd=ROOT,
+        env=os.environ | {"TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+
+
+def assembly(name: str) -> str:
+    """Of the kernel that walks the keys, of the pair that shares them out, for few rows."""
+    graph = with_tables(run_passes(module_of(name), TO_KERNELS).graphs[0])
+    units = {p.hint: len(getattr(p.type, "shape", ())) - 1 for p in graph.params}
+    target = named_target("cuda-sm90")
+    program = gpu_programs_in_parts(graph, target, units, None, 16)[0]
+    source = emit_source(program, "kernel", bulk=bool(program.attrs["bulk"]))
+    warps, stages = int(program.attrs["warps"]), int(program.attrs["stages"])
+    found = compile_ahead(source, program, target, warps, stages)
+    assert found.spills == 0
+    return found.assembly
+
+
+def test_what_is_read_comes_in_large_pieces() -> None:
+    """Sixteen bytes at a time, ahead of time: pages and words of codes by asynchronous copies,
+    dense keys by the bulk copy engine. (What other targets make of it is in the corpus' table.)"""
+    for name in ("pages", "cache u8, u4"):
+        wide = re.findall(
+            r"cp\.async\.cg\.shared\.global \[[^\]]*\], \[[^\]]*\], 0x10", assembly(name)
+        )
+        assert len(wide) >= 8, name
+    assert "cp.async.bulk.tensor" in assembly("decode")
+
+
+@pytest.mark.gpu
+def test_on_a_gpu() -> None:
+    """A cache on the device, offsets and tables on the device, one query."""
+    q = torch.randn(2, 8, 1, 128, device="cuda", dtype=torch.bfloat16)
+    k, v = (torch.randn(2, 2, 3000, 128, device="cuda") for _ in "kv")
+    cache = tilewright.KVCache(2, 2, 128, device="cuda").append(k, v)
+    keys, values = (x.repeat_interleave(4, 1) for x in cache.dequantize())
+    want = torch.nn.functional.scaled_dot_product_attention(q.float(), keys, values)
+    got = tilewright.attention(q, cache, enable_gqa=True)
+    assert isinstance(got, torch.Tensor) and float((got.float() - want).abs().max()) < 2e-2
+    pages = [x.transpose(1, 2).reshape(-1, 10, 2, 128).bfloat16() for x in cache.dequantize()]
+    table = torch.arange(600, device="cuda", dtype=torch.int32).view(2, 300)
+    got = tilewright.attention(q, *pages, block_table=table, enable_gqa=True)
+    assert isinstance(got, torch.Tensor) and float((got.float() - want).abs().max()) < 2e-2
+    flat = [x.transpose(1, 2).reshape(6000, 2, 128).bfloat16() for x in cache.dequantize()]
+    offsets = [torch.tensor([0, n, 2 * n], device="cuda", dtype=torch.int32) for n in (1, 3000)]
+    got = tilewright.attention(
+        q[:, :, 0], *flat, cu_seqlens_q=offsets[0], cu_seqlens_k=offsets[1], enable_gqa=True
+    )
+    assert isinstance(got, torch.Tensor)
+    assert float((got.float() - want[:, :, 0]).abs().max()) < 2e-2

@@ -1,0 +1,60 @@
+"""Examples of what a GPU's threads do together: products of matrix units and of warp groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from tests.ir.examples import Example
+from tilewright.passes.to_threads.layouts import ROWS, BlockLayouts, terms_of
+
+_UNIT = "m16n8k16"
+
+
+def _coordinates(name: str, shape: tuple[int, int], dim: int, layout: object) -> str:
+    """Lines for a bf16 tile of positions along a dimension."""
+    size = " x ".join(map(str, shape))
+    return (
+        f"%{name}_at = tile.coordinate {{dim = {dim}, layout = {layout}}}\n"
+        f"%{name} = math.cast %{name}_at {{dtype = bf16}}\n"
+        f"%{name}_one = math.const {{value = 1.0, type = reg<{size} x bf16, {layout}>}}\n"
+    )
+
+
+def _program(rows: int, columns: int, lines: str) -> str:
+    return (
+        f"tile f(%o: buffer<{rows} x {columns} x f32, unit 1>) "
+        "with {grid = [[1, 1]], outputs = 1} {\n"
+        f"%c0 = math.const {{value = 0, type = index}}\n{lines}"
+        "tile.store %r, %o, %c0, %c0 {dims = [0, 1]}\nreturn }"
+    )
+
+
+def _examples() -> Iterator[Example]:
+    layouts = BlockLayouts(2)
+    acc = layouts.of(ROWS, (32, 8))
+    lines = f"%acc = math.const {{value = 1.0, type = reg<32 x 8 x f32, {acc}>}}\n"
+    lines += _coordinates("a", (32, 16), 0, layouts.of(ROWS, (32, 16)))
+    lines += _coordinates("b", (16, 8), 1, layouts.of(terms_of(_UNIT), (16, 8)))
+    lines += f'%r = tile.matrix_product %acc, %a, %b {{unit = "{_UNIT}"}}\n'
+    want = 1.0 + 16 * np.outer(np.arange(32.0), np.arange(8.0))
+    yield Example("tile.matrix_product", _program(32, 8, lines), (), want)
+
+    layouts = BlockLayouts(4)
+    acc = layouts.of(ROWS, (64, 8))
+    lines = f"%acc = math.const {{value = 1.0, type = reg<64 x 8 x f32, {acc}>}}\n"
+    lines += _coordinates("a", (64, 16), 0, layouts.of(ROWS, (64, 16)))
+    lines += _coordinates("b", (8, 16), 0, "spatial(8, 16)")
+    lines += (
+        "%s = tile.alloc {type = shared<1 x 8 x 16 x bf16, swizzle 2>}\n"
+        "tile.store %b, %s, %c0, %c0, %c0 {dims = [-1, 0, 1]}\n"
+        "tile.fence {}\ntile.barrier {}\n"
+        "%r = tile.group_product %acc, %a, %s, %c0 {dims = [1, 0]}\n"
+    )
+    want = 1.0 + 16 * np.outer(np.arange(64.0), np.arange(8.0))
+    for op in ("tile.group_product", "tile.fence"):
+        yield Example(op, _program(64, 8, lines), (), want)
+
+
+THREAD_EXAMPLES = tuple(_examples())

@@ -1,0 +1,120 @@
+"""Launches on a real GPU: graphs, streams, devices, torch.compile. The rest of what can be known is
+in ``test_cuda_launch.py``, without one."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+import torch
+
+import tilewright
+from tilewright.ir.errors import BindError, DeviceError
+
+pytestmark = pytest.mark.gpu
+
+
+def inputs(length: int = 200, width: int = 64) -> list[torch.Tensor]:
+    return [torch.randn(2, 4, length, width, device="cuda").bfloat16() for _ in range(3)]
+
+
+def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **options: Any) -> torch.Tensor:
+    out = tilewright.attention(q, k, v, is_causal=True, **options)
+    assert isinstance(out, torch.Tensor)
+    return out
+
+
+def check(got: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+    want = torch.nn.functional.scaled_dot_product_attention(
+        q.double(), k.double(), v.double(), is_causal=True
+    )
+    assert float((got.double() - want).norm() / want.norm()) < 1e-2
+
+
+def test_calls_first_and_again_and_at_odd_addresses() -> None:
+    for _ in range(4):  # checked, then bound
+        q, k, v = inputs()
+        check(attention(q, k, v), q, k, v)
+    odd = torch.randn(k.numel() + 1, device="cuda").bfloat16()[1:].view(k.shape)
+    check(attention(q, odd, v), q, odd, v)
+    rows = k.transpose(1, 2).contiguous().transpose(1, 2)
+    check(attention(q, rows, v), q, rows, v)
+
+
+def test_results_do_not_wait_and_do_not_allocate_more() -> None:
+    q, k, v = inputs()
+    attention(q, k, v)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    out = attention(q, k, v)
+    assert torch.cuda.memory_allocated() - before == -(-out.numel() * 2 // 512) * 512
+
+
+def test_on_another_stream() -> None:
+    q, k, v = inputs(1000)
+    attention(q, k, v)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(20_000_000)
+        scaled = q * 2
+        out = attention(scaled, k, v)
+    stream.synchronize()
+    check(out, q * 2, k, v)
+
+
+def test_in_a_graph() -> None:
+    q, k, v = inputs()
+    want = attention(q, k, v)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = attention(q, k, v)
+    graph.replay()
+    assert bool((out == want).all())
+    for x in (q, k, v):
+        x.copy_(torch.randn_like(x))
+    graph.replay()
+    assert bool((out == attention(q, k, v)).all())
+
+
+def test_a_graph_of_what_was_never_called() -> None:
+    q, k, v = inputs(64, 48)
+    graph = torch.cuda.CUDAGraph()
+    with pytest.raises(DeviceError, match="before capturing"), torch.cuda.graph(graph):
+        attention(q, k, v)
+    torch.cuda.synchronize()
+    check(attention(q, k, v), q, k, v)
+
+
+def test_from_new_threads() -> None:
+    q, k, v = inputs()
+    want = attention(q, k, v)
+    found: list[torch.Tensor] = []
+    threads = [threading.Thread(target=lambda: found.append(attention(q, k, v))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4 and all(bool((x == want).all()) for x in found)
+
+
+def test_in_torch_compile() -> None:
+    q, k, v = inputs()
+    with torch.no_grad():
+        compiled = torch.compile(lambda q, k, v: attention(q * 2, k, v) + 1, fullgraph=True)
+        got, want = compiled(q, k, v), attention(q * 2, k, v) + 1
+    assert float((got.float() - want.float()).abs().max()) < 2e-2
+
+
+def test_tensors_on_the_cpu_are_named() -> None:
+    q, k, v = inputs()
+    with pytest.raises((BindError, tilewright.TilewrightError), match="cpu"):
+        attention(q, k.cpu(), v)
+
+
+def test_no_memory_is_torch_s_error() -> None:
+    q, k, v = inputs()
+    attention(q, k, v)
+    with pytest.raises(torch.OutOfMemoryError):
+        attention(q[:, :, :1].expand(2, 4, 1 << 29, 64), k, v)
