@@ -8,8 +8,7 @@ races, reads of what nobody wrote and accesses out of bounds.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,28 +17,26 @@ from tilewright.backends.cuda.compile import compile_kernel
 from tilewright.backends.cuda.emit import CudaSource, emit_cuda
 from tilewright.backends.cuda.host import run_on_host
 from tilewright.ir.core import Graph
-from tilewright.ir.sizes import Size
 from tilewright.ir.target import Target
-from tilewright.ir.types import BufferType
 from tilewright.passes.to_threads.lower import threads_program
 from tilewright.passes.to_tile.lower import gpu_program, gpu_programs_in_parts
 from tilewright.runtime.cache import Cache
-from tilewright.runtime.calls import Signature, launched_call_source
+from tilewright.runtime.calls import launched_call_source
 from tilewright.runtime.cuda.calls import direct_call_source, element_bytes
 from tilewright.runtime.cuda.driver import Image
 from tilewright.runtime.cuda.gpus import gpus, refuse_capture
 from tilewright.runtime.cuda.start import Layout, Start, starter
 from tilewright.runtime.family import Call, Variant
 from tilewright.runtime.fingerprint import cache_key
+from tilewright.runtime.gpu_kernel import GpuKernel
 from tilewright.runtime.gpu_targets import forced_schedule
-from tilewright.runtime.kernel import TORCH_DTYPES, refuse
 from tilewright.runtime.report import MachineReport, VariantReport
 from tilewright.runtime.triton_parts import InParts
 
 SYMBOL = "tilewright_kernel"
 
 
-class CudaKernel:
+class CudaKernel(GpuKernel):
     """A program on whole blocks as a CUDA kernel that torch tensors are given to.
 
     ``call`` gives the outputs, newly allocated and contiguous. BindError if the inputs do not fit,
@@ -50,50 +47,24 @@ class CudaKernel:
     def __init__(
         self, whole: Graph, target: Target, reports: list[MachineReport], emulated: bool = False
     ) -> None:
-        program = threads_program(whole, target)
-        self.program, self.reports, self.name = program, reports, program.name
+        self.program, self.reports = threads_program(whole, target), reports
         self.sources: dict[bool, CudaSource] = {}
         self.starts: dict[tuple[int, bool], Start] = {}
-        types = tuple(p.type for p in program.params if isinstance(p.type, BufferType))
-        self.widths = [element_bytes(x) for x in types]
-        grid = tuple((Size.of(size), int(tile)) for size, tile in program.attrs["grid"])
-        hints = tuple(p.hint for p in program.params)
-        count, sizes = int(program.attrs["outputs"]), self.source(True).sizes
-        self.signature = Signature(program.name, types, hints, count, sizes, grid, 0)
-        self.place = "is_cpu" if emulated else gpus.place
-        strides = self.source(True).strides
+        source = self.source(True)
+        super().__init__(self.program, source.sizes, "is_cpu" if emulated else gpus.place)
+        self.widths = [element_bytes(x) for x in self.signature.params]
         if emulated:
-            text = launched_call_source(self.signature, strides, self.place)
-            self.call: Call = self._compile(text, empty=torch.empty, launch=self._emulate)
+            text = launched_call_source(self.signature, source.strides, self.place)
+            self.call = self.compiled(text, empty=torch.empty, launch=self._emulate)
         else:
-            text = direct_call_source(self.signature, strides, [], self.place)
-            self.call = self._compile(
-                text,
-                current=gpus.current,
-                elsewhere=self._elsewhere,
-                empty=gpus.empty,
-                start=self._start,
-                OutOfMemory=torch.OutOfMemoryError,
-                no_memory=lambda error: None,
-            )
+            text = direct_call_source(self.signature, source.strides, [], self.place)
+            self.call = self.compiled(text, **self.started_by(self._start))
 
     def source(self, vectors: bool) -> CudaSource:
         """The kernel's text, with or without accesses of 16 bytes."""
         if vectors not in self.sources:
             self.sources[vectors] = emit_cuda(self.program, SYMBOL, vectors)
         return self.sources[vectors]
-
-    def _compile(self, text: str, **names: Any) -> Callable[..., tuple[torch.Tensor, ...]]:
-        names |= {
-            "strided": torch.strided,
-            "complain": self._complain,
-            "solve": self.signature.solve,
-        }
-        for i, type_ in enumerate(self.signature.params):
-            names[f"dtype{i}"] = TORCH_DTYPES[type_.dtype.name]
-        exec(compile(text, f"<call of kernel {self.name}>", "exec"), names)
-        call: Callable[..., tuple[torch.Tensor, ...]] = names["call"]
-        return call
 
     # ---- on a GPU
 
@@ -128,11 +99,6 @@ class CudaKernel:
         self.starts[device, vectors] = start
         return start
 
-    def _elsewhere(self, device: int, tensors: tuple[torch.Tensor, ...]) -> Any:
-        """A call with tensors on a device that is not the current one."""
-        with gpus.on(device):
-            return self.call(*tensors)
-
     # ---- on the host
 
     def _emulate(
@@ -153,9 +119,6 @@ class CudaKernel:
         run_on_host(
             source.text, SYMBOL, items, arguments, source.threads, source.shared_bytes, seed=0
         )
-
-    def _complain(self, tensors: tuple[object, ...]) -> NoReturn:
-        refuse(self.name, self.signature, self.place, tensors)
 
 
 def _memory(x: torch.Tensor) -> Any:

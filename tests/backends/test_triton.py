@@ -3,15 +3,11 @@ of time for GPUs that need not be there, and on a GPU where there is one."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from tests.attention_programs import Attention
+from tests.backends.interpreted import run_interpreted
 from tilewright.backends.triton.build import Resources, compile_ahead
 from tilewright.backends.triton.emit import TritonSource, emit_source
 from tilewright.ir.core import Graph
@@ -23,20 +19,11 @@ from tilewright.passes.to_tile.lower import gpu_program
 from tilewright.runtime.program import Program
 
 pytest.importorskip("triton")
-ROOT = Path(__file__).parent.parent.parent
 TARGETS = ("cuda-sm80", "cuda-sm90", "cuda-sm100", "hip-gfx942")
 
 
 def test_in_tritons_interpreter() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "tests/backends/triton_interpreted.py"],
-        cwd=ROOT,
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    run_interpreted("triton_interpreted.py")
 
 
 def program(form: Attention, target: str) -> Graph:

@@ -3,17 +3,14 @@ their own), compiled ahead of time, and on a GPU where there is one."""
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 import tilewright
 from tests.attention_forms import module_of
+from tests.backends.interpreted import run_interpreted
 from tilewright.backends.triton.build import compile_ahead
 from tilewright.backends.triton.emit import emit_source
 from tilewright.ir.target import named_target
@@ -22,20 +19,10 @@ from tilewright.passes.to_tile.lower import gpu_programs_in_parts
 from tilewright.passes.to_tile.tables import with_tables
 
 pytest.importorskip("triton")
-ROOT = Path(__file__).parent.parent.parent
 
 
 def test_in_tritons_interpreter() -> None:
-    name = "tests/backends/triton_interpreted_attention.py"
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", name],
-        cwd=ROOT,
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    run_interpreted("triton_interpreted_attention.py")
 
 
 def assembly(name: str) -> str:

@@ -3,16 +3,12 @@ own), compiled ahead of time for GPUs that need not be there, and on a GPU where
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.backends.interpreted import run_interpreted
 from tests.grouped_cases import exact
 from tests.test_grouped_products import COUNTS, dtype, forms, oracle
 from tilewright.backends.triton.build import Resources, compile_ahead
@@ -36,28 +32,12 @@ from tilewright.passes.to_tile.whole_blocks.experts.sums import sum_program
 from tilewright.runtime.experts import ExpertsForm, Product, experts_forward
 
 pytest.importorskip("triton")
-ROOT = Path(__file__).parent.parent.parent
 TARGETS = ("cuda-sm80", "cuda-sm90", "cuda-sm100", "hip-gfx942")
 MATRIX = {"cuda-sm80": "mma.sync", "cuda-sm100": "tcgen05.mma", "hip-gfx942": "v_mfma"}
 
 
 def test_in_tritons_interpreter() -> None:
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-x",
-            "tests/backends/triton_interpreted_experts.py",
-        ],
-        cwd=ROOT,
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    run_interpreted("triton_interpreted_experts.py")
 
 
 @settings(max_examples=15, deadline=None)

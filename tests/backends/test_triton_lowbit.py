@@ -3,16 +3,13 @@ compiled ahead of time for GPUs that need not be there, and on a GPU where there
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 import tilewright
+from tests.backends.interpreted import run_interpreted
 from tests.gpu_lowbit_programs import programs
 from tests.lowbit_programs import Form, Weight
 from tilewright.backends.triton.build import Resources, compile_ahead
@@ -20,20 +17,11 @@ from tilewright.backends.triton.emit import emit_source
 from tilewright.ir.target import named_target
 
 pytest.importorskip("triton")
-ROOT = Path(__file__).parent.parent.parent
 TARGETS = ("cuda-sm80", "cuda-sm90", "cuda-sm100", "hip-gfx942")
 
 
 def test_in_tritons_interpreter() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "tests/backends/triton_interpreted_lowbit.py"],
-        cwd=ROOT,
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    run_interpreted("triton_interpreted_lowbit.py")
 
 
 def form(dtype: str, x: str = "bf16") -> Form:

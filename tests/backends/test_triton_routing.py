@@ -3,16 +3,13 @@ compiled ahead of time for GPUs that need not be there, and on a GPU where there
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from tests.backends.interpreted import run_interpreted
 from tests.routing_inputs import whole
 from tests.test_routing_kernels import routed, routing
 from tilewright.backends.triton.build import compile_ahead
@@ -27,7 +24,6 @@ from tilewright.passes.to_tile.lower import routing_programs
 from tilewright.runtime.program import Program
 
 pytest.importorskip("triton")
-ROOT = Path(__file__).parent.parent.parent
 CHOICE = """graph choice<T>(%x: tensor<T x 128 x f32>) {
   %p = tensor.softmax %x {axis = 1}
   %v, %ids = tensor.top_k %p {k = 8}
@@ -38,22 +34,7 @@ CHOICE = """graph choice<T>(%x: tensor<T x 128 x f32>) {
 
 
 def test_in_tritons_interpreter() -> None:
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-x",
-            "tests/backends/triton_interpreted_routing.py",
-        ],
-        cwd=ROOT,
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    run_interpreted("triton_interpreted_routing.py")
 
 
 def programs(text: str, target: str) -> Iterator[Graph]:

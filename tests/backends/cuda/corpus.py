@@ -28,9 +28,9 @@ TABLE = Path(__file__).with_suffix(".json")
 REFUSED = {"cache": "in a program of threads", "experts": "no form for threads"}
 
 
-# kernels whose loops are not walked block after block of memory: their positions and pages take
-# registers, and some are spilled still (docs/cuda.md)
-SPILLING = ("documents", "window", "ragged", "pages")
+# kernels whose loops are not walked block after block of memory (their positions and pages take
+# registers), and two on sm_80 with Triton's schedules: some registers are spilled (docs/cuda.md)
+SPILLING = ("documents", "window", "ragged", "pages", "D256", "bool mask")
 
 
 def refusal(name: str) -> str | None:

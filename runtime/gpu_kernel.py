@@ -1,0 +1,75 @@
+"""What kernels for GPUs have in common, whoever writes them: their calls, checked and started."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import torch
+
+from tilewright.ir.core import Graph
+from tilewright.ir.sizes import Size
+from tilewright.ir.types import BufferType
+from tilewright.runtime.calls import Signature
+from tilewright.runtime.cuda.gpus import gpus
+from tilewright.runtime.family import Call
+from tilewright.runtime.kernel import TORCH_DTYPES, refuse
+
+
+class GpuKernel:
+    """A tile program that torch tensors are given to; ``place``: what all of them must be.
+
+    ``call``, which subclasses set, gives the outputs, newly allocated and contiguous. BindError if
+    the inputs do not fit, DeviceError where the GPU cannot take the call.
+    """
+
+    call: Call
+
+    def __init__(self, program: Graph, sizes: tuple[str, ...], place: str) -> None:
+        types = tuple(p.type for p in program.params if isinstance(p.type, BufferType))
+        self.name, self.program, self.place = program.name, program, place
+        grid = tuple((Size.of(size), int(tile)) for size, tile in program.attrs["grid"])
+        hints = tuple(p.hint for p in program.params)
+        count = int(program.attrs["outputs"])
+        self.signature = Signature(program.name, types, hints, count, sizes, grid, 0)
+
+    def started_by(self, start: Callable[..., None]) -> dict[str, Any]:
+        """The names of a call that the driver starts (``direct_call_source``)."""
+        return {
+            "current": gpus.current,
+            "elsewhere": self._elsewhere,
+            "empty": gpus.empty,
+            "start": start,
+            "OutOfMemory": torch.OutOfMemoryError,
+            "no_memory": self._no_memory,
+        }
+
+    def compiled(self, text: str, wanted: str = "call", **names: Any) -> Callable[..., Any]:
+        """The function ``wanted`` of a call's text."""
+        names |= {
+            "strided": torch.strided,
+            "complain": self._complain,
+            "solve": self.signature.solve,
+        }
+        for i, type_ in enumerate(self.signature.params):
+            names[f"dtype{i}"] = TORCH_DTYPES[type_.dtype.name]
+        exec(compile(text, f"<call of kernel {self.name}>", "exec"), names)
+        made: Callable[..., Any] = names[wanted]
+        return made
+
+    def _elsewhere(self, device: int, tensors: tuple[torch.Tensor, ...]) -> Any:
+        """A call with tensors on a device that is not the current one."""
+        with gpus.on(device):
+            return self.call(*tensors)
+
+    def _no_memory(self, error: torch.OutOfMemoryError) -> None:
+        """Says what the memory was wanted for."""
+        outputs = self.signature.params[len(self.signature.inputs) :]
+        named = ", ".join(map(str, outputs))
+        error.add_note(
+            f"Tilewright was allocating the results of {self.name} ({named}); its kernels need no "
+            "other memory. Free tensors, or split the call along its batch"
+        )
+
+    def _complain(self, tensors: tuple[object, ...]) -> NoReturn:
+        refuse(self.name, self.signature, self.place, tensors)
