@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from tilewright.backends.cuda.compile import compile_kernel
+from tilewright.backends.cuda.compile import architecture_of, compile_kernel
 from tilewright.backends.cuda.emit import CudaSource, emit_cuda
 from tilewright.backends.cuda.host import run_on_host
 from tilewright.ir.core import Graph
 from tilewright.ir.target import Target
 from tilewright.passes.to_threads.lower import threads_program
-from tilewright.passes.to_tile.lower import gpu_program, gpu_programs_in_parts
-from tilewright.runtime.cache import Cache
+from tilewright.runtime.backends import kernel_cache
 from tilewright.runtime.calls import launched_call_source
 from tilewright.runtime.cuda.calls import direct_call_source, element_bytes
 from tilewright.runtime.cuda.driver import Image
@@ -28,10 +27,8 @@ from tilewright.runtime.cuda.gpus import gpus, refuse_capture
 from tilewright.runtime.cuda.start import Layout, Start, starter
 from tilewright.runtime.family import Call, Variant
 from tilewright.runtime.fingerprint import cache_key
-from tilewright.runtime.gpu_kernel import GpuKernel
-from tilewright.runtime.gpu_targets import forced_schedule
+from tilewright.runtime.gpu_kernel import GpuKernel, make_gpu
 from tilewright.runtime.report import MachineReport, VariantReport
-from tilewright.runtime.triton_parts import InParts
 
 SYMBOL = "tilewright_kernel"
 
@@ -81,10 +78,8 @@ class CudaKernel(GpuKernel):
         refuse_capture(self.name)
         source = self.source(vectors)
         capability = gpus.capability(device)
-        architecture = f"sm_{capability}{'a' if capability == 90 else ''}"
-        image = Image(
-            machine_code(source, architecture), SYMBOL, source.threads, source.shared_bytes
-        )
+        code = machine_code(source, architecture_of(f"sm_{capability}"))
+        image = Image(code, SYMBOL, source.threads, source.shared_bytes)
         loaded = gpus.driver.load(image, device)
         integers = len(source.strides) + len(source.sizes)
         layout = Layout(len(source.pointers), (), integers, wide=True, nulls=0)
@@ -134,7 +129,7 @@ def _memory(x: torch.Tensor) -> Any:
 def machine_code(source: CudaSource, architecture: str) -> bytes:
     """The cubin of a kernel, from the disk cache if it is there."""
     key = cache_key(source.text, "cuda", "", architecture)
-    cache = Cache()
+    cache = kernel_cache()
     entry = cache.get(key)
     if entry is not None:
         return entry.payload
@@ -147,23 +142,9 @@ def make_cuda(
     variant: Variant, target: Target, emulated: bool = False
 ) -> tuple[Call, VariantReport]:
     """A form of a kernel for a CUDA device, or for the host's emulation of one."""
-    if not emulated:
-        refuse_capture(variant.graph.name)
-    names = [p.hint for p in variant.graph.params]
-    units = dict(zip(names, variant.units, strict=True))
-    given = variant.graph, target, units, forced_schedule(), variant.rows
-    program = gpu_program(*given)
-    reports: list[MachineReport] = []
-    kernel = InParts(
-        variant.graph,
-        program,
-        lambda: gpu_programs_in_parts(*given),
-        lambda whole: CudaKernel(whole, target, reports, emulated).call,
+    return make_gpu(
+        variant,
+        target,
+        "cuda-host" if emulated else "cuda",
+        lambda program, reports: CudaKernel(program, target, reports, emulated).call,
     )
-    rows = f"up to {variant.rows} rows" if variant.rows else "any number of rows"
-    backend = "cuda-host" if emulated else "cuda"
-    report = VariantReport(
-        rows, target.name, backend, variant.units, variant.static_sizes, 0, False, 0.0
-    )
-    report.machine = reports
-    return kernel.call, report

@@ -9,11 +9,18 @@ import torch
 
 from tilewright.ir.core import Graph
 from tilewright.ir.sizes import Size
+from tilewright.ir.target import Target
 from tilewright.ir.types import BufferType
+from tilewright.passes.to_tile.kernel_info import is_routing
+from tilewright.passes.to_tile.lower import gpu_program, gpu_programs_in_parts, routing_programs
 from tilewright.runtime.calls import Signature
-from tilewright.runtime.cuda.gpus import gpus
-from tilewright.runtime.family import Call
+from tilewright.runtime.cuda.gpus import gpus, refuse_capture
+from tilewright.runtime.family import Call, Variant
+from tilewright.runtime.gpu_parts import InParts
+from tilewright.runtime.gpu_routing import routing_call
+from tilewright.runtime.gpu_targets import forced_schedule
 from tilewright.runtime.kernel import TORCH_DTYPES, refuse
+from tilewright.runtime.report import MachineReport, VariantReport
 
 
 class GpuKernel:
@@ -73,3 +80,43 @@ class GpuKernel:
 
     def _complain(self, tensors: tuple[object, ...]) -> NoReturn:
         refuse(self.name, self.signature, self.place, tensors)
+
+
+def make_gpu(
+    variant: Variant,
+    target: Target,
+    backend: str,
+    make: Callable[[Graph, list[MachineReport]], Call],
+) -> tuple[Call, VariantReport]:
+    """A form of a kernel for a GPU; ``make`` gives the call of a program on whole blocks, and adds
+    to the reports what became of it."""
+    refuse_capture(variant.graph.name)
+    names = [p.hint for p in variant.graph.params]
+    units = dict(zip(names, variant.units, strict=True))
+    given = variant.graph, target, units, forced_schedule(), variant.rows
+    program = gpu_program(*given)
+    reports: list[MachineReport] = []
+
+    def made(program: Graph) -> Call:
+        return make(program, reports)
+
+    if is_routing(variant.graph):
+        call = routing_call(routing_programs(variant.graph, target, units), made)
+    else:
+        parts = InParts(variant.graph, program, lambda: gpu_programs_in_parts(*given), made)
+        call = parts.call
+    rows = f"up to {variant.rows} rows" if variant.rows else "any number of rows"
+    report = VariantReport(
+        rows, target.name, backend, variant.units, variant.static_sizes, 0, False, 0.0
+    )
+    report.schedule, report.machine = _schedule(program), reports
+    return call, report
+
+
+def _schedule(program: Graph) -> str:
+    """The tiles of a program's grid, warps and stages in words."""
+    tiles = program.attrs["grid"]
+    grid = " by ".join(f"{size} / {tile}" if tile > 1 else str(size) for size, tile in tiles)
+    bulk = ", bulk copies" if program.attrs.get("bulk") else ""
+    warps, stages = program.attrs["warps"], program.attrs["stages"]
+    return f"grid {grid}, {warps} warps, {stages} stages{bulk}"

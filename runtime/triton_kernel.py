@@ -13,23 +13,14 @@ from tilewright.backends.triton.build import build, interpreting
 from tilewright.backends.triton.emit import emit_source
 from tilewright.ir.core import Graph
 from tilewright.ir.target import Target
-from tilewright.passes.to_tile.kernel_info import is_routing
-from tilewright.passes.to_tile.lower import (
-    gpu_program,
-    gpu_programs_in_parts,
-    routing_programs,
-)
 from tilewright.runtime.calls import launched_call_source
 from tilewright.runtime.cuda.calls import again_source, direct_call_source
 from tilewright.runtime.cuda.forms import Forms
-from tilewright.runtime.cuda.gpus import gpus, refuse_capture
+from tilewright.runtime.cuda.gpus import gpus
 from tilewright.runtime.cuda.repeat import Repeat
 from tilewright.runtime.family import Call, Variant
-from tilewright.runtime.gpu_kernel import GpuKernel
-from tilewright.runtime.gpu_targets import forced_schedule
+from tilewright.runtime.gpu_kernel import GpuKernel, make_gpu
 from tilewright.runtime.report import MachineReport, VariantReport
-from tilewright.runtime.triton_parts import InParts
-from tilewright.runtime.triton_routing import routing_call
 
 SYMBOL = "tilewright_kernel"
 
@@ -94,33 +85,4 @@ class TritonKernel(GpuKernel):
 
 def make_triton(variant: Variant, target: Target) -> tuple[Call, VariantReport]:
     """A form of a kernel for a GPU."""
-    refuse_capture(variant.graph.name)
-    names = [p.hint for p in variant.graph.params]
-    units = dict(zip(names, variant.units, strict=True))
-    given = variant.graph, target, units, forced_schedule(), variant.rows
-    program = gpu_program(*given)
-    reports: list[MachineReport] = []
-
-    def made(program: Graph) -> Call:
-        return TritonKernel(program, reports).call
-
-    if is_routing(variant.graph):
-        call = routing_call(routing_programs(variant.graph, target, units), made)
-    else:
-        parts = InParts(variant.graph, program, lambda: gpu_programs_in_parts(*given), made)
-        call = parts.call
-    rows = f"up to {variant.rows} rows" if variant.rows else "any number of rows"
-    report = VariantReport(
-        rows, target.name, "triton", variant.units, variant.static_sizes, 0, False, 0.0
-    )
-    report.schedule, report.machine = _schedule(program), reports
-    return call, report
-
-
-def _schedule(program: Graph) -> str:
-    """The tiles of a program's grid, warps and stages in words."""
-    tiles = program.attrs["grid"]
-    grid = " by ".join(f"{size} / {tile}" if tile > 1 else str(size) for size, tile in tiles)
-    bulk = ", bulk copies" if program.attrs.get("bulk") else ""
-    warps, stages = program.attrs["warps"], program.attrs["stages"]
-    return f"grid {grid}, {warps} warps, {stages} stages{bulk}"
+    return make_gpu(variant, target, "triton", lambda x, reports: TritonKernel(x, reports).call)

@@ -28,6 +28,11 @@ _MISSING = (
 )
 
 
+def architecture_of(cpu: str) -> str:
+    """What to compile for on a chip: with what 9.0 alone has (wgmma) there."""
+    return f"{cpu}a" if cpu == "sm_90" else cpu
+
+
 def compile_kernel(source: str, architecture: str, symbol: str = "kernel") -> bytes:
     """The cubin of a text that includes ``tilewright_kernel.h``, for ``sm_80``, ``sm_90a``, …
 

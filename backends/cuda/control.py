@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from tilewright.backends.cuda.pointwise import HALVES
 from tilewright.backends.cuda.text import atom
 from tilewright.backends.cuda.tiles import Tile, Writer
 from tilewright.ir import ops_tile as t
@@ -43,16 +42,7 @@ class ControlOps(Writer):
         out = Tile(self.text.name(param.hint), x.dtype, x.layout, False)
         self.values[param] = out
         self.text.line(f"{self.declaration(out)};")
-        self._assign(out, x)
-
-    def _assign(self, out: Tile, x: Tile) -> None:
-        if x.scalar:
-            self.fill(out, lambda register: x.name)
-            return
-        words = out.layout.registers
-        words = -(-words // 2) if out.dtype in HALVES else words
-        with self.text.each("i", words) as i:
-            self.text.line(f"{out.name}[{i}] = {x.name}[{i}];")
+        self.assign(out, x)
 
     def _next(self, params: list[Value], yields: tuple[Value, ...]) -> None:
         """What a loop carries on; values that are carried variables themselves are read first."""
@@ -71,7 +61,7 @@ class ControlOps(Writer):
             if x.name in held and x.name != self.values[param].name:
                 copy = Tile(self.text.name("before"), x.dtype, x.layout, False)
                 self.text.line(f"{self.declaration(copy)};")
-                self._assign(copy, x)
+                self.assign(copy, x)
                 x = copy
             moves.append((param, x))
         for param, x in moves:
@@ -79,7 +69,7 @@ class ControlOps(Writer):
                 if x != self.values[param]:
                     self.text.line(f"{self.values[param]} = {x};")
             elif x.name != self.values[param].name:
-                self._assign(self.values[param], x)
+                self.assign(self.values[param], x)
 
     def _tile_if(self, op: t.If) -> None:
         lo, hi = (atom(self.index(v)) for v in op.operands)

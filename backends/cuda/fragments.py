@@ -202,8 +202,7 @@ class FragmentOps(Writer):
         words = isinstance(lazy, Lazy) and (matrices is not None or a.dtype == F32)
         b = None if words else self.tile(op.b)
         out = self.declare(op.result)
-        with self.text.each("i", acc.layout.registers) as i:
-            self.text.line(f"{out.name}[{i}] = {acc.name}[{i}];")
+        self.assign(out, acc)
         assert isinstance(op.b.type, RegisterType)
         parts = warp_parts(unit, acc.layout, a.layout, op.b.type.layout)
         assert parts is not None
@@ -229,8 +228,7 @@ class FragmentOps(Writer):
         assert isinstance(shared, Shared)
         (rows, terms), columns = a.layout.shape, acc.layout.shape[1]
         out = self.declare(op.result)
-        with self.text.each("i", acc.layout.registers) as i:
-            self.text.line(f"{out.name}[{i}] = {acc.name}[{i}];")
+        self.assign(out, acc)
         side = self.text.name(f"{shared.name}_tile")
         line, slot = shared.row_bytes, shared.type.shape[1] * shared.row_bytes
         start = shared.start(self.index(op.first))

@@ -76,12 +76,16 @@ class MemoryOps(Writer):
         for dim in range(layout.rank):
             if layout.shape[dim] == 1 and dim not in window.left:
                 continue
-            here = added([self.thread(layout, dim), register_part(layout, dim, register)])
+            here = self._element_at(layout, dim, register)
             if dim in window.strides:
                 offset.append(times(here, window.strides[dim]))
             if dim in window.left:
                 inside.append(f"{here} < {window.left[dim]}")
         return added(offset), " && ".join(inside)
+
+    def _element_at(self, layout: Layout, dim: int, register: str) -> str:
+        """Where a thread's register lies along a dimension of its tile."""
+        return added([self.thread(layout, dim), register_part(layout, dim, register)])
 
     def _width(self, op: t.Load | t.Store, memory: Value, layout: Layout) -> int:
         """How many neighbouring elements a thread moves at once: those that its registers hold
@@ -128,16 +132,9 @@ class MemoryOps(Writer):
             self.text.line(f"const {kind} v = {value};")
             with self.text.each("w", words) as w:
                 place = added([times(i, str(words)), w])
-                what = f"v.words[{w}]"
-                if out.dtype not in HALVES:
-                    if size != 4:
-                        raise UnsupportedError(f"vectors of {out.dtype}", op.loc)
-                    plain = c_type(out.dtype)
-                    what = (
-                        f"tw::bits_to_float({what})"
-                        if out.dtype.is_float
-                        else f"static_cast<{plain}>({what})"
-                    )
+                if size != 4 and out.dtype not in HALVES:
+                    raise UnsupportedError(f"vectors of {out.dtype}", op.loc)
+                what = _from_word(out, f"v.words[{w}]")
                 self.text.line(f"{out.name}[{place}] = {what};")
 
     def _single_loads(self, out: Tile, layout: Layout, window: Window, held: Buffer) -> None:
@@ -214,11 +211,7 @@ class MemoryOps(Writer):
                 self.text.line(f"const tw::Vec<{size}> v = tw::global_load_vec<{size}>({at});")
                 with self.text.each("w", width) as w:
                     to = f"{out.name}[{added([times(i, str(width)), w])}]"
-                    word = f"v.words[{w}]"
-                    cast = f"static_cast<{c_type(out.dtype)}>({word})"
-                    self.text.line(
-                        f"{to} = {f'tw::bits_to_float({word})' if out.dtype.is_float else cast};"
-                    )
+                    self.text.line(f"{to} = {_from_word(out, f'v.words[{w}]')};")
             return
 
         def element(register: str) -> str:
@@ -308,11 +301,8 @@ class MemoryOps(Writer):
             self.text.depth += 1
         with self.text.each("i", layout.registers // width, COPIES_AT_ONCE) as i:
             register = times(i, str(width))
-            row = added([self.thread(layout, row_dim), register_part(layout, row_dim, register)])
-            column = added(
-                [self.thread(layout, column_dim), register_part(layout, column_dim, register)]
-            )
-            place = f"{shared.at(slot, row, column)}"
+            row, column = (self._element_at(layout, d, register) for d in (row_dim, column_dim))
+            place = shared.at(slot, row, column)
             if self._copies_lines(op, held, column_dim, width):
                 offset, inside = self._places(layout, window, register)
                 more = f", {inside}" if inside else ""
@@ -381,3 +371,12 @@ class MemoryOps(Writer):
         self.head.append(f"  const int {name} = {text};")
         self.named[text] = name
         return name
+
+
+def _from_word(tile: Tile, word: str) -> str:
+    """A word out of memory as what a tile's registers hold."""
+    if tile.dtype in HALVES:
+        return word
+    if tile.dtype.is_float:
+        return f"tw::bits_to_float({word})"
+    return f"static_cast<{c_type(tile.dtype)}>({word})"

@@ -142,6 +142,16 @@ class Writer:
         word, half = half_place(register)
         return f"tw::half_of<{kind}>({tile.name}[{word}], {half})"
 
+    def assign(self, out: Tile, x: Tile) -> None:
+        """Copies a tile's registers."""
+        if x.scalar:
+            self.fill(out, lambda register: x.name)
+            return
+        words = out.layout.registers
+        words = -(-words // 2) if out.dtype in HALVES else words
+        with self.text.each("i", words) as i:
+            self.text.line(f"{out.name}[{i}] = {x.name}[{i}];")
+
     def fill(self, tile: Tile, element: Callable[[str], str]) -> None:
         """Sets every register of a tile; ``element`` gives the scalar of a register's number."""
         count = tile.layout.registers

@@ -56,11 +56,11 @@ def _shape(value: Value) -> tuple[int, ...]:
     return value.type.shape if isinstance(value.type, RegisterType) else ()
 
 
-def find_families(graph: Graph) -> Families:
-    """For every tile the families of layouts that something needs it in; none: nothing needs it."""
+def find_families(graph: Graph, made: Made) -> Families:
+    """For every tile the families of layouts that something needs it in; none: nothing needs it.
+    ``made`` gives the op that made a value."""
     found: Families = {}
-    made = {v: op for op in graph.body.walk() for v in op.results}
-    _region(graph.body, found, made.get)
+    _region(graph.body, found, made)
     return found
 
 

@@ -65,11 +65,11 @@ def lower_threads(graph: Graph) -> Graph:
 class _Lowering:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.families = find_families(graph)
-        self.build = TileBuilder()
         self.made = {v: op for op in graph.body.walk() for v in op.results}
+        self.families = find_families(graph, self.made.get)
+        self.build = TileBuilder()
         self.layouts = _layouts(graph, self.made.get)
-        self.grouped = _grouped(graph, self.families, self.layouts.warps)
+        self.grouped = _grouped(graph, self.families, self.made.get, self.layouts.warps)
         self.staging = Staging(self.build, self.layouts, bool(self.grouped))
         self.values: dict[tuple[Value, str], Value] = {}
         self.feeds = _feeds(graph, self.families)
@@ -188,16 +188,8 @@ class _Lowering:
                 self.staging.commit()
                 self.staging.wait(0)
                 return self.staging.load(found, self.build.index(0), family)
-        bounds = op.bounds
-        return self.build(
-            t.Load,
-            op.source,
-            *rest,
-            dims=op.dims,
-            bounds=bounds,
-            layout=layout,
-            hint=op.result.hint,
-        )
+        attrs = {**op.attrs, "layout": layout}
+        return self.build(t.Load, op.source, *rest, hint=op.result.hint, **attrs)
 
     # ---- loops
 
@@ -298,28 +290,22 @@ def _seen(x: Value, op: View) -> Layout:
     """The layout of a view: a register of more bits becomes neighbouring columns."""
     assert isinstance(x.type, RegisterType)
     ratio, rest = divmod(x.type.dtype.bits, op.dtype.bits)
-    if (
-        rest
-        or ratio * x.type.shape[1] != op.layout.shape[1]
-        or x.type.shape[0] != op.layout.shape[0]
-    ):
+    if rest or x.type.layout.local(1, ratio).shape != op.layout.shape:
         raise UnsupportedError(f"{x.type} seen as {op.dtype} by threads", op.loc)
     return x.type.layout.local(1, ratio)
 
 
-def _grouped(graph: Graph, families: Families, warps: int) -> set[Value]:
+def _grouped(graph: Graph, families: Families, made: Made, warps: int) -> set[Value]:
     """The loads of right sides that warp groups may read from shared memory: 16-bit floats that
     nothing else needs, on targets that have such groups."""
     if named_target(str(graph.attrs["target"])).cpu != "sm_90" or warps % GROUP_WARPS:
         return set()
     found: set[Value] = set()
-    made = {v: op for op in graph.body.walk() for v in op.results}
     for op in graph.body.walk():
-        if isinstance(op, t.Product) and isinstance(made.get(op.b), t.Load):
+        if isinstance(op, t.Product) and isinstance(made(op.b), t.Load):
             type_ = op.b.type
             assert isinstance(type_, RegisterType)
             alone = families[op.b] == {terms_of(GROUP_UNIT)}
-            alone = alone and unit_of(op, made.get).name == GROUP_UNIT
             if alone and type_.dtype in GROUP_TERMS and type_.shape[1] <= MOST_COLUMNS:
                 found.add(op.b)
     return found

@@ -23,6 +23,7 @@ from tilewright.passes.to_tile.whole_blocks.lowbit.schedule import (
     product_schedule,
     row_class,
 )
+from tilewright.runtime.gpu_parts import processors
 from tilewright.runtime.gpu_targets import device_target, forced_schedule, pretended
 from tilewright.runtime.kernel import FLOATS
 from tilewright.runtime.lowbit.form import EPILOGUES, LinearForm
@@ -41,7 +42,6 @@ from tilewright.runtime.lowbit.linear import (
     without_products,
 )
 from tilewright.runtime.quantized.tensor import QuantizedTensor
-from tilewright.runtime.triton_parts import processors
 
 AT_ONCE = 4  # work items with few rows that a multiprocessor holds
 

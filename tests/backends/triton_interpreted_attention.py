@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 import tilewright
 from tilewright.frontend.attention import varlen
 from tilewright.frontend.attention.plans import GATHERED, INTERPRETED
+from tilewright.runtime.gpu_parts import InParts
 from tilewright.runtime.gpu_targets import using_schedule
-from tilewright.runtime.triton_parts import InParts
 
 ERRORS = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 

@@ -119,7 +119,7 @@ def _gpu_text(program: Graph, stage: Stage, target: Target) -> str:
         from tilewright.backends.triton.emit import emit_source
 
         return emit_source(program, program.name, bulk=bool(program.attrs.get("bulk"))).text
-    from tilewright.backends.cuda.compile import compile_kernel
+    from tilewright.backends.cuda.compile import architecture_of, compile_kernel
     from tilewright.backends.cuda.emit import emit_cuda
     from tilewright.backends.gpu.machine_code import assembly
     from tilewright.passes.to_threads.lower import threads_program
@@ -130,8 +130,7 @@ def _gpu_text(program: Graph, stage: Stage, target: Target) -> str:
     text = emit_cuda(threads, program.name).text
     if stage == Stage.cuda:
         return text
-    architecture = f"{target.cpu}{'a' if target.cpu == 'sm_90' else ''}"
-    return assembly(compile_kernel(text, architecture, program.name))
+    return assembly(compile_kernel(text, architecture_of(target.cpu), program.name))
 
 
 def check_stage(stage: Stage, target: Target) -> None:
