@@ -3,30 +3,26 @@
 First whether results are right (few keys against float64, many against torch), then times in
 interleaved rounds: keys and values in bf16, in pages, and in caches of a few bits, with the default
 schedule and others, beside torch's SDPA and torch.compile(flex_attention); as shares of the copy
-bandwidth that the same run measured. What is read is several times larger than the caches. Writes
-OUT as JSON after every step; exits with 1 if a result is wrong. ``--dry``: tiny problems under
-Triton's interpreter (set TRITON_INTERPRET=1 before).
+bandwidth that the same run measured. The caches are flushed before every call. Writes OUT as JSON
+after every step; exits with 1 if a result is wrong. ``--dry``: tiny problems under Triton's
+interpreter (set TRITON_INTERPRET=1 before).
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import sys
-import time
-import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 import tilewright
+from tilewright.bench.gpu_timing import Suite, run_suite
 from tilewright.gpu import using_schedule
 
 HEADS, KEY_HEADS, WIDTH, KEYS = 32, 8, 128, 8192
@@ -129,158 +125,92 @@ class Problem:
         return sum(x.numel() * x.element_size() for x in (*tensors, self.q, self.q))
 
 
-class Run:
-    """What was found so far, and how long the whole may take."""
-
-    def __init__(self, path: Path, seconds: float, dry: bool) -> None:
-        self.path, self.dry = path, dry
-        self.end = time.perf_counter() + seconds
-        self.device = torch.device("cpu" if dry else "cuda")
-        self.found: dict[str, Any] = {"checks": {}, "rows": {}, "notes": []}
-
-    def save(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(json.dumps(self.found, indent=1) + "\n", encoding="utf-8")
-
-    def check(self, name: str, call: Call, want: torch.Tensor, bound: float) -> bool:
-        try:
-            error = float((call().double() - want).norm() / want.norm())
-        except Exception as problem:
-            self.found["notes"].append(f"{name}: {type(problem).__name__}: {problem}"[:600])
-            error = float("nan")
-        self.found["checks"][name] = good = error < bound
-        print(f"{name}: error {error:.2e}{'' if good else ' WRONG'}", flush=True)
-        return good
-
-    def milliseconds(self, call: Call) -> float:
-        if self.dry:
-            began = time.perf_counter()
-            call()
-            return (time.perf_counter() - began) * 1e3
-        start, end = (
-            torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-            for _ in range(2)
-        )
-        start.record()
-        for _ in range(5):
-            call()
-        end.record()
-        end.synchronize()
-        return float(start.elapsed_time(end)) / 5
-
-    def rounds(self, calls: dict[str, Call]) -> dict[str, float]:
-        """Medians of interleaved rounds, after a warm-up; a call that fails is left out."""
-        usable = {}
-        for name, call in calls.items():
-            try:
-                for _ in range(1 if self.dry else 3):
-                    call()
-                usable[name] = call
-            except Exception as problem:
-                self.found["notes"].append(f"{name}: {type(problem).__name__}: {problem}"[:600])
-        times: dict[str, list[float]] = {name: [] for name in usable}
-        for _ in range(1 if self.dry else 11):
-            for name, call in usable.items():
-                times[name].append(self.milliseconds(call))
-        return {name: statistics.median(x) for name, x in times.items()}
-
-
 def main() -> int:
-    """Everything in order of importance; 1 if a check failed."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("path", help="JSON to write")
-    parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--dry", action="store_true")
-    options = parser.parse_args()
-    run = Run(Path(options.path), options.seconds, options.dry)
-    try:
-        run.found["copy_bytes_per_second"] = copy_bandwidth(run)
-        correctness(run)
-        for batch in (1,) if run.dry else (16, 1):
-            if time.perf_counter() < run.end:
-                times(run, batch)
-        run.found["ok"] = all(run.found["checks"].values())
-    except BaseException:
-        run.found["ok"] = False
-        run.found["error"] = traceback.format_exc()
-        print(run.found["error"], flush=True)
-    run.save()
-    return 0 if run.found["ok"] else 1
+    """1 if a result is wrong."""
+    return run_suite(__doc__, 60.0, work)
 
 
-def copy_bandwidth(run: Run) -> float:
+def work(suite: Suite) -> None:
+    """Everything in order of importance."""
+    suite.found["copy_bytes_per_second"] = copy_bandwidth(suite)
+    correctness(suite)
+    for batch in (1,) if suite.dry else (16, 1):
+        if suite.left() > 0:
+            times(suite, batch)
+
+
+def copy_bandwidth(suite: Suite) -> float:
     """Bytes read and written in a second by a copy of 1 GiB."""
-    size = 1 << 20 if run.dry else 1 << 30
-    source = torch.zeros(size, dtype=torch.uint8, device=run.device)
+    size = 1 << 20 if suite.dry else 1 << 30
+    source = torch.zeros(size, dtype=torch.uint8, device=suite.device)
     target = torch.empty_like(source)
     copy = partial(target.copy_, source)
     copy()
-    return 2e3 * size / statistics.median(run.milliseconds(copy) for _ in range(7))
+    return 2e3 * size / statistics.median(suite.milliseconds(copy) for _ in range(7))
 
 
-def correctness(run: Run) -> None:
+def correctness(suite: Suite) -> None:
     """Against float64, with lengths that are no multiples of anything."""
-    for keys in (45, 70) if run.dry else (45, 777, 3001):
-        problem = Problem(2, keys, run.device, run.dry)
-        bound = 1e-5 if run.dry else 1e-2
+    for keys in (45, 70) if suite.dry else (45, 777, 3001):
+        problem = Problem(2, keys, suite.device, suite.dry)
+        bound = 1e-5 if suite.dry else 1e-2
         dense = problem.ours(problem.k, problem.v)
-        run.check(f"bf16, {keys} keys", dense, problem.exact(problem.k, problem.v), bound)
+        check(suite, f"bf16, {keys} keys", dense, problem.exact(problem.k, problem.v), bound)
         for name, (k, v) in CACHES.items():
             cache = problem.cache(k, v)
-            want = problem.exact(*(x.to(run.device) for x in cache.dequantize()))
-            run.check(f"{name}, {keys} keys", problem.ours(cache), want, bound)
-    run.save()
+            want = problem.exact(*(x.to(suite.device) for x in cache.dequantize()))
+            check(suite, f"{name}, {keys} keys", problem.ours(cache), want, bound)
 
 
-def times(run: Run, batch: int) -> None:
+def times(suite: Suite, batch: int) -> None:
     """Milliseconds, shares of the copy bandwidth, and speed beside bf16 and torch."""
-    problem = Problem(batch, 64 if run.dry else KEYS, run.device, run.dry)
+    problem = Problem(batch, 64 if suite.dry else KEYS, suite.device, suite.dry)
     label = "" if batch == 16 else f", batch {batch}"
-    want = problem.ours(problem.k, problem.v)().double()
+    want, bound = problem.ours(problem.k, problem.v)().double(), 1e-4 if suite.dry else 1e-2
     calls = {"default": problem.ours(problem.k, problem.v), "torch sdpa": problem.torch_sdpa()}
-    if not run.dry:
+    if not suite.dry:
         calls["torch flex"] = problem.torch_flex()
         for name, schedule in TENSORS.items():
             calls[name] = problem.ours(problem.k, problem.v, schedule=schedule)
     for name, call in calls.items():
-        run.check(f"bf16{label}, {name}", call, want, 1e-4 if run.dry else 1e-2)
-    found = run.rounds(calls)
+        check(suite, f"bf16{label}, {name}", call, want, bound)
     size = problem.bytes(problem.k, problem.v)
-    record(run, f"decode bf16{label}", found, size, {"torch": min_of(found, "torch")})
+    found = record(suite, f"decode bf16{label}", calls, size)
     ours = min(t for n, t in found.items() if not n.startswith("torch"))
     pages: dict[str, Any] = problem.pages()
     paged = {"default": problem.ours(pages.pop("k"), pages.pop("v"), **pages)}
-    if run.check(f"pages{label}", paged["default"], want, 1e-4 if run.dry else 1e-2):
-        record(run, f"decode pages{label}", run.rounds(paged), size, {"bf16": ours})
+    if check(suite, f"pages{label}", paged["default"], want, bound):
+        record(suite, f"decode pages{label}", paged, size, ours)
     for name, (k, v) in CACHES.items():
-        if time.perf_counter() > run.end:
-            run.found["notes"].append(f"{name}{label}: no time left")
+        if suite.left() < 0:
+            suite.note(f"{name}{label}: no time left")
             return
         cache = problem.cache(k, v)
         calls = {"default": problem.ours(cache)}
-        for title, schedule in {} if run.dry else CODES.items():
+        for title, schedule in {} if suite.dry else CODES.items():
             calls[title] = problem.ours(cache, schedule=schedule)
         size = problem.bytes() + cache.keys.nbytes + cache.values.nbytes
-        record(run, f"decode {name}{label}", run.rounds(calls), size, {"bf16": ours})
+        record(suite, f"decode {name}{label}", calls, size, ours)
 
 
-def min_of(found: dict[str, float], start: str) -> float:
-    return min((t for n, t in found.items() if n.startswith(start)), default=float("nan"))
+def check(suite: Suite, key: str, call: Call, want: torch.Tensor, bound: float) -> bool:
+    return suite.check(key, lambda: float((call().double() - want).norm() / want.norm()), bound)
 
 
-def record(run: Run, key: str, found: dict[str, float], size: int, peers: dict[str, float]) -> None:
-    """A row for every way, with its share of the copy bandwidth and its speed beside others."""
-    run.found["rows"][key] = {
-        name: {
-            "ms": round(t, 5),
-            "share_of_copy": round(size / t * 1e3 / run.found["copy_bytes_per_second"], 3),
-            **{f"times_{peer}": round(other / t, 3) for peer, other in peers.items()},
-        }
-        for name, t in found.items()
-    }
-    run.found["rows"][key]["bytes"] = size
-    run.save()
-    print(f"{key}: {json.dumps(run.found['rows'][key])}", flush=True)
+def record(
+    suite: Suite, key: str, calls: dict[str, Call], size: int, bf16: float | None = None
+) -> dict[str, float]:
+    """A row for every way, with its share of the copy bandwidth and, where that took ``bf16``
+    milliseconds, its speed beside keys and values in bf16."""
+
+    def more(name: str, ms: float) -> dict[str, float]:
+        share = size / ms * 1e3 / suite.found["copy_bytes_per_second"]
+        beside = {} if bf16 is None else {"times_bf16": round(bf16 / ms, 3)}
+        return {"share_of_copy": round(share, 3), "bytes": size, **beside}
+
+    found = suite.times(calls)
+    suite.record(key, found, more)
+    return found
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ kernels."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -17,9 +18,11 @@ from tilewright.ir.types import Axis
 from tilewright.passes.channels.compare import Depth, Regime
 from tilewright.passes.channels.deadlock import Barriers
 from tilewright.passes.channels.nodes import Edge, NodeGraph, find_nodes
+from tilewright.passes.channels.schedule import Schedule
 from tilewright.passes.channels.throughput import Times, Timing
 
 SEND_AND_RESPONSE = 2
+MOST_FIRINGS = 1 << 15  # that are looked at one by one: a tenth of a second each time
 _LONG = "long "  # prefix of the names that stand for a loop's size while looking for deep channels
 
 
@@ -56,17 +59,55 @@ def channel_depths(
 ) -> list[Channel]:
     """The channels of a machine's nodes, which fire once a cycle (``times``: else all is 1).
 
-    With ``sizes`` the depths are numbers, right for sizes of any length from 1; else expressions
-    that are right where loops are long against the number of nodes (``_regime``).
+    Without ``sizes`` the depths are expressions that are right where loops are long against the
+    number of nodes (``_regime``). With them they are numbers for loops of any length: where loops
+    are short, or nests deeper than two, those of the program's own schedule (``_at_sizes``).
     """
-    # a loop without steps asks for no more than one with a step, but may end at once
+    # a loop without steps asks for no more than one with a step
     known = {name: Size.of(max(1, n)) for name, n in (sizes or {}).items()}
     times = times or Times()
     full, least = _depths(nodes, lambda axis: axis.size.substitute(known), times)
-    if sizes and 0 in sizes.values():
+    if sizes and 0 in sizes.values():  # they may end at once
         full = {edge: Depth(depth.tokens) for edge, depth in full.items()}
+    if sizes is not None:
+        full = _at_sizes(nodes, full, sizes, times)
     deep = _deep_edges(nodes, times)
     return [_channel(e, full[e], least[e], e in deep) for e in nodes.edges]
+
+
+def _at_sizes(
+    nodes: NodeGraph, full: dict[Edge, Depth], sizes: Mapping[str, int], times: Times
+) -> dict[Edge, Depth]:
+    """The depths for full throughput at given sizes, from those that a steady state needs.
+
+    These are exact for two loops in one another, both long. Short loops end before there is a
+    steady state, and a node of a middle loop may go in bursts: then the program's firings decide.
+    Where these are too many, they are looked at for smaller sizes; a channel that proves too small
+    there gets places for all of its stream.
+    """
+    loops = {axis: axis.size.evaluate(dict(sizes)) for node in nodes.nodes for axis in node.loops}
+    long = _regime(nodes, times).least
+    if len(_levels(nodes)) <= 2 and all(extent >= long for extent in loops.values()):
+        return full
+    small = _with_few_firings(nodes, loops)
+    schedule = Schedule(nodes, small, times)
+    if small == loops:
+        found = schedule.least({edge: d.evaluate(dict(sizes)) for edge, d in full.items()})
+        return {edge: Depth(Size.of(depth)) for edge, depth in found.items()}
+    steady, _ = _depths(nodes, lambda axis: Size.of(max(1, small[axis])), times)
+    first = {edge: depth.evaluate({}) for edge, depth in steady.items()}
+    mended = schedule.mended(first)
+    raised = [edge for edge, depth in mended.items() if depth > first[edge]]
+    return full | {e: Depth(Size.of(math.prod(loops[a] for a in e.loops))) for e in raised}
+
+
+def _with_few_firings(nodes: NodeGraph, loops: Mapping[Axis, int]) -> dict[Axis, int]:
+    """The loops, the longest halved until the nodes fire no more than ``MOST_FIRINGS`` times."""
+    found = dict(loops)
+    while sum(math.prod(found[a] for a in node.loops) for node in nodes.nodes) > MOST_FIRINGS:
+        longest = max(found, key=found.__getitem__)
+        found[longest] //= 2
+    return found
 
 
 def deep_inputs(graph: Graph) -> set[tuple[Op, int]]:
@@ -94,8 +135,7 @@ def _depths(
     """For every channel the depth for full throughput and the one that is free of deadlock."""
     regime = _regime(nodes, times)
     barriers = Barriers(nodes, extent, regime)
-    levels = {len(node.loops) for node in nodes.nodes if node.loops}
-    apart = len(levels) > 2
+    apart = len(_levels(nodes)) > 2
     timing = Timing(nodes, extent, regime, times, apart=apart)
     timing.delay()
     full = {edge: timing.depth(edge) for edge in nodes.edges}
@@ -108,6 +148,11 @@ def _depths(
     for edge, depth in full.items():
         full[edge] = _at_most_all(edge, depth, barriers, timing)
     return full, {edge: Depth(barriers.places[edge]) for edge in nodes.edges}
+
+
+def _levels(nodes: NodeGraph) -> set[int]:
+    """How deep the loops are that nodes run in."""
+    return {len(node.loops) for node in nodes.nodes if node.loops}
 
 
 def _regime(nodes: NodeGraph, times: Times) -> Regime:

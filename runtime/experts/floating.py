@@ -62,6 +62,18 @@ class Matrices:
         return Matrices(weights, _readable(biases))
 
 
+def why_not_matrices(product: Product, weight: torch.Tensor, device: torch.device) -> str:
+    """Why no grouped kernel on ``device`` takes a product with weights as a model keeps them
+    ('': one does)."""
+    if weight.device != device or weight.dtype not in FLOATS:
+        return f"weights of {weight.dtype} on {weight.device}"
+    if 1 not in weight.stride()[1:]:
+        return "weights of whose elements no neighbours lie side by side"
+    if product.bias is not None and product.bias.dtype not in FLOATS:
+        return f"biases of {product.bias.dtype}"
+    return ""
+
+
 def float_first(form: ExpertsForm, plan: Plan, x: torch.Tensor, out: DType) -> torch.Tensor:
     """What the second product takes, of dtype ``out``: x [T, H] -> [P, I]."""
     parts = [Matrices.of(p, form.columns if len(form.first) == 1 else ALL) for p in form.first]

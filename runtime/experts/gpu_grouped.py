@@ -21,7 +21,7 @@ from tilewright.passes.to_tile.whole_blocks.experts.products import product_prog
 from tilewright.passes.to_tile.whole_blocks.experts.sums import sum_program
 from tilewright.runtime.cuda.gpus import refuse_capture
 from tilewright.runtime.experts.between import gate_function, gated
-from tilewright.runtime.experts.floating import Matrices, float_form, together
+from tilewright.runtime.experts.floating import Matrices, float_form, together, why_not_matrices
 from tilewright.runtime.experts.form import ALL, ExpertsForm, Product
 from tilewright.runtime.experts.gpu_plan import BlockPlan, block_plan
 from tilewright.runtime.experts.rerouting import Rerouting
@@ -37,27 +37,15 @@ def why_not(form: ExpertsForm, x: torch.Tensor) -> str:
     if not (x.is_cuda or (x.is_cpu and pretended.on)) or x.dtype not in FLOATS:
         return f"activations of {x.dtype} on {x.device.type}"
     for product in (*form.first, form.down):
-        reason = _why_not_product(product, x.device)
-        if reason:
+        if not isinstance(product.weight, torch.Tensor):
+            return "quantised weights"
+        if reason := why_not_matrices(product, product.weight, x.device):
             return reason
     try:
         triton_module()
         device_target(x.device.index)
     except (BackendMissingError, TargetError) as error:
         return str(error)
-    return ""
-
-
-def _why_not_product(product: Product, device: torch.device) -> str:
-    weight = product.weight
-    if not isinstance(weight, torch.Tensor):
-        return "quantised weights"
-    if weight.device != device or weight.dtype not in FLOATS:
-        return f"weights of {weight.dtype} on {weight.device}"
-    if 1 not in weight.stride()[1:]:
-        return "weights of whose elements no neighbours lie side by side"
-    if product.bias is not None and product.bias.dtype not in FLOATS:
-        return f"biases of {product.bias.dtype}"
     return ""
 
 

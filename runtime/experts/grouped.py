@@ -6,7 +6,13 @@ import torch
 
 from tilewright.ir.dtypes import BF16, F32, DType
 from tilewright.runtime.experts import packed
-from tilewright.runtime.experts.floating import combine, float_first, float_product, inner_dtype
+from tilewright.runtime.experts.floating import (
+    combine,
+    float_first,
+    float_product,
+    inner_dtype,
+    why_not_matrices,
+)
 from tilewright.runtime.experts.form import ExpertsForm, Product
 from tilewright.runtime.experts.plan import Plan, plan
 from tilewright.runtime.experts.rerouting import Rerouting
@@ -21,23 +27,16 @@ def why_not(form: ExpertsForm, x: torch.Tensor) -> str:
     if not x.is_cpu or x.dtype not in FLOATS:
         return f"activations of {x.dtype} on {x.device.type}"
     if any(product.quantised for product in form.first):
-        reason = packed.applies(form)
+        reason, others = packed.applies(form), [form.down]
     else:
-        reason = next(filter(None, map(_why_not_product, form.first)), "")
-    return reason or _why_not_product(form.down)
+        reason, others = "", [*form.first, form.down]
+    return reason or next(filter(None, (_why_not_product(p, x.device) for p in others)), "")
 
 
-def _why_not_product(product: Product) -> str:
-    weight = product.weight
-    if not isinstance(weight, torch.Tensor):
-        return packed.applies(product)
-    if not weight.is_cpu or weight.dtype not in FLOATS:
-        return f"weights of {weight.dtype} on {weight.device.type}"
-    if 1 not in weight.stride()[1:]:
-        return "weights of whose elements no neighbours lie side by side"
-    if product.bias is not None and product.bias.dtype not in FLOATS:
-        return f"biases of {product.bias.dtype}"
-    return ""
+def _why_not_product(product: Product, device: torch.device) -> str:
+    if isinstance(product.weight, torch.Tensor):
+        return why_not_matrices(product, product.weight, device)
+    return packed.applies(product)
 
 
 def run(

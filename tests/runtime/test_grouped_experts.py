@@ -151,5 +151,10 @@ def test_what_has_no_grouped_kernel_says_why() -> None:
     assert "side by side" in grouped.why_not(form, torch.randn(2, 16))
     plain = ExpertsForm((Product(torch.randn(4, 32, 16)),), Product(torch.randn(4, 16, 16)))
     assert "float64" in grouped.why_not(plain, torch.randn(2, 16).double())
+    elsewhere = Product(torch.empty(4, 16, 16, device="meta"))
+    there = ExpertsForm(plain.first, elsewhere)
+    assert grouped.why_not(there, torch.randn(2, 16)) == "weights of torch.float32 on meta"
+    biased = ExpertsForm(plain.first, Product(torch.randn(4, 16, 16), torch.zeros(4, 16).int()))
+    assert grouped.why_not(biased, torch.randn(2, 16)) == "biases of torch.int32"
     with pytest.raises(UnsupportedError, match="'mish'"):
         GateFunction("mish")
