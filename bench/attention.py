@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tilewright.bench import costs, machine, workloads
+from tilewright.bench import bundles, costs, machine, workloads
 from tilewright.bench.command import AsJson, Quick, Save, Seconds, begin, deliver, require_whole
 from tilewright.bench.records import Comparison, Goal, Quantity, Record
 from tilewright.bench.timing import Effort
@@ -78,12 +78,14 @@ def _costs(quick: bool) -> list[Quantity]:
         return [
             costs.scratch_memory(512),
             *costs.first_calls(1),
+            *bundles.bundle_calls(1),
             costs.call_overhead(20, 1),
             costs.compiled_forms(10, 40),
         ]
     return [
         costs.scratch_memory(),
         *costs.first_calls(),
+        *bundles.bundle_calls(),
         costs.call_overhead(),
         costs.compiled_forms(),
     ]

@@ -5,23 +5,20 @@ from __future__ import annotations
 import json
 import os
 import random
-import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import tilewright
+from tilewright.bench.method.memory import growth
 from tilewright.bench.programs import attention_text
 from tilewright.bench.records import Goal, Quantity
 from tilewright.bench.timing import timed
 
 MIB = 1 << 20
-_PROC = Path("/proc/self")
 
 
 def scratch_memory(length: int = 32768, head: int = 64) -> Quantity:
@@ -37,24 +34,10 @@ def scratch_memory(length: int = 32768, head: int = 64) -> Quantity:
         program(small, small, small)  # compiled and loaded before the measurement
         grown = growth(lambda: program(q, k, v))
     declared = torch.get_num_threads() * max(v.scratch_bytes for v in _variants(program))
-    beyond = None if grown is None else max(0, grown - q.nbytes)
+    beyond = None if grown is None else max(0, grown.peak - q.nbytes)
     value = max(declared, beyond or 0) / 1e6
     details = {"declared_bytes": declared, "growth_bytes": beyond, "length": length}
     return Quantity(f"scratch memory, L{length} D{head}", value, "MB", Goal(16.0), details)
-
-
-def growth(call: Callable[[], object]) -> int | None:
-    """Bytes by which the process was larger at its largest, while ``call`` ran, than before it."""
-    try:
-        (_PROC / "clear_refs").write_text("5", encoding="ascii")  # forgets the highest mark so far
-        before = _status("VmRSS")
-        kept = call()
-        after = _status("VmHWM")
-    except (OSError, AttributeError):
-        call()
-        return None
-    del kept
-    return max(0, after - before)
 
 
 def first_calls(runs: int = 3) -> list[Quantity]:
@@ -143,12 +126,3 @@ def _program(head: int) -> Any:
 
 def _variants(program: Any) -> list[Any]:
     return [variant for kernel in program.explain().kernels for variant in kernel.variants]
-
-
-def _status(name: str) -> int:
-    """Bytes of one line of /proc/self/status, such as ``VmRSS:    123 kB``."""
-    text = (_PROC / "status").read_text(encoding="ascii")
-    found = re.search(rf"^{name}:\s+(\d+) kB", text, re.MULTILINE)
-    if found is None:
-        raise AttributeError(f"/proc/self/status has no {name}")
-    return int(found[1]) * 1024

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 import typer
 
 import tilewright
-from tilewright.bench import costs
 from tilewright.bench.command import AsJson, Quick, Save, Seconds, begin, deliver
+from tilewright.bench.method.memory import growth
 from tilewright.bench.programs import cross_entropy_text
 from tilewright.bench.records import Comparison, Goal, Quantity, Record
 from tilewright.bench.timing import Effort, interleaved
@@ -128,12 +128,13 @@ def scratch_memory(workload: Workload) -> Quantity:
     x, weight, labels = make_inputs(workload)
     with torch.inference_mode():
         program(x, weight[:64], labels % 64)  # compiled and loaded before the measurement
-        grown = costs.growth(lambda: program(x, weight, labels))
+        grown = growth(lambda: program(x, weight, labels))
+    grown_bytes = None if grown is None else grown.peak
     kernels = program.explain().kernels
     declared = sum(max(v.scratch_bytes for v in kernel.variants) for kernel in kernels)
     declared *= torch.get_num_threads()
-    details = {"declared_bytes": declared, "growth_bytes": grown, "kernels": len(kernels)}
-    value = max(declared, grown or 0) / 1e6
+    details = {"declared_bytes": declared, "growth_bytes": grown_bytes, "kernels": len(kernels)}
+    value = max(declared, grown_bytes or 0) / 1e6
     return Quantity(f"scratch memory, {workload.name}", value, "MB", SCRATCH_GOAL, details)
 
 

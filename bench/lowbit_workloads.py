@@ -1,5 +1,5 @@
-"""The problems of ``tilewright bench lowbit``: weights in several copies, both sides of each
-comparison. Decides no goals and prints nothing."""
+"""The problems of ``tilewright bench figures lowbit``: weights in several copies, both sides of
+each comparison. Decides no goals and prints nothing."""
 
 from __future__ import annotations
 

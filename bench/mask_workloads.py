@@ -1,5 +1,5 @@
-"""The masks and scores of ``tilewright bench masks``: functions, problems, and both sides of a
-comparison with flex_attention. Decides no goals of its own and prints nothing."""
+"""The masks and scores of ``tilewright bench figures masks``: functions, problems, and both sides
+of a comparison with flex_attention. Decides no goals of its own and prints nothing."""
 
 from __future__ import annotations
 

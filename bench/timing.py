@@ -1,13 +1,21 @@
-"""Times two sides in one run, call by call in turns, so that both meet the same machine."""
+"""Two sides or more in turns, summed up by median and least: what the figures of one topic need.
+
+The turns and the clock are ``bench.method``'s, as are those of the suites.
+"""
 
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
+from tilewright.bench.method.clock import timed
+from tilewright.bench.method.turns import Effort, take_turns
+
+__all__ = ["QUICK", "Effort", "Side", "Timing", "in_rounds", "interleaved", "summary", "timed"]
 Side = Callable[[], object]
+QUICK = Effort(seconds=0.0, fewest=2, most=2, shortest=0.0)
 
 
 @dataclass(frozen=True)
@@ -17,30 +25,6 @@ class Timing:
     median: float
     least: float
     rounds: int
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How long to measure: two rounds for warm-up, then rounds until ``seconds`` have passed."""
-
-    seconds: float = 4.0
-    fewest: int = 7
-    most: int = 101
-    shortest: float = 2e-3  # a measurement repeats calls until it takes about this long
-
-    def __post_init__(self) -> None:
-        assert 0 < self.fewest <= self.most, "at least one round"
-
-
-QUICK = Effort(seconds=0.0, fewest=2, most=2, shortest=0.0)
-
-
-def timed(call: Side, calls: int = 1) -> float:
-    """Seconds that one of ``calls`` calls takes."""
-    start = time.perf_counter()
-    for _ in range(calls):
-        call()
-    return (time.perf_counter() - start) / calls
 
 
 def summary(seconds: list[float]) -> Timing:
@@ -53,15 +37,9 @@ def interleaved(ours: Side, theirs: Side, effort: Effort) -> tuple[Timing, Timin
     ours theirs | theirs ours | ours theirs | …   so neither always finds the other's data in cache.
     """
     sides = (ours, theirs)
-    calls = [_calls(side, effort) for side in sides]
-    seconds: tuple[list[float], list[float]] = ([], [])
-    start = time.perf_counter()
-    while len(seconds[0]) < effort.most:
-        if len(seconds[0]) >= effort.fewest and time.perf_counter() - start > effort.seconds:
-            break
-        for at in (0, 1) if len(seconds[0]) % 2 == 0 else (1, 0):
-            seconds[at].append(timed(sides[at], calls[at]))
-    return summary(seconds[0]), summary(seconds[1])
+    rounds = _rounds(sides, [_calls(side, effort) for side in sides], effort)
+    mine, yours = (summary(list(seconds)) for seconds in zip(*rounds, strict=True))
+    return mine, yours
 
 
 def in_rounds(sides: Sequence[Side], effort: Effort) -> list[tuple[float, ...]]:
@@ -71,16 +49,12 @@ def in_rounds(sides: Sequence[Side], effort: Effort) -> list[tuple[float, ...]]:
         timed(side)  # compiles
     once = [timed(side) for side in sides]
     least = max(effort.shortest, max(once) / 10) if effort.shortest else 0.0
-    calls = [max(1, round(least / max(seconds, 1e-7))) for seconds in once]
-    rounds: list[tuple[float, ...]] = []
-    start = time.perf_counter()
-    while len(rounds) < effort.most:
-        if len(rounds) >= effort.fewest and time.perf_counter() - start > effort.seconds:
-            break
-        order = list(range(len(sides)))[:: 1 if len(rounds) % 2 == 0 else -1]
-        taken = {at: timed(sides[at], calls[at]) for at in order}
-        rounds.append(tuple(taken[at] for at in range(len(sides))))
-    return rounds
+    return _rounds(sides, [max(1, round(least / max(seconds, 1e-7))) for seconds in once], effort)
+
+
+def _rounds(sides: Sequence[Side], calls: Sequence[int], effort: Effort) -> list[tuple[float, ...]]:
+    turns = [partial(timed, side, count) for side, count in zip(sides, calls, strict=True)]
+    return take_turns(turns, effort)
 
 
 def _calls(side: Side, effort: Effort) -> int:

@@ -1,0 +1,286 @@
+"""The document of one run. ``schema.json`` beside this file describes its JSON.
+
+A ratio is a provider's time over ours in the same round: above 1, ours is faster.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import types
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from tilewright import BenchError
+from tilewright.bench.machine import Machine
+from tilewright.bench.method.roofs import Roofs
+from tilewright.bench.method.statistics import Estimate, geometric_mean
+
+FORMAT, VERSION = "tilewright-bench", 1
+SCHEMA = Path(__file__).with_name("schema.json")
+OURS = "tilewright"
+STATES = ("warm", "cold")
+
+
+@dataclass(frozen=True)
+class Times:
+    """Of one provider on one problem with caches warm or cold: seconds, the ratio (None for ours
+    and where ours was not measured), the time over the reference kernel's of the same round
+    (reading memory for what is bound by bytes), the share of the roofline, seconds
+    [sitting][round]."""
+
+    time: Estimate
+    ratio: Estimate | None
+    reference: Estimate
+    roof: float
+    samples: list[list[float]]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one provider did with a problem. ``status``: ok, wrong (its error is beyond the
+    problem's tolerance: no times), failed, none (it has nothing for it). ``tried``: seconds of a
+    call of every form, of which ``form`` was measured. Bytes: at the highest during a call, and
+    kept before it."""
+
+    provider: str
+    status: str
+    form: str = ""
+    reason: str = ""
+    tried: dict[str, float] = field(default_factory=dict)
+    error_max: float | None = None
+    error_relative: float | None = None
+    first_call: float | None = None
+    peak_bytes: int | None = None
+    kept_bytes: int | None = None
+    warm: Times | None = None
+    cold: Times | None = None
+
+    def times(self, state: str) -> Times | None:
+        return self.warm if state == "warm" else self.cold
+
+
+@dataclass(frozen=True)
+class ProblemResults:
+    """One problem and all results. Floors: the least seconds that the roofs allow, by state, and
+    what they come from (``bytes`` or ``operations``)."""
+
+    name: str
+    section: str
+    parameters: dict[str, Any]
+    operations: float
+    bytes: float
+    arithmetic: str
+    size: float
+    series: str
+    headline: str
+    tolerance: float
+    floors: dict[str, float]
+    bounds: dict[str, str]
+    results: list[Result]
+
+    def of(self, provider: str) -> Result | None:
+        return next((r for r in self.results if r.provider == provider), None)
+
+
+@dataclass(frozen=True)
+class ProviderState:
+    """``status``: measured, absent (``reason``, ``install``), failed (it could not be loaded)."""
+
+    name: str
+    title: str
+    status: str
+    versions: dict[str, str]
+    reason: str = ""
+    install: str = ""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Seconds of a provider's call on next to no data."""
+
+    section: str
+    provider: str
+    form: str
+    time: Estimate
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The reference kernels in all rounds: median seconds, and the distance of the 90th and the
+    10th percentile as a share of it; the load of the machine, from the first to the last
+    sitting."""
+
+    compute_seconds: float
+    compute_spread: float
+    memory_seconds: float
+    memory_spread: float
+    loads: list[float]
+
+    @property
+    def worst(self) -> float:
+        return max(self.compute_spread, self.memory_spread)
+
+
+@dataclass(frozen=True)
+class Method:
+    """How it was measured: docs/measuring.md says what the numbers mean."""
+
+    sittings: int
+    seconds: float
+    confidence: float
+    evicted_bytes: int
+    quick: bool
+    caches: str  # of compiled kernels at the start: new, or as found
+
+
+@dataclass(frozen=True)
+class Document:
+    """One run of one suite."""
+
+    format: str
+    version: int
+    suite: str
+    about: str
+    date: str
+    seconds: float
+    machine: Machine
+    roofs: Roofs
+    method: Method
+    noise: Noise
+    providers: list[ProviderState]
+    launches: list[Launch]
+    problems: list[ProblemResults]
+
+    def to_json(self) -> str:
+        return json.dumps(rounded(dataclasses.asdict(self)), indent=1, allow_nan=False) + "\n"
+
+    @property
+    def sections(self) -> list[str]:
+        return list(dict.fromkeys(problem.section for problem in self.problems))
+
+    @property
+    def measured(self) -> list[str]:
+        """Providers with at least one time, ours first."""
+        timed = {r.provider for p in self.problems for r in p.results if r.warm}
+        return [state.name for state in self.providers if state.name in timed]
+
+    def headline(self, provider: str) -> Iterator[tuple[ProblemResults, Estimate]]:
+        """Its problems with their ratios, in the state of the caches that counts for each."""
+        for problem in self.problems:
+            result = problem.of(provider)
+            times = result.times(problem.headline) if result else None
+            if times and times.ratio:
+                yield problem, times.ratio
+
+    def mean_ratio(self, provider: str) -> float:
+        return geometric_mean([ratio.median for _, ratio in self.headline(provider)])
+
+
+def rounded(data: Any) -> Any:
+    """Numbers to six digits: more than any of them means; what is not finite as null."""
+    if isinstance(data, float):
+        return float(f"{data:.6g}") if math.isfinite(data) else None
+    if isinstance(data, dict):
+        return {key: rounded(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [rounded(value) for value in data]
+    return data
+
+
+# ---- files
+
+
+def save(text: str, path: Path) -> None:
+    """Written whole or not at all. Raises BenchError where that cannot be."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            beside.unlink()
+        raise BenchError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def load(path: Path) -> Document:
+    """A report from its file. Raises BenchError if it is none, damaged, or of a newer version."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise BenchError(f"cannot read the report {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise BenchError(f"{path} is no report: not UTF-8 text") from error
+    return parse(text, str(path))
+
+
+def parse(text: str, name: str) -> Document:
+    """A report from its text; ``name`` is for messages."""
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise BenchError(f"{name} is no report, or is damaged: {error}") from error
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        hint = (
+            " (a record of `bench figures` has no ratios by rounds)"
+            if "comparisons" in data
+            else ""
+        )
+        raise BenchError(
+            f'{name} is no report of `tilewright bench`: "format" is not {FORMAT}{hint}'
+        )
+    if data.get("version") != VERSION:
+        given = data.get("version")
+        todo = "update it" if str(given) > str(VERSION) else "measure again"
+        raise BenchError(
+            f"{name} has version {given!r} of the format, this Tilewright reads {VERSION}: {todo}"
+        )
+    try:
+        made: Document = _made(Document, data, "report")
+    except (TypeError, ValueError, KeyError) as error:
+        raise BenchError(f"{name} is damaged: {error}") from error
+    return made
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls)
+
+
+def _made(kind: Any, data: Any, where: str) -> Any:
+    """``data`` as what a type annotation says; numbers that were not finite come back as
+    infinite."""
+    origin, args = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return data
+    if origin is types.UnionType:
+        return None if data is None else _made(args[0], data, where)
+    if origin is list:
+        return [
+            _made(args[0], each, f"{where}[{at}]") for at, each in enumerate(_is(list, data, where))
+        ]
+    if origin is dict:
+        items = _is(dict, data, where).items()
+        return {key: _made(args[1], value, f"{where}.{key}") for key, value in items}
+    if dataclasses.is_dataclass(kind):
+        hints = _hints(kind)  # type: ignore[arg-type]
+        given = _is(dict, data, where)
+        if missing := set(hints) - set(given):
+            raise ValueError(f"{where} has no {', '.join(sorted(missing))}")
+        return kind(**{k: _made(hint, given[k], f"{where}.{k}") for k, hint in hints.items()})  # type: ignore[operator]
+    if kind is float:
+        return float("inf") if data is None else float(_is((int, float), data, where))
+    return _is(kind, data, where)
+
+
+def _is(kind: Any, data: Any, where: str) -> Any:
+    if not isinstance(data, kind) or (isinstance(data, bool) and kind is not bool):
+        raise ValueError(f"{where} is {type(data).__name__}")
+    return data

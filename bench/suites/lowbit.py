@@ -1,0 +1,131 @@
+"""Products of activations with weights of 1 to 8 bits, in groups of 32 with f16 scales."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from tilewright.bench.lowbit_workloads import activations, values_of
+from tilewright.bench.roofline import Work
+from tilewright.bench.suites.problem import Problem, Suite
+
+GROUP = 32
+TOLERANCES = {"float": 1e-2, "int8": 3e-2}  # products in bf16, and activations rounded to int8
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class LowBit:
+    """[rows, inner] times weights [outputs, inner] of unsigned codes, their zero in the middle."""
+
+    rows: int
+    bits: int
+    activation: str  # float, or int8 where a provider may round activations to it
+    outputs: int
+    inner: int
+
+    def work(self) -> Work:
+        weights = self.outputs * self.inner * (self.bits / 8 + 2 / GROUP)
+        moved = weights + 4 * self.rows * (self.inner + self.outputs)
+        return Work(moved, 2.0 * self.rows * self.outputs * self.inner)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """x [rows, inner] f32; codes uint8 [outputs, inner]; scales f32 (of f16 values) [outputs,
+    groups]."""
+
+    x: torch.Tensor
+    codes: Array
+    scales: Array
+
+    @property
+    def zero(self) -> int:
+        """The code that stands for 0."""
+        return 1 << int(self.codes.max()).bit_length() - 1
+
+    def values(self) -> torch.Tensor:
+        """What the codes stand for, f32."""
+        return values_of((self.codes, self.scales))
+
+
+@lru_cache(maxsize=1)
+def _codes(outputs: int, inner: int, bits: int) -> tuple[Array, Array]:
+    random = np.random.default_rng(bits)
+    codes = random.integers(0, 1 << bits, (outputs, inner), dtype=np.uint8)
+    codes[0, 0] = (1 << bits) - 1  # so that the width can be told from the codes
+    scales = random.random((outputs, inner // GROUP)) * 0.01 + 0.001
+    return codes, scales.astype(np.float16).astype(np.float32)
+
+
+def inputs(case: LowBit) -> Weights:
+    codes, scales = _codes(case.outputs, case.inner, case.bits)
+    return Weights(activations(case.rows, case.inner), codes.copy(), scales.copy())
+
+
+def exact(given: Weights) -> torch.Tensor:
+    """In f64, a part of the outputs at a time."""
+    parts = []
+    for first in range(0, len(given.codes), 1024):
+        some = slice(first, first + 1024)
+        values = values_of_zero(given.codes[some], given.scales[some], given.zero)
+        parts.append(given.x.double() @ values.double().T)
+    return torch.cat(parts, dim=1)
+
+
+def values_of_zero(codes: Array, scales: Array, zero: int) -> torch.Tensor:
+    rows, groups = scales.shape
+    centred = codes.reshape(rows, groups, -1).astype(np.float32) - zero
+    return torch.from_numpy((centred * scales[:, :, None]).reshape(rows, -1))
+
+
+def _problem(section: str, case: LowBit, name: str = "", series: str = "") -> Problem:
+    return Problem(
+        suite="lowbit",
+        section=section,
+        name=name or f"u{case.bits}, {case.activation} activations, M{case.rows}",
+        case=case,
+        work=case.work(),
+        arithmetic="int8" if case.activation == "int8" else "f32",
+        make=lambda: inputs(case),
+        exact=exact,
+        tolerance=TOLERANCES[case.activation],
+        parameters={
+            "rows": case.rows,
+            "bits": case.bits,
+            "activations": case.activation,
+            "outputs": case.outputs,
+            "inner": case.inner,
+            "group": GROUP,
+        },
+        size=float(case.bits if "bits" in series else case.rows),
+        series=series,
+        headline="cold",  # weights come from memory: the layers before them took the cache
+    )
+
+
+def problems(quick: bool) -> list[Problem]:
+    """One row with every width, several rows with four bits."""
+    shape = (256, 512) if quick else (14336, 4096)
+    rows = 8 if quick else 256
+    found = [
+        _problem("one row", LowBit(1, bits, "int8", *shape), series="bits, one row, int8")
+        for bits in range(1, 9)
+    ]
+    found += [_problem("one row", LowBit(1, bits, "float", *shape)) for bits in (3, 4)]
+    found += [
+        _problem("several rows", LowBit(m, 4, "int8", *shape), series="rows, u4, int8")
+        for m in (1, 16, rows)
+    ]
+    return [*found, _problem("several rows", LowBit(rows, 4, "float", *shape))]
+
+
+def smallest(section: str) -> Problem:
+    return _problem(section, LowBit(1, 4, "int8", 32, 64), "next to nothing")
+
+
+SUITE = Suite("lowbit", "Products with weights of few bits", problems, smallest)

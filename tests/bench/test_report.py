@@ -1,0 +1,258 @@
+"""Reports as JSON, Markdown and a page: what is in them, and what they refuse."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from tests.bench.report_documents import make_document, make_problem
+from tilewright import BenchError
+from tilewright.bench.method.statistics import Estimate
+from tilewright.bench.report import document as d
+from tilewright.bench.report import terminal
+from tilewright.bench.report.charts import charts, styles
+from tilewright.bench.report.markdown import markdown
+from tilewright.bench.report.page import page
+from tilewright.bench.report.shapes import DASHES, SHAPES, LogAxis, around
+from tilewright.bench.report.words import seconds_text, verdict
+
+EVIL = 'x"><script>alert(1)</script>&|`*_[a](http://evil.example)'
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text between them."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def schema() -> Any:
+    return json.loads(d.SCHEMA.read_text(encoding="utf-8"))
+
+
+def test_a_report_survives_its_file(tmp_path: Path) -> None:
+    document = make_document()
+    path = tmp_path / "new" / "report.json"
+    d.save(document.to_json(), path)
+    assert d.load(path).to_json() == document.to_json()
+    assert [p.name for p in path.parent.iterdir()] == ["report.json"]
+
+
+def test_the_json_is_what_the_schema_says() -> None:
+    jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
+    jsonschema.Draft202012Validator.check_schema(schema())
+    data = json.loads(make_document().to_json())
+    jsonschema.validate(data, schema())
+    for broken in (
+        {**data, "version": 2},
+        {**data, "more": 1},
+        {k: v for k, v in data.items() if k != "noise"},
+    ):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(broken, schema())
+
+
+def test_the_schema_knows_every_field_and_describes_it() -> None:
+    """So that the classes and the schema cannot part."""
+    classes = {
+        "estimate": Estimate,
+        "times": d.Times,
+        "result": d.Result,
+        "problem": d.ProblemResults,
+    }
+    classes |= {"provider": d.ProviderState, "launch": d.Launch, "machine": d.Machine}
+    parts = schema()["$defs"] | {"": schema()}
+    for name, cls in ({"": d.Document} | classes).items():
+        fields = {field.name for field in dataclasses.fields(cls)}
+        assert set(parts[name]["properties"]) == fields == set(parts[name]["required"]), name
+        assert all(
+            p.get("description") or {"$ref", "oneOf"} & set(p)
+            for p in parts[name]["properties"].values()
+        )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "no report, or is damaged"),
+        ("[1", "no report, or is damaged"),
+        ("[]", '"format" is not tilewright-bench'),
+        ('{"comparisons": []}', "bench figures"),
+        ('{"format": "tilewright-bench", "version": 2}', "version 2 of the format.*update it"),
+        ('{"format": "tilewright-bench", "version": 0}', "measure again"),
+        ('{"format": "tilewright-bench", "version": 1}', "damaged: report has no about"),
+    ],
+)
+def test_what_is_no_report_is_refused_by_name(text: str, said: str) -> None:
+    with pytest.raises(BenchError, match=f"(?s)given.json.*{said}"):
+        d.parse(text, "given.json")
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("seconds",), "x"),
+        (("problems",), {}),
+        (("noise", "loads"), [None, "y"]),
+        (("machine",), 3),
+    ],
+)
+def test_a_damaged_part_is_named(place: tuple[str, ...], value: Any) -> None:
+    data = json.loads(make_document().to_json())
+    inner = data
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    with pytest.raises(BenchError, match=rf"damaged: report\.{'.'.join(place)}"):
+        d.parse(json.dumps(data), "given.json")
+
+
+def test_a_cut_file_is_damaged_wherever_it_was_cut() -> None:
+    text = make_document().to_json()
+    for at in range(0, len(text) - 2, len(text) // 50):
+        with pytest.raises(BenchError):
+            d.parse(text[:at], "cut.json")
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_and_leaves_the_old_file(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "report.json"
+    path.write_text("old", encoding="utf-8")
+    with pytest.raises(BenchError, match="cannot write"):
+        d.save("new", path / "below.json")
+    assert path.read_text(encoding="utf-8") == "old"
+
+
+# ---- the page
+
+
+def test_the_page_needs_nothing_else() -> None:
+    text = page(make_document())
+    found = Page(text)
+    assert not {tag for tag, _ in found.tags} & {
+        "script",
+        "link",
+        "img",
+        "iframe",
+        "object",
+        "base",
+    }
+    assert not re.search(r"(?:https?:)?//[a-z]|url\(|@import|javascript:", text)
+    assert not [
+        a for _, attrs in found.tags for a in attrs if a.startswith("on") or a in ("src", "href")
+    ]
+    assert len(text) < 400_000
+    assert "prefers-color-scheme: dark" in text and 'name="viewport"' in text
+
+
+def test_the_page_escapes_what_it_is_given() -> None:
+    problem = make_problem(EVIL, EVIL, 1e-3, 1, parameters={EVIL: EVIL}, series=EVIL)
+    other = make_problem("2", EVIL, 2e-3, 2, series=EVIL, size=2.0)
+    state = d.ProviderState(EVIL, EVIL, "absent", {EVIL: EVIL}, EVIL, EVIL)
+    document = make_document(
+        problems=[problem, other],
+        about=EVIL,
+        suite=EVIL,
+        providers=[*make_document().providers, state],
+    )
+    found = Page(page(document))
+    assert "script" not in {tag for tag, _ in found.tags}
+    assert found.text.count(EVIL) >= 6
+    assert EVIL not in markdown(document) and "\\<script\\>" in markdown(document)
+
+
+def test_every_number_drawn_is_in_a_table() -> None:
+    document = make_document()
+    found = Page(page(document))
+    for problem in document.problems:
+        for result in problem.results:
+            for times in filter(None, (result.warm, result.cold)):
+                assert seconds_text(times.time.median) in found.text
+    assert sum(tag == "svg" and attrs.get("role") == "img" for tag, attrs in found.tags) == 2 * len(
+        charts(document)
+    )
+    assert all(
+        attrs.get("aria-label") for tag, attrs in found.tags if tag == "svg" and "role" in attrs
+    )
+
+
+def test_drawings_lie_within_their_pictures() -> None:
+    wild = {"tilewright": 1.0, "torch-eager": 5000.0, "torch-sdpa": 1e-4, "flex": 1.0}
+    odd = make_problem("odd", "prefill", 1e-9, 7, wild)
+    for document in (make_document(), make_document(problems=[odd])):
+        for chart in charts(document):
+            for drawing in (chart.wide, chart.narrow):
+                places = [p for line in (*drawing.grid, *drawing.lines) for p in line.points]
+                places += [(x.x, x.y) for x in (*drawing.marks, *drawing.labels, *drawing.boxes)]
+                places += [(b.x + b.width, b.y + b.height) for b in drawing.boxes]
+                assert all(-1 <= x <= drawing.width + 1 for x, _ in places), chart.title
+                assert all(-1 <= y <= drawing.height + 1 for _, y in places), chart.title
+
+
+def test_colour_is_never_alone() -> None:
+    """Shapes, dashes and names tell providers apart, too."""
+    looks = styles(make_document()).values()
+    assert (
+        len({look.shape for look in looks}) == len({look.dash for look in looks}) == len(looks) == 4
+    )
+    assert len(SHAPES) == len(set(SHAPES.values())) >= 11 <= len(set(DASHES))
+
+
+def test_axes_of_logarithms() -> None:
+    axis = LogAxis(1.0, 100.0, 0.0, 10.0)
+    assert [axis(v) for v in (1.0, 10.0, 100.0, 1e9, 1e-9)] == pytest.approx([0, 5, 10, 10, 0])
+    assert axis.ticks(3) == pytest.approx([1, 10, 100])
+    assert all(
+        len(LogAxis(lo, hi, 0, 1).ticks(8)) <= 8 for lo, hi in ((1, 1.2), (1e-9, 1e9), (0.9, 2))
+    )
+    low, high = around([])
+    assert low < high
+
+
+# ---- words
+
+
+def test_verdicts_come_from_intervals() -> None:
+    assert verdict(Estimate(1.1, 1.01, 1.2, 9)) == "faster"
+    assert verdict(Estimate(0.9, 0.8, 0.99, 9)) == "slower"
+    assert verdict(Estimate(1.5, 0.99, 2.0, 9)) == "undecided"
+
+
+def test_the_terminal_shows_names_as_they_are() -> None:
+    problem = make_problem("L[bold]1[/]", "prefill", 1e-3, 1)
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    terminal.show(make_document(problems=[problem]), console)
+    text = console.export_text()
+    assert "L[bold]1[/]" in text and "openvino: absent" in text
+    quick = replace(make_document().method, quick=True)
+    terminal.show(make_document(method=quick), console)
+    assert "these numbers mean nothing" in console.export_text()
+
+
+def test_markdown_has_a_row_for_each_time() -> None:
+    document = make_document()
+    lines = markdown(document).splitlines()
+    rows = [
+        line for line in lines if (line.startswith("| ") and " µs ±" in line) or " ms ±" in line
+    ]
+    assert len(rows) == sum(len(p.results) - 1 for p in document.problems)
+    columns = {len(re.findall(r"(?<!\\)\|", line)) for line in rows}
+    assert columns == {15}
