@@ -28,8 +28,9 @@ class Rewriter:
 
     def replace(self, region: Region, built: Built, name: str) -> RegionCall:
         """Calls the region's kernel; users of the results that came too early move behind."""
+        region = self._up_to_date(region)
         call, extras = region_call(region, built, name, self.options)
-        arguments = [self.renamed.get(n, n) for n in (*region.inputs, *extras)]
+        arguments = [*region.inputs, *extras]
         with self.graph.inserting_after(region.anchor):
             node = self.graph.call_function(call, tuple(arguments))
         results = _result_nodes(self.graph, node, region.outputs)
@@ -41,6 +42,12 @@ class Rewriter:
                 self.graph.erase_node(old)
         _move_users_behind(self.graph, node, results[-1])
         return call
+
+    def _up_to_date(self, region: Region) -> Region:
+        """The region with its inputs as its nodes have them since others were replaced."""
+        plain = None if region.plain is None else self._up_to_date(region.plain)
+        inputs = [self.renamed.get(n, n) for n in region.inputs]
+        return replace(region, inputs=inputs, plain=plain)
 
 
 def region_call(

@@ -10,9 +10,8 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_aggregate
 
 from tilewright.ir.errors import EvaluationError, Location
+from tilewright.runtime.accuracy import bound_of, relative_error
 
-# largest error relative to the largest magnitude of the reference
-BOUNDS = {torch.float16: 2e-2, torch.bfloat16: 2e-2, torch.float32: 1e-4, torch.float64: 1e-10}
 _FLOATS = {torch.float16, torch.bfloat16, torch.float32}
 _CASTS = {"float", "half", "bfloat16"}
 
@@ -23,28 +22,12 @@ def check_against(
     """Raises EvaluationError if a result is farther from float64 torch than its dtypes' bound."""
     with torch.no_grad():
         references = in_double(fallback)(*map(_widened, args))
-    dtypes = {x.dtype for x in (*args, *results) if isinstance(x, torch.Tensor)}
-    bound = max(BOUNDS.get(dtype, 0.0) for dtype in dtypes)  # the coarsest rounding on the way
+    bound = bound_of(*args, *results)  # the coarsest rounding on the way
     for at, (result, reference) in enumerate(zip(results, references, strict=True)):
         error = relative_error(result, reference)
         if not error <= bound:
             message = f"result {at} is {error:.2e} away from torch in float64 (bound {bound:.0e})"
             raise EvaluationError(f"verify=True: {message}; please report this", where)
-
-
-def relative_error(result: torch.Tensor, reference: torch.Tensor) -> float:
-    """max |result - reference| / max |reference|; infinite if NaN or infinities are elsewhere."""
-    ours, theirs = result.detach().double(), reference.detach().double()
-    finite = torch.isfinite(theirs)
-    same_kind = torch.equal(torch.isnan(ours), torch.isnan(theirs)) and torch.equal(
-        ours[~finite].nan_to_num(), theirs[~finite].nan_to_num()
-    )
-    if not same_kind:
-        return float("inf")
-    if not finite.any():
-        return 0.0
-    largest = theirs[finite].abs().max().item()
-    return float((ours - theirs)[finite].abs().max().item() / (largest or 1.0))
 
 
 def in_double(fallback: GraphModule) -> GraphModule:

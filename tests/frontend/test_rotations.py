@@ -185,3 +185,33 @@ def test_verified_against_torch() -> None:
     with torch.no_grad():
         compiled(*inputs())
     assert "tensor.concat" in compiled.explain().regions[0].ir
+
+
+def test_a_rotated_attention_after_the_products_that_feed_it() -> None:
+    """Its inputs are other nodes since the projections before it have been replaced; what it does
+    without the rotation begins at those as well."""
+
+    class Layer(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.v = (torch.nn.Linear(32, n, bias=False) for n in (64, 16, 16))
+
+        def forward(self, x: Tensor, c: Tensor, s: Tensor) -> Tensor:
+            half = HALVES["slices"]
+            length = x.shape[1]
+            each = (p(x).view(1, length, -1, 16) for p in (self.q, self.k, self.v))
+            q, k, v = (y.transpose(1, 2) for y in each)
+            q, k = (y * c + half(y) * s for y in (q, k))
+            k, v = (y[:, :, None].expand(1, 1, 4, -1, 16).reshape(1, 4, -1, 16) for y in (k, v))
+            return F.scaled_dot_product_attention(q, k, v)
+
+    def given(length: int) -> list[Tensor]:
+        angle = torch.rand(length, 16)
+        return [torch.randn(1, length, 32), angle.cos(), angle.sin()]
+
+    layer = Layer()
+    compiled = check(layer, given(4))
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(*(x := given(6))), layer(*x))  # lengths stay open
+    attention = next(r for r in compiled.explain().regions if "tensor.softmax" in r.ir)
+    assert attention.status == "kernel" and "tensor.concat" in attention.ir
