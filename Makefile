@@ -25,7 +25,7 @@ demo: $(VENV)/.demo
 	$(BIN)/tilewright run examples/attention.tw
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -n 2 tests
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal tests
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check $(SOURCES)

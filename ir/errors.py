@@ -156,3 +156,41 @@ class KernelDivergenceError(KernelFaultError):
 
 class KernelDeadlockError(KernelFaultError):
     """No thread can go on: says where each waits."""
+
+
+class BundleError(TilewrightError):
+    """A bundle of compiled kernels cannot be read, written or used: names the file or the key that
+    differs, what was expected, what was found. Nothing was loaded, and no file was changed."""
+
+    code = "TW016"
+
+
+class NotInBundleError(BundleError):
+    """A kernel is not in the bundle in use, and no compiler is here to make it: says which key
+    differs from what the bundle holds."""
+
+
+class ScheduleError(TilewrightError):
+    """A choice of a kernel's tile sizes that cannot be compiled: names the field and the limit."""
+
+    code = "TW017"
+
+
+class TuningError(TilewrightError):
+    """What tuning needs or keeps is not usable: an unknown workload, a damaged or newer database, a
+    full disk. What was measured before is unchanged."""
+
+    code = "TW018"
+
+
+class BenchError(TilewrightError):
+    """A report of a benchmark, a suite or a provider is not what was asked for: names it, and what
+    there is. No report is overwritten."""
+
+    code = "TW019"
+
+
+class TraceError(TilewrightError):
+    """A trace of a program's kernels cannot be written or read: damaged, newer, another kind."""
+
+    code = "TW020"

@@ -19,6 +19,7 @@ import numpy as np
 from tilewright.ir import ops_tile
 from tilewright.ir.core import Graph, Op, Value
 from tilewright.ir.evaluate import Arithmetic, check, reported
+from tilewright.ir.evaluate_lanes_products import Products
 from tilewright.ir.evaluate_lanes_registers import (
     Numbers,
     Registers,
@@ -29,10 +30,11 @@ from tilewright.ir.evaluate_lanes_registers import (
     ravelled,
     registers_with,
 )
-from tilewright.ir.evaluate_lanes_shared import Access, CopyGroup, SharedMemory
+from tilewright.ir.evaluate_lanes_shared import ENGINE, Access, CopyGroup, SharedMemory
 from tilewright.ir.evaluate_tile import Memory, Worker
 from tilewright.ir.layout import Layout
 from tilewright.ir.ops_tile_memory import CopyAsync, Undefined, Wait
+from tilewright.ir.ops_tile_roles import CopyBulk
 from tilewright.ir.types import RegisterType, SharedType
 
 # where an element of the result comes from: the operand's number, and the index in it
@@ -73,6 +75,7 @@ class LaneWorker(Worker):
         self.block = block_lanes(graph)
         self.shared: list[SharedMemory] = []
         self.begun, self.groups = CopyGroup(), list[CopyGroup]()
+        self.products = Products()
 
     def step(self, op: Op, scope: dict[Value, Any]) -> None:
         special = getattr(self, "do_" + op.name.replace(".", "_"), None)
@@ -159,7 +162,7 @@ class LaneWorker(Worker):
         if not isinstance(op.type, SharedType):
             return super().do_tile_alloc(op, inputs, scope)
         with reported(op):
-            self.shared.append(SharedMemory.shared(op.type, self.arithmetic.exact))
+            self.shared.append(SharedMemory.shared(op.type, self.arithmetic.exact, self.order))
         return (self.shared[-1],)
 
     def do_tile_load(self, op: ops_tile.Load, inputs: list[Any], scope: Any) -> Any:
@@ -236,11 +239,30 @@ class LaneWorker(Worker):
         values = self._read(op, memory, places, np.ones(places.shape, bool))
         return (Registers.of(values, op.result.type, self.arithmetic),)
 
+    # ---- lines
+
+    def line_offsets(self, op: Any, offsets: Any, layout: Any) -> Any:
+        if not isinstance(offsets, Registers):
+            return offsets
+        self._in_lanes(op, offsets, layout)
+        return offsets.tile(op)
+
+    def line_value(self, op: Any, value: Any) -> Any:
+        return value.tile(op) if isinstance(value, Registers) else value
+
+    def begin_lines(self, op: Any, target: Any, to: list[Any], values: Any) -> None:
+        _, lanes = owners(op.layout)
+        accesses = _pairs(_flat(to, target, op.layout.shape).reshape(-1), lanes)
+        target.begin_copy(op, accesses)
+        self.begun.copies.append((target, accesses, values.reshape(-1)))
+
     # ---- shared memory
 
     def do_tile_barrier(self, op: Op, inputs: Any, scope: Any) -> Any:
-        for memory in self.shared:
-            memory.barrier()
+        if self.order.roles:
+            self.order.barrier()
+        else:
+            self.before_roles()
         return ()
 
     def do_tile_copy_async(self, op: CopyAsync, inputs: list[Any], scope: Any) -> Any:
@@ -257,15 +279,27 @@ class LaneWorker(Worker):
         return ()
 
     def do_tile_group_product(self, op: ops_tile.GroupProduct, inputs: Any, scope: Any) -> Any:
-        acc, a, memory, first = inputs
-        places = np.arange(memory.array.size).reshape(memory.array.shape)
-        read = op.matrix(places, first).reshape(-1)
-        written = memory.written.reshape(-1)[read]
-        check(bool(written.all()), "reads shared memory that nothing wrote", op)
-        memory.read(op, [(int(p), lane) for p in read for lane in range(0, self.block, 128)])
-        result = op.reference(acc.tile(op), a.tile(op), memory.array, first)
-        assert isinstance(op.result.type, RegisterType)
-        return (Registers.of_tile(result, op.result.type, self.arithmetic),)
+        return (self.products.product(op, inputs, self.arithmetic),)
+
+    def do_tile_group_begin(self, op: Any, inputs: Any, scope: Any) -> Any:
+        return (self.products.begin(op, inputs, self.arithmetic, self.order.me),)
+
+    def do_tile_group_wait(self, op: Any, inputs: Any, scope: Any) -> Any:
+        return (self.products.wait(op, inputs[0], self.order.me),)
+
+    # ---- roles
+
+    def before_roles(self) -> None:
+        for memory in self.shared:
+            memory.barrier()
+
+    def begin_bulk(
+        self, op: CopyBulk, target: SharedMemory, slot: int, values: Any
+    ) -> Callable[[tuple[str, int]], None]:
+        size = values.size
+        accesses = [(slot * size + i, ENGINE) for i in range(size)]
+        target.begin_copy(op, accesses)
+        return lambda stamp: target.end_copy(accesses, values.reshape(-1), stamp)
 
     def do_tile_commit(self, op: Op, inputs: Any, scope: Any) -> Any:
         self.groups.append(self.begun)
@@ -282,7 +316,8 @@ class LaneWorker(Worker):
 def block_lanes(graph: Graph) -> int:
     """Lanes of a block: those of its widest register tile."""
     layouts = [v.type.layout for op in graph.body.walk() for v in op.results if _is_tile(v)]  # type: ignore[union-attr]
-    layouts += [op.layout for op in graph.body.walk() if isinstance(op, CopyAsync)]
+    copies = CopyAsync, ops_tile.CopyLines
+    layouts += [op.layout for op in graph.body.walk() if isinstance(op, copies)]
     return max((layout.lanes for layout in layouts), default=1)
 
 

@@ -15,6 +15,9 @@ from tilewright.ir.core import Graph, Op, Region, Value
 from tilewright.ir.dtypes import DType
 from tilewright.ir.errors import BindError, EvaluationError
 from tilewright.ir.evaluate import Arithmetic, check, reported
+from tilewright.ir.evaluate_lines import LineOps
+from tilewright.ir.evaluate_role_ops import RoleOps
+from tilewright.ir.evaluate_roles import Barrier, Order
 from tilewright.ir.ops_tile import Bounds
 from tilewright.ir.ops_tile_memory import CopyAsync, Undefined
 from tilewright.ir.sizes import Size
@@ -79,13 +82,14 @@ def run_tile_program(
     return tuple(m.array for m in memories[len(given) :])
 
 
-class Worker:
+class Worker(RoleOps, LineOps):
     """Executes regions for one work item, a whole tile at a time."""
 
     def __init__(
         self, arithmetic: Arithmetic, sizes: dict[str, int], item: tuple[int, ...], graph: Graph
     ) -> None:
         self.arithmetic, self.sizes, self.item, self.graph = arithmetic, sizes, item, graph
+        self.order, self.role_warps, self.barriers = Order(), (), list[Barrier]()
 
     def run(self, region: Region, scope: dict[Value, Any]) -> list[Any]:
         for op in region.ops:
@@ -108,7 +112,7 @@ class Worker:
         if isinstance(result.type, RegisterType):
             shaped = np.broadcast_to(output, result.type.shape)
             return self.arithmetic.settle(shaped, result.type.dtype)
-        return output if isinstance(output, Memory) else int(output)
+        return output if isinstance(output, Memory | list) else int(output)  # list: barriers
 
     def do_math_const(self, op: ops_math.Const, inputs: Any, scope: Any) -> Any:
         return (op.value if isinstance(op.type, RegisterType) else int(op.value),)

@@ -82,7 +82,7 @@ class Layout:
 
         return quotient(self, other)
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, ...]:
         sizes = [1] * self.rank
         for kind, dim, size in self.steps:
@@ -90,11 +90,11 @@ class Layout:
                 sizes[dim] *= size
         return tuple(sizes)
 
-    @property
+    @cached_property
     def lanes(self) -> int:
         return math.prod(s for k, _, s in self.steps if k != "local")
 
-    @property
+    @cached_property
     def registers(self) -> int:
         return math.prod(s for k, _, s in self.steps if k == "local")
 
@@ -236,6 +236,10 @@ class Layout:
         return dims, lanes, registers
 
     def __str__(self) -> str:
+        return self._text
+
+    @cached_property
+    def _text(self) -> str:
         if self.strides:
             dims, lanes, registers = self.modes()
             parts = [*map(_listed, dims), f"lanes {_listed(lanes)}"]

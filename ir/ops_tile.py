@@ -35,8 +35,13 @@ from tilewright.ir.ops_tile_indexed import Scan as Scan  # noqa: PLC0414
 from tilewright.ir.ops_tile_lanes import PairDot as PairDot  # noqa: PLC0414
 from tilewright.ir.ops_tile_lanes import Rearrange as Rearrange  # noqa: PLC0414
 from tilewright.ir.ops_tile_lanes import words_of as words_of  # noqa: PLC0414
+from tilewright.ir.ops_tile_lines import CopyLines as CopyLines  # noqa: PLC0414
+from tilewright.ir.ops_tile_lines import LoadLines as LoadLines  # noqa: PLC0414
+from tilewright.ir.ops_tile_lines import StoreLines as StoreLines  # noqa: PLC0414
 from tilewright.ir.ops_tile_threads import Fence as Fence  # noqa: PLC0414
+from tilewright.ir.ops_tile_threads import GroupBegin as GroupBegin  # noqa: PLC0414
 from tilewright.ir.ops_tile_threads import GroupProduct as GroupProduct  # noqa: PLC0414
+from tilewright.ir.ops_tile_threads import GroupWait as GroupWait  # noqa: PLC0414
 from tilewright.ir.ops_tile_threads import MatrixProduct as MatrixProduct  # noqa: PLC0414
 from tilewright.ir.types import INDEX, RegisterType, ScratchType, Type
 

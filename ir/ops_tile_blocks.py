@@ -75,7 +75,10 @@ class Scatter(TileOp, name="tile.scatter", traits=("writes",)):
 
 class Interleave(TileOp, name="tile.interleave", traits=("pure",)):
     """Tiles of one type, a power of two of them, in turn along a dimension: n tiles [m, k] give
-    [m * n, k] with row i * n + j from row i of tile j, or likewise [m, k * n]; all in one lane."""
+    [m * n, k] with row i * n + j from row i of tile j, or likewise [m, k * n].
+
+    Whole blocks lie in one lane, row by row; of tiles in many lanes every lane puts its own
+    elements side by side."""
 
     parts: tuple[Value, ...] = operand(rest=True)
     dim: int = attribute()
@@ -87,7 +90,11 @@ class Interleave(TileOp, name="tile.interleave", traits=("pure",)):
         type_ = types.pop()
         self.require_dim(self.dim, type_.layout)
         shape = list(type_.shape)
-        whole = len(shape) == 2 and type_.layout == Layout(2).local(*shape)
+        self.require(len(shape) == 2, "tiles are matrices")
+        if type_.layout.lanes > 1:
+            beside = type_.layout.local(*(count if d == self.dim else 1 for d in range(2)))
+            return RegisterType(type_.dtype, beside)
+        whole = type_.layout == Layout(2).local(*shape)
         self.require(whole, "whole blocks lie in one lane, row by row")
         shape[self.dim] *= count
         return RegisterType(type_.dtype, Layout(2).local(*shape))

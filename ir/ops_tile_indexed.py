@@ -41,7 +41,7 @@ class LoadRows(TileOp, name="tile.load_rows", traits=("reads",)):
 
 
 class Scan(TileOp, name="tile.scan", traits=("pure",)):
-    """Running sums along a tile dimension, each with its own number; all in one lane."""
+    """Running sums along a tile dimension, each with its own number."""
 
     x: Value = operand()
     dim: int = attribute()
@@ -49,7 +49,6 @@ class Scan(TileOp, name="tile.scan", traits=("pure",)):
     def infer(self) -> Type:
         type_ = self.register(self.x)
         self.require_dim(self.dim, type_.layout)
-        self.require(type_.layout.lanes == 1, "whole blocks lie in one lane")
         return type_
 
     def reference(self, x: Any) -> Any:

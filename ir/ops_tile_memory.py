@@ -20,6 +20,7 @@ from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.layout import Layout
 from tilewright.ir.ops_index import TileOp
 from tilewright.ir.ops_tile import Access
+from tilewright.ir.ops_tile_roles import ROLE_OPS
 from tilewright.ir.types import BufferType, RegisterType, SharedType, Type
 
 
@@ -95,7 +96,7 @@ class Undefined(TileOp, name="tile.undefined", traits=("pure",)):
         raise NotImplementedError("tile.undefined has no value")
 
 
-GPU_OPS = (CopyAsync, Barrier, Commit, Wait, Undefined)
+GPU_OPS = (CopyAsync, Barrier, Commit, Wait, Undefined, *ROLE_OPS)
 
 
 def refuse_gpu_ops(graph: Graph, backend: str) -> None:

@@ -112,6 +112,30 @@ class GroupProduct(TileOp, name="tile.group_product", traits=("reads",)):
             return acc + a.astype(acc.dtype) @ self.matrix(b, int(first)).astype(acc.dtype)
 
 
+class GroupBegin(GroupProduct, name="tile.group_begin"):
+    """A product of warp groups that goes on beside them: its registers hold nothing until
+    ``tile.group_wait``, and until then neither they nor b in shared memory may be written."""
+
+
+class GroupWait(TileOp, name="tile.group_wait", traits=("writes",)):
+    """The result of a product that was begun, once at most ``pending`` of those that the role has
+    begun are still under way; the oldest end first.
+
+    ``after``: f32 tiles that a compiler must not leave for after the wait, so that the product goes
+    on beside what makes them.
+    """
+
+    x: Value = operand()
+    after: tuple[Value, ...] = operand(rest=True)
+    pending: int = attribute(default=0)
+
+    def infer(self) -> Type:
+        self.require(self.pending >= 0, "pending is a number of products from 0")
+        first = all(self.register(v).dtype == F32 for v in self.after)
+        self.require(first, "what comes first is f32")
+        return self.register(self.x)
+
+
 class Fence(TileOp, name="tile.fence", traits=("writes",)):
     """What a thread has written to shared memory may be read by warp groups from here on."""
 

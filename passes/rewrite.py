@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -42,20 +43,21 @@ class Rewriter(Builder):
 def rewrite_graph(graph: Graph, rule: Rule) -> Graph:
     """Every op once, in order, its operands already rewritten; ``rule`` gives a replacement for its
     results or None to keep it."""
-    return graph.with_body(_rewrite_region(graph.body, {}, rule, Rewriter()))
+    return graph.with_body(_rewrite_region(graph.body, {}, rule, {}))
 
 
 def _rewrite_region(
-    region: Region, mapping: dict[Value, Value], rule: Rule, outer: Rewriter
+    region: Region, mapping: dict[Value, Value], rule: Rule, made_by: dict[Value, Op]
 ) -> Region:
+    """The region rewritten; itself if nothing changed, so that what uses it is not made anew."""
+    outside = len(made_by)
     inner = Rewriter()
-    inner.made_by = dict(outer.made_by)
-    mapping = dict(mapping)
+    inner.made_by = made_by
     for op in region.ops:
         operands = [mapping.get(v, v) for v in op.operands]
-        regions = [_rewrite_region(r, mapping, rule, inner) for r in op.regions]
-        same = all(a is b for a, b in zip(operands, op.operands, strict=True))
-        fresh = op if same and not regions else op.rebuilt(operands, regions or None)
+        regions = [_rewrite_region(r, mapping, rule, made_by) for r in op.regions]
+        same = _are(operands, op.operands) and _are(regions, op.regions)
+        fresh = op if same else op.rebuilt(operands, regions or None)
         inner.loc, inner.original = op.loc, op
         given = rule(inner, fresh)
         if given is None:
@@ -65,7 +67,16 @@ def _rewrite_region(
             given = (given,)
         mapping.update(zip(op.results, given, strict=True))
     yields = tuple(mapping.get(v, v) for v in region.yields)
+    while len(made_by) > outside:  # what a region makes is not seen after it
+        made_by.popitem()
+    if _are(inner.ops, region.ops) and _are(yields, region.yields):
+        return region
     return Region(region.params, tuple(inner.ops), yields)
+
+
+def _are(some: Sequence[object], others: Sequence[object]) -> bool:
+    """Whether these are the same objects."""
+    return len(some) == len(others) and all(map(operator.is_, some, others))
 
 
 def for_each_graph(module: Module, change: Callable[[Graph], Graph], level: str = "") -> Module:

@@ -4,29 +4,34 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
 import torch
 
 from tilewright.ir.core import Graph
-from tilewright.ir.dtypes import DType
 from tilewright.ir.errors import BackendMissingError
 from tilewright.ir.evaluate import evaluate_graph
 from tilewright.ir.printer import print_graph
 from tilewright.ir.sizes import Size, parse_size
 from tilewright.ir.target import Target, named_target
 from tilewright.ir.types import BufferType, TensorType, Type
-from tilewright.passes.specialise import specialise
 from tilewright.passes.to_tile import kernel_to_tile
+from tilewright.passes.to_tile.choices import Choice
+from tilewright.runtime.bundle.active import bundle_in_use, codes_for, refuse
+from tilewright.runtime.bundle.bundle import Bundle
+from tilewright.runtime.bundle.keys import stream_key, tile_key
+from tilewright.runtime.bundle.manifest import Code
 from tilewright.runtime.cache import Cache
 from tilewright.runtime.family import Call, Variant
 from tilewright.runtime.fingerprint import cache_key
+from tilewright.runtime.graph_text import anonymous, table_text
 from tilewright.runtime.kernel import TORCH_DTYPES, Kernel
 from tilewright.runtime.native import NativeFunction, compile_llvm, load_object
 from tilewright.runtime.report import VariantReport
 from tilewright.runtime.targets import host_target
+from tilewright.runtime.tuned import BySize
 
 SYMBOL = "tilewright_kernel"
 BACKENDS = ("mlir", "numba", "interpreter")
@@ -48,7 +53,10 @@ def kernel_cache() -> Cache:
 
 
 def default_backend() -> str:
-    """``mlir`` where LLVM's code generator is installed, else ``numba``, else the interpreter."""
+    """``mlir`` where LLVM's code generator is installed or a bundle in use has what it would make,
+    else ``numba``, else the interpreter."""
+    if bundle_in_use() is not None:
+        return "mlir"
     if importlib.util.find_spec("llvmlite") is not None:
         have = any(importlib.util.find_spec(p) for p in ("mlir", "torch_mlir"))
         if have:
@@ -74,33 +82,83 @@ def _units(variant: Variant) -> dict[str, int]:
 
 def lower_variant(variant: Variant, target: Target) -> Graph:
     """The tile program of a variant."""
-    return kernel_to_tile(variant.graph, target, variant.rows, _units(variant))
+    return kernel_to_tile(variant.graph, target, variant.rows, _units(variant), variant.choice)
 
 
 def make_mlir(variant: Variant, target: Target) -> tuple[Call, VariantReport]:
-    """Machine code through MLIR and LLVM, from the disk cache if it is there."""
-    options = f"rows {variant.rows}, units {variant.units}{_tables(variant.graph)}"
+    """Machine code from the bundle in use, from the disk cache, or through MLIR and LLVM."""
+    bundled = _bundled(variant, target)
+    if bundled is not None and variant.choice in ({}, bundled[2]):
+        return bundled[:2]
+    options = f"rows {variant.rows}, units {variant.units}{table_text(variant.graph)}"
+    options += "".join(f", {field} {value}" for field, value in sorted(variant.choice.items()))
     key = cache_key(print_graph(anonymous(variant.graph)), "mlir", options, target.isa)
-    parts, native, cached = _native_parts(key, variant, target)
-    inputs = _input_types(variant)
-    kernel = Kernel(
+    try:
+        parts, native, cached = _native_parts(key, variant, target)
+    except BackendMissingError:
+        if bundled is not None:  # with another schedule than the one asked for: as right as that
+            return bundled[:2]
+        refuse_form(variant, target)
+        raise
+    report = _report(variant, target.name, "mlir", parts.scratch_bytes, cached)
+    return _kernel(variant, parts, native), report
+
+
+def _kernel(variant: Variant, parts: NativeParts, native: NativeFunction) -> Call:
+    """The call of a variant's code."""
+    return Kernel(
         variant.graph.name,
-        [*inputs, *parts.outputs],
+        [*_input_types(variant), *parts.outputs],
         variant.graph.sizes,
         parts.grid,
         len(parts.outputs),
         parts.scratch_bytes,
         native,
         [p.hint for p in variant.graph.params],
-    )
-    report = _report(variant, target.name, "mlir", parts.scratch_bytes, cached)
-    return kernel.call, report
+    ).call
 
 
-def _tables(graph: Graph) -> str:
-    """What the codes of the user's own dtypes stand for, which their names do not tell."""
-    kinds = (a for op in graph.body.ops for a in op.attrs.values() if isinstance(a, DType))
-    return "".join(f", {d} {d.table}" for d in dict.fromkeys(kinds) if d.table)
+def _bundled(variant: Variant, target: Target) -> tuple[Call, VariantReport, Choice] | None:
+    """The code of a variant in the bundle in use, if it has it, and the choice that it was made
+    with; by size class if it has several."""
+    bundle = bundle_in_use()
+    form, _ = stream_key(variant.graph, variant.rows, variant.units) if bundle else ("", "")
+    sized = codes_for(form, target)
+    if bundle is None or sized is None:
+        return None
+    codes = [bundle.codes[symbol] for _, symbol in sized.codes]
+    if same := [code for code in codes if variant.choice and code.choice == variant.choice]:
+        codes = same[:1]
+    calls = [_kernel(variant, *_from_bundle(bundle, code)) for code in codes]
+    call = calls[0]
+    if len(codes) > 1:
+        places = {size_class: {"code": at} for at, (size_class, _) in enumerate(sized.codes)}
+        call = BySize(places, sized.dimensions, lambda choice: calls[choice.get("code", 0)])
+    scratch = max(code.scratch_bytes for code in codes)
+    report = _report(variant, target.name, "bundle", scratch, True)
+    return call, report, codes[0].choice if len(codes) == 1 else {}
+
+
+def bundled_tile(program: Graph, target: Target) -> NativeFunction | None:
+    """The code of a tile program in the bundle in use, if it has it."""
+    bundle = bundle_in_use()
+    sized = None if bundle is None else codes_for(tile_key(program), target)
+    if bundle is None or sized is None:
+        return None
+    return _from_bundle(bundle, bundle.codes[sized.codes[0][1]])[1]
+
+
+def refuse_form(variant: Variant, target: Target) -> None:
+    """NotInBundleError if a bundle is in use that has no code for a variant."""
+    key, program = stream_key(variant.graph, variant.rows, variant.units)
+    refuse(variant.graph, key, program, variant.units, target)
+
+
+def _from_bundle(bundle: Bundle, code: Code) -> tuple[NativeParts, NativeFunction]:
+    outputs = tuple(b.type for b in code.params[len(code.params) - code.outputs :])
+    grid = tuple((parse_size(size), tile) for size, tile in code.grid)
+    native = NativeFunction(bundle.address(code.symbol), bundle)
+    return NativeParts(code.scratch_bytes, grid, outputs), native
 
 
 _loaded: dict[str, tuple[NativeParts, NativeFunction]] = {}
@@ -120,14 +178,6 @@ def _native_parts(
         parts, data = _from_metadata(entry.metadata, variant), entry.payload
     _loaded[key] = parts, load_object(data, SYMBOL)
     return (*_loaded[key], entry is not None)
-
-
-def anonymous(graph: Graph) -> Graph:
-    """The graph without the names of its values: equal work has equal text."""
-    plain = specialise(graph, {"": 0})
-    for value in (*plain.params, *(r for op in plain.body.ops for r in op.results)):
-        value.hint = ""
-    return replace(plain, name="kernel")
 
 
 def _compile_mlir(variant: Variant, target: Target) -> tuple[NativeParts, bytes]:
@@ -270,6 +320,13 @@ def make_cuda_host(variant: Variant, target: Target) -> tuple[Call, VariantRepor
     return make(variant, target, emulated=True)
 
 
+def make_export(variant: Variant, target: Target) -> tuple[Call, VariantReport]:
+    """Code for a bundle, which is not run (runtime/bundle/collect.py)."""
+    from tilewright.runtime.bundle.collect import make_export as make
+
+    return make(variant, target)
+
+
 MAKERS = {
     "mlir": make_mlir,
     "interpreter": make_interpreter,
@@ -277,6 +334,7 @@ MAKERS = {
     "triton": make_triton,
     "cuda": make_cuda,
     "cuda-host": make_cuda_host,
+    "export": make_export,
 }
 
 

@@ -26,6 +26,7 @@ from tilewright.runtime.settings import settings
 SUFFIX = ".twk"
 _TEMPORARY = ".tmp"
 _ABANDONED_SECONDS = 3600.0
+_NEW_SHARE = 64  # the folder is looked through again when one in so many of its entries is new
 
 
 class CacheWarning(UserWarning):
@@ -60,7 +61,10 @@ class CacheStats:
 class Cache:
     """Bounded, content-addressed store; the least recently used entries go first.
 
-    ``root`` and ``limit`` (bytes; 0 keeps nothing) default to the settings.
+    ``root`` and ``limit`` (bytes; 0 keeps nothing) default to the settings. Looking through the
+    folder takes time for each entry, so a process does so when it has added 1/64 to the entries
+    that it found, or 1/64 of the limit: for each process that writes, the limit may be passed by
+    that share.
     """
 
     def __init__(self, root: Path | str | None = None, limit: int | None = None) -> None:
@@ -69,6 +73,7 @@ class Cache:
         # One name an event: append is atomic, and unlike a lock it survives a fork at any time.
         self._events: list[str] = []
         self._complained = False
+        self._unseen = 0, 0  # entries and bytes to be written before the folder is looked through
 
     def get(self, key: str) -> Entry | None:
         """The entry of a key, or None (a miss); a damaged one is reported, removed and a miss."""
@@ -92,7 +97,10 @@ class Cache:
             self._complain("write", error)
             return False
         self._events.append("written")
-        self._evict(keep=key)
+        entries, room = self._unseen[0] - 1, self._unseen[1] - len(data)
+        if entries < 0 or room < 0:
+            entries, room = self._evict(keep=key) // _NEW_SHARE, self.limit // _NEW_SHARE
+        self._unseen = entries, room
         return True
 
     def entries(self) -> tuple[EntryInfo, ...]:
@@ -139,17 +147,19 @@ class Cache:
             _unlink(temporary)
             raise
 
-    def _evict(self, keep: str) -> None:
-        """Remove the least recently used until the rest fits; the newcomer stays."""
+    def _evict(self, keep: str) -> int:
+        """Remove the least recently used until the rest fits; the newcomer stays. Says how many
+        entries there were."""
         statuses = sorted(self._statuses(), key=lambda item: item[1].st_mtime_ns)
         total = sum(status.st_size for _, status in statuses)
-        for path, status in statuses:
+        for name, status in statuses:
             if total <= self.limit:
                 break
-            if path.stem != keep:
+            if name != f"{keep}{SUFFIX}":
                 total -= status.st_size
-                self._events.extend(["evicted"] * _unlink(path))
+                self._events.extend(["evicted"] * _unlink(self.root / name))
         self._sweep()
+        return len(statuses)
 
     def _sweep(self) -> None:
         """Remove temporary files whose writer died: none lives for an hour."""
@@ -163,12 +173,17 @@ class Cache:
             names = os.listdir(self.root)
         except OSError:
             return
-        yield from (self.root / name for name in names if name.endswith(suffix))
+        for name in names:
+            if name.endswith(suffix):
+                yield self.root / name
 
-    def _statuses(self) -> Iterator[tuple[Path, os.stat_result]]:
-        for path in self._files():
-            with suppress(OSError):  # another process may have removed it
-                yield path, path.stat()
+    def _statuses(self) -> Iterator[tuple[str, os.stat_result]]:
+        """Each entry's file name and facts: there may be tens of thousands."""
+        with suppress(OSError), os.scandir(self.root) as files:
+            for file in files:
+                with suppress(OSError):  # another process may have removed it
+                    if file.name.endswith(SUFFIX):
+                        yield file.name, file.stat()
 
     def _complain(self, what: str, error: OSError) -> None:
         if self._complained:

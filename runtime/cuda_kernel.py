@@ -13,16 +13,21 @@ from typing import Any
 import numpy as np
 import torch
 
+from tilewright.backends.cuda.bulk import BulkMap
 from tilewright.backends.cuda.compile import architecture_of, compile_kernel
 from tilewright.backends.cuda.emit import CudaSource, emit_cuda
-from tilewright.backends.cuda.host import run_on_host
+from tilewright.backends.cuda.host import TensorMap, run_on_host
 from tilewright.ir.core import Graph
+from tilewright.ir.dtypes import DType
+from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.target import Target
 from tilewright.passes.to_threads.lower import threads_program
+from tilewright.passes.to_threads.roles import roles_program
 from tilewright.runtime.backends import kernel_cache
 from tilewright.runtime.calls import launched_call_source
 from tilewright.runtime.cuda.calls import direct_call_source, element_bytes
-from tilewright.runtime.cuda.driver import Image
+from tilewright.runtime.cuda.descriptions import Descriptions, Key
+from tilewright.runtime.cuda.driver import Image, Tiling
 from tilewright.runtime.cuda.gpus import gpus, refuse_capture
 from tilewright.runtime.cuda.start import Layout, Start, starter
 from tilewright.runtime.family import Call, Variant
@@ -31,6 +36,7 @@ from tilewright.runtime.gpu_kernel import GpuKernel, make_gpu
 from tilewright.runtime.report import MachineReport, VariantReport
 
 SYMBOL = "tilewright_kernel"
+_MAP_TYPES = {8: 0, 16: 1, 32: 2, 64: 4}  # CUtensorMapDataType of plain bits: zeros are zeros
 
 
 class CudaKernel(GpuKernel):
@@ -45,16 +51,19 @@ class CudaKernel(GpuKernel):
         self, whole: Graph, target: Target, reports: list[MachineReport], emulated: bool = False
     ) -> None:
         self.program, self.reports = threads_program(whole, target), reports
+        self.bulk, self.why = bulk_source(whole, target)
         self.sources: dict[bool, CudaSource] = {}
         self.starts: dict[tuple[int, bool], Start] = {}
+        self.bulk_starts: dict[int, tuple[Start, Descriptions]] = {}
         source = self.source(True)
+        copied = [x.buffer for x in self.bulk.maps] if self.bulk else []
         super().__init__(self.program, source.sizes, "is_cpu" if emulated else gpus.place)
         self.widths = [element_bytes(x) for x in self.signature.params]
         if emulated:
             text = launched_call_source(self.signature, source.strides, self.place)
             self.call = self.compiled(text, empty=torch.empty, launch=self._emulate)
         else:
-            text = direct_call_source(self.signature, source.strides, [], self.place)
+            text = direct_call_source(self.signature, source.strides, copied, self.place)
             self.call = self.compiled(text, **self.started_by(self._start))
 
     def source(self, vectors: bool) -> CudaSource:
@@ -66,33 +75,51 @@ class CudaKernel(GpuKernel):
     # ---- on a GPU
 
     def _start(
-        self, device: int, items: int, values: tuple[int, ...], low: int, keys: tuple[Any, ...]
+        self, device: int, items: int, values: tuple[int, ...], low: int, keys: tuple[Key, ...]
     ) -> None:
         """Starts the kernel on the device's current stream; ``low``: low bits of addresses and of
-        strides in bytes."""
+        strides in bytes; ``keys``: the tensors that may be copied in bulk."""
+        if keys and not low:
+            start, descriptions = self.bulk_starts.get(device) or self._load_bulk(device)
+            found = descriptions.find(keys)
+            if found is not None:
+                start(items, gpus.stream(device), values, found)
+                return
         vectors = low == 0
         start = self.starts.get((device, vectors)) or self._load(device, vectors)
         start(items, gpus.stream(device), values, ())
 
+    def _load_bulk(self, device: int) -> tuple[Start, Descriptions]:
+        """The form in which a warp of its own copies in bulk."""
+        source = self.bulk
+        assert source is not None
+        start = self._loaded(device, source, "bulk copies by a warp of its own")
+        tilings = [_tiling(x, self.signature.params[x.buffer].dtype) for x in source.maps]
+        self.bulk_starts[device] = start, Descriptions(tilings, whole=False)
+        return self.bulk_starts[device]
+
     def _load(self, device: int, vectors: bool) -> Start:
+        form = "16 bytes at once" if vectors else "one element at once"
+        form = f"{form} ({self.why})" if self.why and vectors else form
+        start = self._loaded(device, self.source(vectors), form)
+        self.starts[device, vectors] = start
+        return start
+
+    def _loaded(self, device: int, source: CudaSource, form: str) -> Start:
         refuse_capture(self.name)
-        source = self.source(vectors)
         capability = gpus.capability(device)
         code = machine_code(source, architecture_of(f"sm_{capability}"))
         image = Image(code, SYMBOL, source.threads, source.shared_bytes)
         loaded = gpus.driver.load(image, device)
-        integers = len(source.strides) + len(source.sizes)
-        layout = Layout(len(source.pointers), (), integers, wide=True, nulls=0)
-        form = "16 bytes at once" if vectors else "one element at once"
-        warps, stages = int(self.program.attrs["warps"]), int(self.program.attrs["stages"])
+        integers, maps = len(source.strides) + len(source.sizes), (0,) * len(source.maps)
+        layout = Layout(len(source.pointers), maps, integers, wide=True, nulls=0)
+        warps, stages = source.threads // 32, int(self.program.attrs["stages"])
         self.reports.append(
             MachineReport(
                 form, loaded.registers, loaded.local_bytes, source.shared_bytes, warps, stages
             )
         )
-        start = starter(gpus.driver, image, loaded, layout, device)
-        self.starts[device, vectors] = start
-        return start
+        return starter(gpus.driver, image, loaded, layout, device)
 
     # ---- on the host
 
@@ -109,8 +136,20 @@ class CudaKernel(GpuKernel):
         odd = any(x.data_ptr() % 16 for x in tensors)
         for (buffer, _), step in zip(self.source(True).strides, strides, strict=True):
             odd = odd or step * self.widths[buffer] % 16 != 0
-        source = self.source(not odd)
-        arguments = [*arrays, *strides, *sizes]
+        source, maps = self.source(not odd), list[TensorMap]()
+        if self.bulk and not odd and all(min(*x.shape, *x.stride()) > 0 for x in tensors):
+            source = self.bulk
+            maps = [
+                TensorMap(
+                    arrays[x.buffer],
+                    x.box,
+                    x.swizzle,
+                    tuple(tensors[x.buffer].shape),
+                    tuple(tensors[x.buffer].stride()),
+                )
+                for x in source.maps
+            ]
+        arguments = [*arrays, *maps, *strides, *sizes]
         run_on_host(
             source.text, SYMBOL, items, arguments, source.threads, source.shared_bytes, seed=0
         )
@@ -124,6 +163,20 @@ def _memory(x: torch.Tensor) -> Any:
     )
     flat = x.detach().as_strided((size,), (1,))
     return flat.view(numbers).numpy() if size else np.zeros(0, np.uint8)
+
+
+def bulk_source(whole: Graph, target: Target) -> tuple[CudaSource | None, str]:
+    """The kernel with a warp that copies in bulk; None, and why, where there is none."""
+    try:
+        return emit_cuda(roles_program(whole, target), SYMBOL), ""
+    except UnsupportedError as error:
+        return None, error.message
+
+
+def _tiling(x: BulkMap, dtype: DType) -> Tiling:
+    """How the driver describes a tensor that is copied in bulk."""
+    swizzle = {0: 0, 32: 1, 64: 2, 128: 3}[x.swizzle]
+    return Tiling(x.box, swizzle, dtype.bits // 8, _MAP_TYPES[dtype.bits])
 
 
 def machine_code(source: CudaSource, architecture: str) -> bytes:

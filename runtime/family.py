@@ -9,31 +9,37 @@ from __future__ import annotations
 
 import threading
 import time
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import NoReturn
 
 import torch
 
 from tilewright.ir.bind import bind_sizes
 from tilewright.ir.core import Graph, Op
-from tilewright.ir.errors import BindError
+from tilewright.ir.errors import BindError, ScheduleError, UnsupportedError
 from tilewright.ir.ops_lowbit import StreamDequantize
 from tilewright.ir.ops_stream import Gather
 from tilewright.ir.sizes import Size
 from tilewright.ir.target import Target
 from tilewright.ir.types import BufferType, StreamType, TensorType
 from tilewright.passes.specialise import specialise
+from tilewright.passes.to_tile.choices import Choice
 from tilewright.passes.to_tile.kernel_info import KernelInfo, analyse, is_routing, is_row_kernel
 from tilewright.passes.to_tile.narrow import LONGEST
 from tilewright.passes.to_tile.routing.info import token_classes
 from tilewright.passes.to_tile.schedule import row_classes
+from tilewright.passes.to_tile.spaces import kernel_space
 from tilewright.passes.to_tile.tables import tables_of, with_tables
 from tilewright.passes.to_tile.whole_blocks.schedule import row_classes as block_row_classes
 from tilewright.runtime.calls import Signature, key_source
 from tilewright.runtime.cuda.repeat import bound
 from tilewright.runtime.report import VariantReport
 from tilewright.runtime.tables import block_extremes
+from tilewright.runtime.tracing.recorder import now
+from tilewright.runtime.tuned import TUNED, BySize, TuningWarning
 
 Call = Callable[..., tuple[torch.Tensor, ...]]
 Key = tuple[tuple[int, ...], tuple[int, ...], int]  # units, static sizes, row class
@@ -41,12 +47,14 @@ Key = tuple[tuple[int, ...], tuple[int, ...], int]  # units, static sizes, row c
 
 @dataclass(frozen=True)
 class Variant:
-    """What to compile: a specialised stream graph, its row class and unit strides."""
+    """What to compile: a specialised stream graph, its row class and unit strides; ``choice``:
+    fields of its schedule that are not to be the default's."""
 
     graph: Graph
     rows: int
     units: tuple[int, ...]
     static_sizes: dict[str, int]
+    choice: Choice = field(default_factory=dict)
 
 
 EMPTY = -1  # row class of calls with nothing to sum
@@ -62,6 +70,7 @@ class KernelFamily:
         """``empty`` is called instead of a kernel when the axis that is summed along has no
         elements: quotients of sums moved past each other are 0 / 0 then."""
         self.given = len(graph.params)
+        self.source = graph
         graph = with_tables(graph)
         self.graph, self.target, self.make, self.empty = graph, target, make, empty
         self.tables = [source for source, _, _ in tables_of(graph)]
@@ -74,9 +83,14 @@ class KernelFamily:
         self.forms: dict[Key, Call] = {}
         self.reports: list[VariantReport] = []
         self.lock = threading.Lock()
+        self.known = 0  # the state of tuned schedules that the forms were made by
         self._facts = self._key_function()
 
     def __call__(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        if now.recorder is not None and now.recorder.wants_kernel(self):
+            return now.recorder.kernel(self, tensors)
+        if time.monotonic() >= TUNED.look_at or self.known != TUNED.number:
+            self._look_again()
         if self.gathered and not self._have_entries(tensors):
             return self._without_entries(tensors)
         if self.tables:
@@ -99,12 +113,23 @@ class KernelFamily:
             return again
         return lambda *tensors: again(*self._with_tables(tensors))
 
+    def _look_again(self) -> None:
+        """Forgets the forms if there are schedules that they were not made by."""
+        TUNED.look()
+        if self.known != TUNED.number:
+            with self.lock:
+                self.forms, self.reports, self.known = {}, [], TUNED.number
+
     def _have_entries(self, tensors: tuple[torch.Tensor, ...]) -> bool:
         """True if everything that is read at computed positions has elements."""
         try:
             return all(tensors[i].numel() for i in self.gathered)
         except (AttributeError, IndexError):
             return True  # the key complains
+
+    def completed(self, tensors: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        """What a form is called with: the inputs, and the tables made from them if it takes any."""
+        return self._with_tables(tensors) if self.tables else tensors
 
     def _with_tables(self, tensors: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         """The inputs and the tables made from them."""
@@ -169,19 +194,47 @@ class KernelFamily:
         with self.lock:
             if key in self.forms:
                 return self.forms[key]
-            start = time.perf_counter()
-            units, static, rows = key
-            if rows == EMPTY and self.empty is not None:
+            if key[2] == EMPTY and self.empty is not None:
                 empty, given = self.empty, self.given
                 self.forms[key] = lambda *tensors: empty(*tensors[:given])
                 return self.forms[key]
-            values = dict(zip(self.static_names, static, strict=True))
-            variant = Variant(specialise(self.graph, values), rows, units, values)
-            call, report = self.make(variant, self.target)
-            report.seconds = time.perf_counter() - start
-            self.reports.append(report)
-            self.forms[key] = call
+            self.forms[key] = call = self._chosen(self.variant(key))
             return call
+
+    def variant(self, key: Key) -> Variant:
+        """What to compile for calls with a key."""
+        units, static, rows = key
+        values = dict(zip(self.static_names, static, strict=True))
+        return Variant(specialise(self.graph, values), rows, units, values)
+
+    def _chosen(self, variant: Variant) -> Call:
+        """The form of a variant; where tuning has found schedules for some sizes, forms by size."""
+        if not TUNED.any:
+            return self._compiled(variant)
+        from tilewright.runtime.tuning.task import changing, kernel_key
+
+        known = TUNED.of(kernel_key(variant, self.target), bool(self.target.gpu))
+        if not known:
+            return self._compiled(variant)
+        return BySize(known, changing(self.source), partial(self._tuned, variant))
+
+    def _tuned(self, variant: Variant, choice: Choice) -> Call:
+        """The form with a choice from the database, which may hold anything: checked first."""
+        try:
+            if choice:
+                kernel_space(variant.graph, self.target, variant.rows).check(choice)
+            return self._compiled(replace(variant, choice=choice))
+        except (ScheduleError, UnsupportedError) as error:
+            text = f"tuned schedule of {self.graph.name}: {error.message}; its default is used"
+            warnings.warn(text, TuningWarning, stacklevel=5)
+            return self._compiled(variant)
+
+    def _compiled(self, variant: Variant) -> Call:
+        start = time.perf_counter()
+        call, report = self.make(variant, self.target)
+        report.seconds = time.perf_counter() - start
+        self.reports.append(report)
+        return call
 
 
 def _classes(graph: Graph, target: Target, info: KernelInfo) -> tuple[int, ...]:

@@ -93,7 +93,7 @@ def make_gpu(
     refuse_capture(variant.graph.name)
     names = [p.hint for p in variant.graph.params]
     units = dict(zip(names, variant.units, strict=True))
-    given = variant.graph, target, units, forced_schedule(), variant.rows
+    given = variant.graph, target, units, forced_schedule(), variant.rows, variant.choice
     program = gpu_program(*given)
     reports: list[MachineReport] = []
 

@@ -49,12 +49,13 @@ def host_cpu() -> tuple[str, str]:
     return llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
 
 
-def compile_llvm(llvm_ir: str, cpu: str, features: str) -> bytes:
-    """The object file of LLVM IR, optimised for a CPU (``features`` may be empty).
+def compile_llvm(llvm_ir: str, cpu: str, features: str, shared: bool = False) -> bytes:
+    """The object file of LLVM IR, optimised for a CPU (``features`` may be empty); ``shared``: as
+    part of a shared library, which may lie anywhere.
 
     LLVM only warns about a CPU that it does not know: the caller has to know its targets.
     """
-    machine = _machine(cpu, features)
+    machine = _library_machine(cpu, features) if shared else _machine(cpu, features)
     return bytes(machine.emit_object(_optimised(llvm_ir, machine)))
 
 
@@ -141,6 +142,14 @@ def _machine(cpu: str, features: str) -> Any:
     target = _llvm().Target.from_default_triple()
     return target.create_target_machine(
         cpu=cpu, features=features, opt=3, jit=True, codemodel="jitdefault"
+    )
+
+
+def _library_machine(cpu: str, features: str) -> Any:
+    """A target machine for position-independent code."""
+    target = _llvm().Target.from_default_triple()
+    return target.create_target_machine(
+        cpu=cpu, features=features, opt=3, reloc="pic", codemodel="small"
     )
 
 

@@ -34,6 +34,7 @@ from tilewright.runtime.made_again import MadeAgain
 from tilewright.runtime.report import KernelReport, ProgramReport
 from tilewright.runtime.routing import with_few_tokens, with_shared_counts
 from tilewright.runtime.targets import program_target, require_runnable
+from tilewright.runtime.tracing.recorder import now
 
 
 @dataclass
@@ -157,8 +158,12 @@ class Program:
 
     def __call__(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The results, newly allocated. Raises BindError if the inputs do not fit."""
+        if now.recorder is not None and now.recorder.wants_program():
+            return now.recorder.program(self, tensors)
         gpu = tensors and (tensors[0].is_cuda or pretended.on or pretended.backend == "cuda-host")
         if gpu and self.backend not in GPU_BACKENDS:
+            if now.recorder is not None:  # repeated calls would pass the kernels by
+                return self._for_device(tensors[0].device)._call(*tensors)
             return self._on_device(*tensors)
         if self._single is not None:
             return self._single(*tensors)

@@ -59,6 +59,7 @@ class KernelReport:
         lines += [f"    {channel}" for channel in self.channels]
         for v in self.variants:
             where = "from the disk cache" if v.from_cache else "compiled"
+            where = "compiled beforehand, loaded" if v.backend == "bundle" else where
             fixed = ", ".join(f"{k} = {n}" for k, n in v.static_sizes.items())
             memory = f", {v.scratch_bytes} bytes of scratch a worker" if not v.schedule else ""
             lines.append(

@@ -38,7 +38,22 @@ NUM_THREADS = Variable(
 WAIT_POLICY = Variable(
     "OMP_WAIT_POLICY", "how idle OpenMP threads wait (read for reports only)", "the library's own"
 )
-VARIABLES = (CACHE_DIR, CACHE_SIZE, NUM_THREADS, WAIT_POLICY)
+TRACE = Variable(
+    "TILEWRIGHT_TRACE",
+    "folder that every process writes the kernels into that it calls (`tilewright trace` sets it)",
+    "nothing is written",
+)
+BUNDLE = Variable(
+    "TILEWRIGHT_BUNDLE",
+    "folder of a bundle that programs take their kernels from (as tilewright.use_bundle)",
+    "kernels are compiled",
+)
+TUNING = Variable(
+    "TILEWRIGHT_TUNING",
+    "database of tuned schedules; off: programs use their default schedules",
+    "tuning.sqlite3 in the folder of compiled kernels",
+)
+VARIABLES = (CACHE_DIR, CACHE_SIZE, NUM_THREADS, WAIT_POLICY, TRACE, BUNDLE, TUNING)
 
 
 @dataclass(frozen=True)
@@ -49,6 +64,9 @@ class Settings:
     cache_size: int
     num_threads: int | None
     wait_policy: str
+    trace: Path | None = None
+    bundle: Path | None = None
+    tuning: Path | None = None  # off
 
 
 @cache
@@ -59,6 +77,9 @@ def settings() -> Settings:
         cache_size=_bytes(CACHE_SIZE),
         num_threads=_count(NUM_THREADS),
         wait_policy=_text(WAIT_POLICY),
+        trace=_folder(TRACE),
+        bundle=_folder(BUNDLE),
+        tuning=_tuning(),
     )
 
 
@@ -76,6 +97,17 @@ def _cache_dir() -> Path:
         # expanduser keeps "~" where no home is known; the cache then says that it cannot write
         base = Path(os.path.expanduser("~")) / ".cache"
     return base / "tilewright"
+
+
+def _tuning() -> Path | None:
+    if _text(TUNING).lower() in {"off", "0"}:
+        return None
+    return _folder(TUNING) or _cache_dir() / "tuning.sqlite3"
+
+
+def _folder(variable: Variable) -> Path | None:
+    chosen = _text(variable)
+    return Path(chosen).expanduser().absolute() if chosen else None
 
 
 def _bytes(variable: Variable) -> int:

@@ -8,13 +8,18 @@ import torch
 
 from tilewright.ir.errors import TargetError
 from tilewright.ir.target import GPUS, Target, from_features, named_target
+from tilewright.runtime.bundle.active import bundle_in_use
 from tilewright.runtime.gpu_targets import GPU_BACKENDS, device_target
 from tilewright.runtime.native import host_cpu
 
 
 @cache
 def host_target() -> Target:
-    """This machine: LLVM's name of the CPU and exactly the features it reports."""
+    """This machine: LLVM's name of the CPU and exactly the features it reports; or what the bundle
+    in use is for, which fits this machine."""
+    bundle = bundle_in_use()
+    if bundle is not None:
+        return bundle.target
     cpu, features = host_cpu()
     return from_features("host", cpu, features)
 
@@ -63,7 +68,8 @@ def needed_features(target: Target) -> set[str]:
 
 def require_runnable(target: Target) -> None:
     """Raises TargetError if this machine lacks an instruction set that the target's code uses."""
-    if target.name == "host":
+    bundle = bundle_in_use()
+    if target.name == "host" or (bundle is not None and bundle.target.isa == target.isa):
         return
     have = {f[1:] for f in host_cpu()[1].split(",") if f.startswith("+")}
     missing = sorted(needed_features(target) - have)

@@ -132,6 +132,12 @@ def _candidates() -> Iterator[Path]:
         yield from (Path(p) for p in sorted(loaded) if Path(p).name.startswith(name))
 
 
+def start_over() -> None:
+    """For the child of a fork server, which never ran anything in parallel: all threads, although
+    this process was forked. Elsewhere a region would hang."""
+    _state.region, _state.chosen = _first_region, None
+
+
 def _after_fork_in_child() -> None:
     _state.region, _state.chosen = _serial, 1
 

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from functools import partial
 
 from tilewright.ir.core import Graph
+from tilewright.ir.errors import BackendMissingError
 from tilewright.ir.printer import print_graph
 from tilewright.ir.target import Target
 from tilewright.ir.types import BufferType
 from tilewright.runtime.backends import (
     SYMBOL,
+    bundled_tile,
     default_backend,
     interpreted,
     kernel_cache,
@@ -18,10 +20,13 @@ from tilewright.runtime.backends import (
     machine_code,
     native_parts,
 )
+from tilewright.runtime.bundle.active import refuse
+from tilewright.runtime.bundle.keys import tile_key
 from tilewright.runtime.family import Call
 from tilewright.runtime.fingerprint import cache_key
 from tilewright.runtime.kernel import Kernel
-from tilewright.runtime.native import load_object
+from tilewright.runtime.native import NativeFunction, load_object
+from tilewright.runtime.tracing.recorder import now, traced_tile
 
 
 def own_tile_kernel(program_for: Callable[[Target], Graph]) -> Call:
@@ -32,6 +37,11 @@ def own_tile_kernel(program_for: Callable[[Target], Graph]) -> Call:
 
 def make_tile_kernel(program: Graph, target: Target, backend: str) -> Call:
     """A callable for a tile program; its inputs must have the unit strides that it names."""
+    call = _made(program, target, backend)
+    return call if now.recorder is None else traced_tile(call, program, target.name, backend)
+
+
+def _made(program: Graph, target: Target, backend: str) -> Call:
     if backend == "numba":
         from tilewright.runtime.numba_kernel import make_numba_kernel
 
@@ -49,10 +59,22 @@ def make_tile_kernel(program: Graph, target: Target, backend: str) -> Call:
         parts.grid,
         count,
         parts.scratch_bytes,
-        load_object(_object(program, target), SYMBOL),
+        bundled_tile(program, target) or _compiled(program, target),
         [p.hint for p in given],
     )
     return kernel.call
+
+
+def _compiled(program: Graph, target: Target) -> NativeFunction:
+    """Machine code in this process."""
+    try:
+        return load_object(_object(program, target), SYMBOL)
+    except BackendMissingError:
+        key = tile_key(program)
+        units = [x.unit for p in program.params if isinstance(x := p.type, BufferType)]
+        given = len(units) - int(program.attrs["outputs"])
+        refuse(program, key, key, tuple(units[:given]), target)
+        raise
 
 
 def _object(program: Graph, target: Target) -> bytes:

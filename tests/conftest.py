@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+# Each worker has as many OpenMP threads as there are processors. Those that wait have to sleep, or
+# they take the processor from what they wait for. Read when torch is loaded; processes inherit it.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # of NumPy, which is the oracle here
+
 # Compilation makes an example's time vary too much for a deadline to mean anything.
 settings.register_profile("dev", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", settings.get_profile("dev"), derandomize=True, print_blob=True)
 settings.register_profile("thorough", settings.get_profile("dev"), max_examples=2000)
+os.environ.setdefault("TILEWRIGHT_TUNING", "off")  # what this user tuned is not what is tested
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 
@@ -23,6 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    gc.set_threshold(20_000, 20, 20)  # a tenth of the time went into searching what torch keeps
     config.addinivalue_line("markers", "gpu: needs a CUDA or ROCm device that torch can reach")
 
 

@@ -9,6 +9,7 @@ import tilewright.ir.parser  # noqa: F401  (fills the registry)
 from tests.ir import examples
 from tests.ir.cache_examples import CACHE_EXAMPLES
 from tests.ir.examples import Example
+from tests.ir.line_examples import LINE_EXAMPLES
 from tests.ir.lowbit_examples import LOWBIT_EXAMPLES
 from tests.ir.routing_examples import ROUTING_EXAMPLES
 from tests.ir.thread_examples import THREAD_EXAMPLES
@@ -17,6 +18,7 @@ from tilewright.ir.dtypes import F32
 from tilewright.ir.errors import VerifyError
 from tilewright.ir.evaluate import evaluate
 from tilewright.ir.layout import Layout
+from tilewright.ir.ops_tile_roles import ROLE_OPS
 from tilewright.ir.parser import parse
 from tilewright.ir.types import (
     INDEX,
@@ -36,6 +38,7 @@ EXAMPLES = [
     *CACHE_EXAMPLES,
     *ROUTING_EXAMPLES,
     *THREAD_EXAMPLES,
+    *LINE_EXAMPLES,
 ]
 
 
@@ -56,9 +59,11 @@ def test_declaration(example: Example) -> None:
     assert cls.__doc__ and cls.name == example.op
     effects = {"tile.load", "tile.store", "tile.gather", "tile.read", "tile.prefetch", "tile.alloc"}
     effects |= {"tile.scatter", "tile.load_rows"}
+    effects |= {"tile.load_lines", "tile.copy_lines", "tile.store_lines"}
     if not {"pure"} & cls.traits:
         blocks = {"tile.copy_async", "tile.commit", "tile.wait", "tile.barrier", "tile.fence"}
-        effects |= {"tile.group_product"}
+        effects |= {"tile.group_product", "tile.group_begin", "tile.group_wait"}
+        effects |= {cls.name for cls in ROLE_OPS}
         assert example.op in effects | blocks | {"tile.for", "tile.if", "tile.while"}
 
 

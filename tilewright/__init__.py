@@ -9,15 +9,19 @@ from typing import TYPE_CHECKING
 
 from tilewright.ir.errors import (
     BackendMissingError,
+    BenchError,
     BindError,
+    BundleError,
     DataError,
     EvaluationError,
     ExpertError,
     FallbackError,
+    NotInBundleError,
     ParseError,
     SettingError,
     TargetError,
     TilewrightError,
+    TraceError,
     UnsupportedError,
     VerifyError,
 )
@@ -37,6 +41,8 @@ if TYPE_CHECKING:
     from tilewright.frontend.quantize.model import quantize
     from tilewright.ir.dtypes import table_dtype
     from tilewright.ir.parser import parse
+    from tilewright.runtime.bundle.active import use_bundle
+    from tilewright.runtime.bundle.bundle import Bundle, load_bundle
     from tilewright.runtime.kv_cache.cache import KVCache
     from tilewright.runtime.program import Program
     from tilewright.runtime.quantized.tensor import QuantizedTensor
@@ -45,7 +51,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BackendMissingError",
+    "BenchError",
     "BindError",
+    "Bundle",
+    "BundleError",
     "DataError",
     "EvaluationError",
     "ExpertBank",
@@ -53,6 +62,7 @@ __all__ = [
     "FallbackError",
     "KVCache",
     "LayerInputCache",
+    "NotInBundleError",
     "ParseError",
     "Program",
     "QuantizedTensor",
@@ -60,6 +70,7 @@ __all__ = [
     "TargetError",
     "TilewrightConfig",
     "TilewrightError",
+    "TraceError",
     "UnsupportedError",
     "VerifyError",
     "__version__",
@@ -68,6 +79,7 @@ __all__ = [
     "convert_checkpoint",
     "evaluate",
     "linear",
+    "load_bundle",
     "merge_attention",
     "open_checkpoint",
     "parse",
@@ -75,9 +87,11 @@ __all__ = [
     "register_attention",
     "register_experts",
     "table_dtype",
+    "use_bundle",
 ]
 
 _LAZY = {
+    "Bundle": "tilewright.runtime.bundle.bundle",
     "ExpertBank": "tilewright.frontend.experts.bank",
     "KVCache": "tilewright.runtime.kv_cache.cache",
     "LayerInputCache": "tilewright.frontend.attention.layer_input",
@@ -89,6 +103,7 @@ _LAZY = {
     "convert_checkpoint": "tilewright.frontend.checkpoints",
     "evaluate": "tilewright.evaluation",
     "linear": "tilewright.frontend.quantize.linear",
+    "load_bundle": "tilewright.runtime.bundle.bundle",
     "merge_attention": "tilewright.frontend.attention.merge",
     "open_checkpoint": "tilewright.frontend.checkpoints",
     "parse": "tilewright.ir.parser",
@@ -96,6 +111,7 @@ _LAZY = {
     "register_attention": "tilewright.frontend.huggingface",
     "register_experts": "tilewright.frontend.experts.huggingface",
     "table_dtype": "tilewright.ir.dtypes",
+    "use_bundle": "tilewright.runtime.bundle.active",
 }
 
 if not TYPE_CHECKING:  # type checkers take the imports above

@@ -73,3 +73,15 @@ class BitOps(Writer):
                 self.text.line(f"{out.name}[{w}] = tw::prmt({first}, {second}, {selector});")
             return
         self.fill(out, lambda r: self.element(x, added([times(r, "2"), str(op.at)])))
+
+    def _tile_interleave(self, op: t.Interleave) -> None:
+        """Elements of several tiles side by side in a thread's registers."""
+        parts, out = [self.tile(v) for v in op.parts], self.declare(op.result)
+        one = parts[0].layout
+        beside = one.local(*(len(parts) if d == op.dim else 1 for d in range(2)))
+        if out.dtype in HALVES or not beside.same_map(out.layout):
+            raise UnsupportedError(f"tiles of {out.dtype} in turn in the cuda back end", op.loc)
+        with self.text.each("i", one.registers) as i:
+            for number, part in enumerate(parts):
+                at = added([times(i, str(len(parts))), str(number)])
+                self.text.line(f"{out.name}[{at}] = {self.element(part, i)};")

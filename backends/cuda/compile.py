@@ -46,8 +46,18 @@ def compile_kernel(source: str, architecture: str, symbol: str = "kernel") -> by
         )
     nvrtc = _nvrtc()
     if nvrtc is not None:
-        return _with_nvrtc(nvrtc, source, architecture, symbol)
-    return _with_nvcc(source, architecture, symbol)
+        return _with_nvrtc(nvrtc, source, architecture, symbol, "CUBIN")
+    return _with_nvcc(source, architecture, symbol, "cubin")
+
+
+def compile_to_ptx(source: str, architecture: str, symbol: str = "kernel") -> str:
+    """The PTX of such a text, for ``sm_80``, …; errors as ``compile_kernel``'s."""
+    nvrtc, virtual = _nvrtc(), architecture.replace("sm_", "compute_")
+    if nvrtc is not None:
+        found = _with_nvrtc(nvrtc, source, virtual, symbol, "PTX")
+    else:
+        found = _with_nvcc(source, architecture, symbol, "ptx")
+    return found.rstrip(b"\0").decode()
 
 
 def compiler_missing() -> str | None:
@@ -82,7 +92,7 @@ def _libraries() -> Iterator[Path | str]:
     yield from ("libnvrtc.so.13", "libnvrtc.so.12")
 
 
-def _with_nvrtc(nvrtc: Any, source: str, architecture: str, symbol: str) -> bytes:
+def _with_nvrtc(nvrtc: Any, source: str, architecture: str, symbol: str, what: str) -> bytes:
     program = ctypes.c_void_p()
     options = [f"--gpu-architecture={architecture}", f"--include-path={HEADERS}", *_OPTIONS]
     made = nvrtc.nvrtcCreateProgram(
@@ -94,7 +104,7 @@ def _with_nvrtc(nvrtc: Any, source: str, architecture: str, symbol: str) -> byte
         if nvrtc.nvrtcCompileProgram(program, len(options), values):
             log = _output(nvrtc, "ProgramLog", program, symbol).rstrip(b"\0").decode().strip()
             raise KernelCompileError(f"NVRTC does not compile kernel {symbol}:\n{log}")
-        return _output(nvrtc, "CUBIN", program, symbol)
+        return _output(nvrtc, what, program, symbol)
     finally:
         nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
 
@@ -120,18 +130,18 @@ def _nvcc() -> str | None:
     return shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
 
 
-def _with_nvcc(source: str, architecture: str, symbol: str) -> bytes:
+def _with_nvcc(source: str, architecture: str, symbol: str, what: str) -> bytes:
     nvcc = _nvcc()
     if nvcc is None:
         raise BackendMissingError(_MISSING)
     with tempfile.TemporaryDirectory() as folder:
-        text, cubin = Path(folder) / f"{symbol}.cu", Path(folder) / f"{symbol}.cubin"
+        text, out = Path(folder) / f"{symbol}.cu", Path(folder) / f"{symbol}.{what}"
         text.write_text(source, encoding="utf-8")
-        command = [nvcc, *_OPTIONS, f"-arch={architecture}", "-cubin", f"-I{HEADERS}"]
+        command = [nvcc, *_OPTIONS, f"-arch={architecture}", f"-{what}", f"-I{HEADERS}"]
         done = subprocess.run(
-            [*command, str(text), "-o", str(cubin)], capture_output=True, text=True, check=False
+            [*command, str(text), "-o", str(out)], capture_output=True, text=True, check=False
         )
         if done.returncode:
             words = (done.stderr + done.stdout).strip()
             raise KernelCompileError(f"nvcc does not compile kernel {symbol}:\n{words}")
-        return cubin.read_bytes()
+        return out.read_bytes()

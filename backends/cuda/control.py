@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tilewright.backends.cuda.text import atom
@@ -27,11 +29,25 @@ class ControlOps(Writer):
         lo, hi = (self.index(v) for v in op.operands[:2])
         self.values[counter] = at
         walk = f"long long {at} = {lo}; {at} < {hi}; {at} += {op.step}"
-        with self.text.block(f"for ({walk})"):
+        with self.text.block(f"for ({walk})"), self._anew():
             self.region(region)
             self._next(params, region.yields)
         for result, param in zip(op.results, params, strict=True):
             self.values[result] = self.values[param]
+
+    @contextmanager
+    def _anew(self) -> Iterator[None]:
+        """A loop's body, with names of its own for what depends on the thread only, if the program
+        is short of registers."""
+        if not self.graph.attrs.get("short"):
+            yield
+            return
+        outer, self.anew, first = self.anew, {}, len(self.text.lines)
+        yield
+        margin = "  " * self.text.depth
+        lines = [f"{margin}const int {new} = tw::anew({old});" for old, new in self.anew.items()]
+        self.text.lines[first:first] = lines
+        self.anew = outer
 
     def _carried(self, init: Value, param: Value) -> None:
         """A variable for what a loop carries, with its first value."""

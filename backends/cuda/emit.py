@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tilewright.backends.cuda.bits import BitOps
+from tilewright.backends.cuda.bulk import BulkMap, Role, RoleOps
 from tilewright.backends.cuda.control import ControlOps
 from tilewright.backends.cuda.fragments import FragmentOps
 from tilewright.backends.cuda.memory import MemoryOps
@@ -23,6 +24,7 @@ from tilewright.backends.cuda.pointwise import (
     literal,
     scalar_type,
 )
+from tilewright.backends.cuda.scans import ScanOps
 from tilewright.backends.cuda.text import (
     CText,
     added,
@@ -46,8 +48,9 @@ PACKED: dict[type[Op], str] = {m.Add: "hadd2", m.Sub: "hsub2", m.Mul: "hmul2", m
 
 @dataclass(frozen=True)
 class CudaSource:
-    """A kernel's text and how to call it: after the pointers come ``strides`` as (buffer,
-    dimension), 64-bit integers, then the sizes, 64-bit integers, too."""
+    """A kernel's text and how to call it: after the pointers come descriptions of tensors that are
+    copied in bulk (``maps``), ``strides`` as (buffer, dimension), 64-bit integers, then the sizes,
+    64-bit integers, too."""
 
     text: str
     symbol: str
@@ -56,6 +59,7 @@ class CudaSource:
     pointers: tuple[str, ...]
     strides: tuple[tuple[int, int], ...]
     sizes: tuple[str, ...]
+    maps: tuple[BulkMap, ...] = ()
 
 
 def emit_cuda(graph: Graph, symbol: str, vectors: bool = True) -> CudaSource:
@@ -67,12 +71,14 @@ def emit_cuda(graph: Graph, symbol: str, vectors: bool = True) -> CudaSource:
     return _Program(graph, symbol, vectors).run()
 
 
-class _Program(BitOps, ControlOps, FragmentOps, MemoryOps):
+class _Program(BitOps, ControlOps, FragmentOps, MemoryOps, RoleOps, ScanOps):
     """Writes one kernel."""
 
     def __init__(self, graph: Graph, symbol: str, vectors: bool) -> None:
         self.graph, self.symbol, self.vectors = graph, symbol, vectors
         self.made = {v: op for op in graph.body.walk() for v in op.results}
+        loops = [op for op in graph.body.walk() if isinstance(op, t.For)]
+        self.counters = {op.regions[0].params[0]: op for op in loops}
         self.users: dict[Value, list[Op]] = {}
         for op in graph.body.walk():
             for value in op.operands:
@@ -81,23 +87,29 @@ class _Program(BitOps, ControlOps, FragmentOps, MemoryOps):
         self.values: dict[Value, Any] = {}
         self.head: list[str] = []
         self.named: dict[str, str] = {}
+        self.anew: dict[str, str] | None = None
         self.shared = iter(graph.attrs.get("shared", ()))
         self.exchanged = 0  # bytes through which warps exchange what they have reduced
         self.blocks: list[str] = []
         self.pointers: list[str] = []
         self.strides: list[tuple[int, int]] = []
         self.sizes: dict[str, str] = {}
+        self.maps: dict[BulkMap, str] = {}
+        self.role: Role | None = None
 
     def run(self) -> CudaSource:
-        parameters = self._parameters()
+        pointers, numbers = self._parameters()
         self._position()
         self.region(self.graph.body)
+        maps = [f"TW_TENSOR_MAP {name}" for name in self.maps.values()]
+        parameters = [*pointers, *maps, *numbers]
         threads = int(self.graph.attrs["warps"]) * WARP
+        at_once = int(self.graph.attrs.get("at_once", 1))
         shared = int(self.graph.attrs.get("shared_bytes", 0)) + self.exchanged
         lines = [
             '#include "tilewright_kernel.h"',
             "",
-            f"TW_KERNEL({self.symbol}, {threads}, 1)({', '.join(parameters)}) {{",
+            f"TW_KERNEL({self.symbol}, {threads}, {at_once})({', '.join(parameters)}) {{",
         ]
         if shared:
             lines.append(f"  TW_SHARED({shared});")
@@ -111,13 +123,15 @@ class _Program(BitOps, ControlOps, FragmentOps, MemoryOps):
             tuple(self.pointers),
             tuple(self.strides),
             tuple(self.sizes),
+            tuple(self.maps),
         )
 
     # ---- arguments and position
 
-    def _parameters(self) -> list[str]:
+    def _parameters(self) -> tuple[list[str], list[str]]:
+        """Pointers, and numbers."""
         walked = self.graph.body.walk()
-        written = {op.target for op in walked if isinstance(op, t.Store | t.Scatter)}
+        written = {op.target for op in walked if isinstance(op, t.Store | t.Scatter | t.StoreLines)}
         pointers, strides = [], []
         for number, param in enumerate(self.graph.params):
             type_ = param.type
@@ -140,7 +154,7 @@ class _Program(BitOps, ControlOps, FragmentOps, MemoryOps):
         for name in (*self.graph.sizes, *needed):
             if name not in self.sizes:
                 self.sizes[name] = self.text.name(name)
-        return [*pointers, *strides, *(f"long long {name}" for name in self.sizes.values())]
+        return pointers, [*strides, *(f"long long {name}" for name in self.sizes.values())]
 
     def _position(self) -> None:
         """The block's position on the grid; the last dimension runs fastest."""
@@ -238,7 +252,8 @@ class _Program(BitOps, ControlOps, FragmentOps, MemoryOps):
         if op.type.layout.lanes == 1 and op.type.layout.registers == 1:
             self.values[op.result] = Tile(text, op.type.dtype, op.type.layout, True)
             return None
-        self.fill(self.declare(op.result), lambda register: text)
+        if not self.only_begins(op.result):
+            self.fill(self.declare(op.result), lambda register: text)
         return None
 
     def _math_cast(self, op: m.Cast) -> str | None:
@@ -303,8 +318,9 @@ class _Program(BitOps, ControlOps, FragmentOps, MemoryOps):
                 f"{here} = {_combined(op.kind, dtype.is_float, here, self.element(x, i))};"
             )
         inner = 1
-        for dim, _, size in x.layout.digits()[1]:
-            for step in (inner << bit for bit in range(size.bit_length() - 1) if dim == op.dim):
+        for dim, stride, size in x.layout.digits()[1]:
+            counts = dim == op.dim and stride  # copies are no part of the sum
+            for step in (inner << bit for bit in range(size.bit_length() - 1) if counts):
                 if step < WARP:
                     self._across(op, out, step)
                 else:
@@ -336,11 +352,11 @@ class _Program(BitOps, ControlOps, FragmentOps, MemoryOps):
             f"tw_shared + {whole} + ({who} * {count} + i) * {size}"
             for who in ("thread", f"(thread ^ {step})")
         ]
-        self.text.line("tw::barrier();")
+        self.text.line(self.block_barrier())
         self.text.line("#pragma unroll")
         with self.text.block(f"for (int i = 0; i < {count}; ++i)"):
             self.text.line(f"tw::shared_store<{kind}>({places[0]}, {out.name}[i]);")
-        self.text.line("tw::barrier();")
+        self.text.line(self.block_barrier())
         self.text.line("#pragma unroll")
         with self.text.block(f"for (int i = 0; i < {count}; ++i)"):
             other = f"tw::shared_load<{kind}>({places[1]})"
@@ -348,7 +364,7 @@ class _Program(BitOps, ControlOps, FragmentOps, MemoryOps):
             self.text.line(f"{here} = {_combined(op.kind, out.dtype.is_float, here, other)};")
 
     def _tile_barrier(self, op: Op) -> None:
-        self.text.line("tw::barrier();")
+        self.text.line(self.block_barrier())
 
     def _tile_commit(self, op: Op) -> None:
         self.text.line("tw::commit();")

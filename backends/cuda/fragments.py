@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from tilewright.backends.cuda.pointwise import HALVES, c_type
+from tilewright.backends.cuda.shared import SharedOps
 from tilewright.backends.cuda.text import (
     added,
     atom,
@@ -19,16 +21,17 @@ from tilewright.backends.cuda.text import (
     thread_part,
     times,
 )
-from tilewright.backends.cuda.tiles import Lazy, Shared, Tile, Writer
+from tilewright.backends.cuda.tiles import Lazy, Shared, Tile
 from tilewright.ir import ops_tile as t
-from tilewright.ir.core import Op
+from tilewright.ir.core import Op, Value
 from tilewright.ir.dtypes import F32
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.layout import Layout, column_spatial, spatial
 from tilewright.ir.layout_algebra import divide, permute
 from tilewright.ir.matrix_units import GROUP_ROWS, GROUP_WARPS, UNITS, WARP
+from tilewright.ir.ops_math import Const
 from tilewright.ir.ops_tile_threads import warp_parts
-from tilewright.ir.types import SWIZZLED_BYTES, RegisterType
+from tilewright.ir.types import RegisterType
 
 MATRIX = spatial(8, 4).local(1, 2)  # [rows, columns] of memory that a warp's words hold
 TURNED = column_spatial(4, 8).local(2, 1)
@@ -50,6 +53,17 @@ CALLS = {
     "m16n8k8_fours": Call("tw::mma_split_fours", 8, 4),
 }
 SIDE = 8  # rows and columns of a matrix
+
+
+@dataclass(frozen=True)
+class Left:
+    """A left side that is read from shared memory in the course of its product: all ``rows`` parts
+    of a warp's rows whenever ``turns`` groups of the right side have been used."""
+
+    lazy: Lazy
+    matrices: Matrices
+    turns: int
+    rows: int
 
 
 @dataclass(frozen=True)
@@ -78,7 +92,7 @@ class Matrices:
         return f"tw::ldmatrix_x{self.count}{'_trans' if self.turned else ''}({words}, {at});"
 
 
-class FragmentOps(Writer):
+class FragmentOps(SharedOps):
     """What of a program's writer concerns matrix units."""
 
     def matrices(self, op: t.Load) -> Matrices | None:
@@ -110,105 +124,45 @@ class FragmentOps(Writer):
         piece = piece if swizzled == "0" else f"({piece}) ^ ({swizzled})"
         slot = self.index(op.rest[0])
         start = self.text.name(f"{shared.name}_slot")
-        offset = self.constant("from", times(row, str(shared.row_bytes)))
+        offset = self.local(self.constant("from", times(row, str(shared.row_bytes))))
         self.text.line(f"const unsigned char* const {start} = {shared.start(slot)} + {offset};")
-        return Matrices(parts, turned, count, shared, start, self.constant("piece", piece))
+        piece = self.local(self.constant("piece", piece))
+        if self.anew is not None:
+            piece = f"tw::anew({piece})"  # else every piece of a row is kept for the next rows
+        return Matrices(parts, turned, count, shared, start, piece)
 
-    def constant(self, hint: str, text: str) -> str:
-        """A name for what depends on the thread only, computed once."""
-        if text.isidentifier() or text.isdigit():
-            return text
-        if text not in self.named:
-            self.named[text] = self.text.name(hint)
-            self.head.append(f"  const int {self.named[text]} = {text};")
-        return self.named[text]
-
-    def read_shared(self, op: t.Load) -> None:
-        """A tile out of shared memory into registers."""
+    def read_matrices(self, op: t.Load, out: Tile) -> bool:
         matrices = self.matrices(op)
-        out = self.declare(op.result)
-        if matrices is not None:
-            with self.text.each("g", matrices.groups) as g:
-                place = times(g, str(matrices.count))
-                words = f"tw::group<{matrices.count}>({out.name}, {place})"
-                self.text.line(matrices.load(words, g))
-            return
-        width = self._side_by_side(op)
-        if width == 1:
-            self.fill(out, lambda register: self._shared_element(op, register))
-            return
-        size = width * 2
-        with self.text.each("i", out.layout.registers // width) as i:
-            place = self._element_place(op, times(i, str(width)))
-            self.text.line(f"const tw::Vec<{size}> v = tw::shared_load_vec<{size}>({place});")
-            with self.text.each("w", width // 2) as w:
-                at = added([times(i, str(width // 2)), w])
-                self.text.line(f"{out.name}[{at}] = v.words[{w}];")
-
-    def _side_by_side(self, op: t.Load) -> int:
-        """How many 16-bit floats of a row of shared memory neighbouring registers hold."""
-        digits = op.layout.digits()[0]
-        halves = op.result.type.dtype in HALVES  # type: ignore[union-attr]
-        if not halves or not digits or digits[0][:2] != (op.dims[-1], 1):
-            return 1
-        return min(digits[0][2], 8)
-
-    def _shared_element(self, op: t.Load, register: str) -> str:
-        """One element of a tile out of shared memory, as a scalar."""
-        shared = self.values[op.source]
-        assert isinstance(shared, Shared)
-        kind = c_type(shared.dtype)
-        load = f"tw::shared_load<{kind}>({self._element_place(op, register)})"
-        return f"tw::to_float({load})" if shared.dtype in HALVES else load
-
-    def _element_place(self, op: t.Load, register: str) -> str:
-        """Where an element of a tile lies in shared memory."""
-        shared = self.values[op.source]
-        assert isinstance(shared, Shared)
-        threads = [thread_part(op.layout, dim) for dim in op.dims[1:]]
-        registers = [register_part(op.layout, dim, register) for dim in op.dims[1:]]
-        return self._shared_place(shared, self.index(op.rest[0]), threads, registers)
-
-    def _shared_place(
-        self, shared: Shared, slot: str, threads: list[str], registers: list[str]
-    ) -> str:
-        """The address of an element from what thread and register add to its row and column.
-
-        They add bits at different places, so that what a swizzle makes of the thread's part is
-        computed once.
-        """
-        size = shared.dtype.bits // 8
-        width = SWIZZLED_BYTES // size
-        parts, pieces = [], []
-        for row, column in (threads, registers):
-            inside = times(f"{atom(column)} % {width}", str(size)) if column != "0" else "0"
-            parts.append(added([times(row, str(shared.row_bytes)), inside]))
-            terms = [f"{atom(column)} / {width}"] if column != "0" else []
-            swizzled = shared.swizzled(row) if row != "0" else "0"
-            terms += [f"({swizzled})"] if swizzled != "0" else []
-            pieces.append(" ^ ".join(terms) or "0")
-        piece = self.constant("piece", pieces[0])
-        piece = piece if pieces[1] == "0" else f"({piece} ^ {pieces[1]})"
-        start = shared.start(slot)
-        return added([start, self.constant("from", parts[0]), parts[1], times(piece, "16")])
+        if matrices is None:
+            return False
+        with self.text.each("g", matrices.groups) as g:
+            place = times(g, str(matrices.count))
+            words = f"tw::group<{matrices.count}>({out.name}, {place})"
+            self.text.line(matrices.load(words, g))
+        return True
 
     def _tile_matrix_product(self, op: t.MatrixProduct) -> None:
         unit = UNITS[op.unit]
-        acc, a = self.tile(op.acc), self.tile(op.a)
-        if a.dtype not in (*HALVES, F32):
-            raise UnsupportedError(f"{unit.name} of {a.dtype} in the cuda back end", op.loc)
+        assert isinstance(op.a.type, RegisterType) and isinstance(op.b.type, RegisterType)
+        dtype = op.a.type.dtype
+        if dtype not in (*HALVES, F32):
+            raise UnsupportedError(f"{unit.name} of {dtype} in the cuda back end", op.loc)
+        parts = warp_parts(unit, op.acc.type.layout, op.a.type.layout, op.b.type.layout)  # type: ignore[union-attr]
+        assert parts is not None
+        call = replace(CALLS[unit.name], text=CALLS[unit.name].text.format(c_type(dtype)))
         lazy = self.values[op.b]
         matrices = self.matrices(lazy.op) if isinstance(lazy, Lazy) else None
-        words = isinstance(lazy, Lazy) and (matrices is not None or a.dtype == F32)
-        b = None if words else self.tile(op.b)
+        streamed = matrices is not None and matrices.count == 4
+        left = self._left_matrices(op, parts) if streamed else None
+        a = self.declare(op.a) if left is not None else self.tile(op.a)
+        words = isinstance(lazy, Lazy) and (matrices is not None or dtype == F32)
+        b, acc = None if words else self.tile(op.b), self.tile(op.acc)
         out = self.declare(op.result)
         self.assign(out, acc)
-        assert isinstance(op.b.type, RegisterType)
-        parts = warp_parts(unit, acc.layout, a.layout, op.b.type.layout)
-        assert parts is not None
-        call = replace(CALLS[unit.name], text=CALLS[unit.name].text.format(c_type(a.dtype)))
-        if matrices is not None and matrices.count == 4:
-            self._streamed(matrices, parts, call, out, a)
+        if matrices is not None and streamed:
+            self._streamed(matrices, parts, call, out, a, left)
+            if left is not None:
+                self.values[op.a] = left.lazy  # not all of it is kept
         elif words and matrices is None:
             with self.text.each("f", parts[2].registers) as f:
                 side = self.text.name("b")
@@ -223,12 +177,41 @@ class FragmentOps(Writer):
                 self._multiply(parts, call, out, a, f, right)
 
     def _tile_group_product(self, op: t.GroupProduct) -> None:
+        self._group_begin(op)
+        self._group_end(self.tile(op.result), 0)
+
+    def _tile_group_begin(self, op: t.GroupBegin) -> None:
+        self._group_begin(op)
+
+    def _tile_group_wait(self, op: t.GroupWait) -> None:
+        self.values[op.result] = x = self.tile(op.x)
+        terms = []
+        for tile in map(self.tile, op.after):
+            terms += [self.element(tile, str(i)) for i in range(tile.layout.registers)]
+        if terms:
+            self.text.line(f"tw::warp_barrier_after({added(terms)}, {self.zero()});")
+        self._group_end(x, op.pending)
+
+    def zero(self) -> str:
+        """A number that is 0, which a compiler cannot know."""
+        sizes = [*self.sizes.values(), "0LL"]
+        return self.constant("zero", f"static_cast<int>({sizes[0]} >> 62)")
+
+    def _group_end(self, x: Tile, pending: int) -> None:
+        self.text.line(f"tw::wgmma_wait<{pending}>();")
+        self.text.line(f"tw::wgmma_ended({x.name});")
+
+    def _group_begin(self, op: t.GroupProduct) -> None:
         """``wgmma``: the right side is read from shared memory by the instruction itself."""
-        acc, a, shared = self.tile(op.acc), self.tile(op.a), self.values[op.b]
-        assert isinstance(shared, Shared)
-        (rows, terms), columns = a.layout.shape, acc.layout.shape[1]
-        out = self.declare(op.result)
-        self.assign(out, acc)
+        a, shared, from_zero = self.tile(op.a), self.values[op.b], self._is_zero(op.acc)
+        assert isinstance(shared, Shared) and isinstance(op.acc.type, RegisterType)
+        (rows, terms), columns = a.layout.shape, op.acc.type.shape[1]
+        if from_zero:
+            out = self.declare(op.result)
+        else:
+            acc = self.tile(op.acc)
+            out = self.declare(op.result)
+            self.assign(out, acc)
         side = self.text.name(f"{shared.name}_tile")
         line, slot = shared.row_bytes, shared.type.shape[1] * shared.row_bytes
         start = shared.start(self.index(op.first))
@@ -237,16 +220,33 @@ class FragmentOps(Writer):
         self.text.line("tw::wgmma_fence();")
         turned = 0 if tuple(op.dims) == (1, 0) else 1
         call = f"tw::wgmma<{c_type(a.dtype)}, {columns}, {turned}>"
-        groups = acc.layout.lanes // (GROUP_WARPS * WARP)
+        groups = op.acc.type.layout.lanes // (GROUP_WARPS * WARP)
         parts = rows // (GROUP_ROWS * groups)
         with self.text.each("k", terms // 16) as k, self.text.each("m", parts) as m:
             at = self._group_offset(k, line, slot, turned)
             left = times(added([times(m, str(terms // 16)), k]), "4")
             sums = f"tw::group<{columns // 2}>({out.name}, {times(m, str(columns // 2))})"
             words = f"tw::group<4>({a.name}, {left})"
-            self.text.line(f"{call}({sums}, {words}, {added([side, at])});")
+            more = f", {k} > 0" if from_zero else ""
+            self.text.line(f"{call}({sums}, {words}, {added([side, at])}{more});")
         self.text.line("tw::wgmma_commit();")
-        self.text.line("tw::wgmma_wait<0>();")
+
+    def only_begins(self, value: Value) -> bool:
+        """True for zeros that nothing but products of warp groups begin with."""
+        users = self.users.get(value, [])
+        first = [isinstance(u, t.GroupProduct) and u.acc is value is not u.a for u in users]
+        once = bool(users) and all(first) and value not in self.yielded
+        return once and self._is_zero(value)
+
+    @cached_property
+    def yielded(self) -> set[Value]:
+        """What loops carry on."""
+        return {v for op in self.graph.body.walk() for r in op.regions for v in r.yields}
+
+    def _is_zero(self, value: Value) -> bool:
+        """True for sums that begin with zero: the instruction needs none in its registers."""
+        op = self.made.get(value)
+        return isinstance(op, Const) and op.value == 0
 
     def _group_offset(self, k: str, line: int, slot: int, turned: int) -> str:
         """What 16 terms further on add to a descriptor, which counts pieces of 16 bytes."""
@@ -258,11 +258,43 @@ class FragmentOps(Writer):
     def _tile_fence(self, op: Op) -> None:
         self.text.line("tw::fence_async();")
 
+    def _left_matrices(self, op: t.MatrixProduct, parts: tuple[Layout, ...]) -> Left | None:
+        """How a product reads its left side as it goes: where that lies in shared memory, and the
+        right side comes k after k."""
+        lazy = self.values[op.a]
+        if not isinstance(lazy, Lazy):
+            return None
+        _, left, right = parts
+        ks = [right.index(0, f)[0] for f in range(right.registers)]
+        turns = ks.count(0)
+        in_order = ks == [f // turns for f in range(right.registers)] and turns % 2 == 0
+        rows = _row_parts(left)
+        order = [left.index(0, r) for r in range(left.registers)]
+        whole = order == [(r % rows * _row_step(left), r // rows) for r in range(left.registers)]
+        matrices = self.matrices(lazy.op) if in_order and whole else None
+        if matrices is None or matrices.count != 4:
+            return None
+        return Left(lazy, matrices, turns // 2, rows)
+
     def _streamed(
-        self, matrices: Matrices, parts: tuple[Layout, ...], call: Call, out: Tile, a: Tile
+        self,
+        matrices: Matrices,
+        parts: tuple[Layout, ...],
+        call: Call,
+        out: Tile,
+        a: Tile,
+        left: Left | None,
     ) -> None:
-        """A product that reads its right side two instructions' operands at a time."""
+        """A product that reads its right side two instructions' operands at a time, and its left
+        side k after k."""
         with self.text.each("g", matrices.groups) as g:
+            if left is not None:
+                head = f"if ({atom(g)} % {left.turns} == 0)" if left.turns > 1 else ""
+                with self.text.block(head), self.text.each("m", left.rows) as m:
+                    turn = digit(g, left.turns, matrices.groups, matrices.groups)
+                    part = added([times(turn, str(left.rows)), m])
+                    side = f"tw::group<4>({a.name}, {times(part, '4')})"
+                    self.text.line(left.matrices.load(side, part))
             words = self.text.name("b")
             self.text.line(f"uint32_t {words}[4];")
             self.text.line(matrices.load(words, g))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import math
 import os
 import platform
 import re
@@ -70,32 +71,46 @@ _running = threading.Lock()  # the emulator has one block, in global variables
 class TensorMap:
     """An array for a parameter ``TW_TENSOR_MAP``: tiles of ``box`` elements are copied, one size
     per axis of the array (two to five). ``swizzle``: 128, 64 or 32, which is then the bytes of a
-    tile's innermost row; or 0."""
+    tile's innermost row; or 0. ``shape`` and ``strides`` (in elements, the last 1): of the tensor
+    that begins with the array's memory, if it is another."""
 
     array: np.ndarray
     box: tuple[int, ...]
     swizzle: int = 128
+    shape: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        size, shape = self.array.itemsize, self.array.shape
+        size, shape = self.array.itemsize, self.sizes
         row = self.box[-1] * size if self.box else 0
         fits = len(self.box) == len(shape) and 2 <= len(shape) <= 5
         if not fits or not all(1 <= n <= 256 for n in self.box):
             raise BindError(f"a box {self.box} of an array {shape}: 2 to 5 axes, up to 256 each")
-        if shape[-1] * size % 16 or row % 16 or self.swizzle not in (0, row):
+        whole = all(s * size % 16 == 0 for s in self.steps[:-1]) and self.steps[-1] == 1
+        if not whole or row % 16 or self.swizzle not in (0, row):
             raise BindError(
                 f"a box {self.box} of an array {shape} of {size} bytes with a swizzle of "
                 f"{self.swizzle}: rows are multiples of 16 bytes, a tile's as long as the swizzle"
             )
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return self.shape or self.array.shape
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Strides in elements."""
+        sizes = self.sizes
+        return self.strides or tuple(math.prod(sizes[d + 1 :]) for d in range(len(sizes)))
+
     def structure(self, address: int) -> _TensorMap:
         """``struct TensorMap`` of tilewright_host.h for an array at an address."""
-        made = _TensorMap(base=address, element_bytes=self.array.itemsize, swizzle=self.swizzle)
+        size = self.array.itemsize
+        made = _TensorMap(base=address, element_bytes=size, swizzle=self.swizzle)
         made.dimensions = len(self.box)
-        stride = self.array.itemsize
-        for i, (n, part) in enumerate(zip(self.array.shape[::-1], self.box[::-1], strict=True)):
-            made.sizes[i], made.strides[i], made.box[i] = n, stride, part
-            stride *= n
+        innermost_first = zip(self.sizes[::-1], self.steps[::-1], self.box[::-1], strict=True)
+        for i, (n, step, part) in enumerate(innermost_first):
+            made.sizes[i], made.strides[i], made.box[i] = n, step * size, part
         return made
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tilewright.backends.cuda.lines import LineOps
 from tilewright.backends.cuda.pointwise import HALVES, c_type, literal
 from tilewright.backends.cuda.text import (
     added,
@@ -14,7 +15,7 @@ from tilewright.backends.cuda.text import (
     thread_part,
     times,
 )
-from tilewright.backends.cuda.tiles import Buffer, Lazy, Shared, Tile, Writer
+from tilewright.backends.cuda.tiles import Buffer, Lazy, Shared, Tile
 from tilewright.ir import ops_math as m
 from tilewright.ir import ops_tile as t
 from tilewright.ir.core import Value
@@ -37,7 +38,7 @@ class Window:
     left: dict[int, str]
 
 
-class MemoryOps(Writer):
+class MemoryOps(LineOps):
     """What of a program's writer concerns memory."""
 
     # ---- the caller's memory
@@ -58,6 +59,7 @@ class MemoryOps(Writer):
                 if dim in limits:
                     end = self.index(limits[dim])
                     left[dim] = end if here == "0" else f"{atom(end)} - {atom(here)}"
+        layout: Layout = op.value.type.layout if isinstance(op, t.Store) else op.layout  # type: ignore[union-attr]
         base = self.text.name(f"{held.pointer}_at")
         constant = "" if isinstance(op, t.Store) else "const "
         start = added([held.pointer, *terms])
@@ -66,9 +68,12 @@ class MemoryOps(Writer):
         for dim, end in left.items():
             named[dim] = end
             if not end.isdigit():
-                named[dim] = self.text.name("left")
-                self.text.line(f"const long long {named[dim]} = {end};")
+                named[dim] = self.limit(end, layout.shape[dim])
         return Window(base, strides, named)
+
+    def limit(self, left: str, most: int) -> str:
+        """The name of how many of a tile's positions are left, in 32 bits."""
+        return self.bind("const int", "left", f"static_cast<int>(tw::smaller({left}, {most}))")
 
     def _places(self, layout: Layout, window: Window, register: str) -> tuple[str, str]:
         """The offset of a register's element, and whether it lies within the limits ("": yes)."""
@@ -134,7 +139,7 @@ class MemoryOps(Writer):
                 place = added([times(i, str(words)), w])
                 if size != 4 and out.dtype not in HALVES:
                     raise UnsupportedError(f"vectors of {out.dtype}", op.loc)
-                what = _from_word(out, f"v.words[{w}]")
+                what = self.from_word(out, f"v.words[{w}]")
                 self.text.line(f"{out.name}[{place}] = {what};")
 
     def _single_loads(self, out: Tile, layout: Layout, window: Window, held: Buffer) -> None:
@@ -153,7 +158,8 @@ class MemoryOps(Writer):
         assert isinstance(op.value.type, RegisterType)
         layout, dtype = op.value.type.layout, op.value.type.dtype
         if isinstance(self.values[op.target], Shared):
-            raise UnsupportedError("a store to shared memory in the cuda back end", op.loc)
+            self.write_shared(op)
+            return
         window = self._window(op, op.target, op.rest)
         value = self.tile(op.value)
         owner = self.owner(layout)
@@ -211,7 +217,7 @@ class MemoryOps(Writer):
                 self.text.line(f"const tw::Vec<{size}> v = tw::global_load_vec<{size}>({at});")
                 with self.text.each("w", width) as w:
                     to = f"{out.name}[{added([times(i, str(width)), w])}]"
-                    self.text.line(f"{to} = {_from_word(out, f'v.words[{w}]')};")
+                    self.text.line(f"{to} = {self.from_word(out, f'v.words[{w}]')};")
             return
 
         def element(register: str) -> str:
@@ -299,7 +305,8 @@ class MemoryOps(Writer):
         if owner:
             self.text.line(f"if ({owner}) {{")
             self.text.depth += 1
-        with self.text.each("i", layout.registers // width, COPIES_AT_ONCE) as i:
+        most = COPIES_AT_ONCE if self.anew is None else COPIES_AT_ONCE // 2
+        with self.text.each("i", layout.registers // width, most) as i:
             register = times(i, str(width))
             row, column = (self._element_at(layout, d, register) for d in (row_dim, column_dim))
             place = shared.at(slot, row, column)
@@ -357,14 +364,24 @@ class MemoryOps(Writer):
             return any(self.divides(v, width) for v in op.operands)
         if isinstance(op, m.Add | m.Sub | m.Min | m.Max):
             return all(self.divides(v, width) for v in op.operands)
-        return False
+        if isinstance(op, m.Fma):
+            product = any(self.divides(v, width) for v in op.operands[:2])
+            return product and self.divides(op.operands[2], width)
+        if isinstance(op, t.Splat | m.Cast):
+            return self.divides(op.x, width)
+        if isinstance(op, m.Select):  # a negative offset is never used
+            other = self.made.get(op.rhs)
+            gap = isinstance(other, m.Const) and other.value == -1
+            return self.divides(op.lhs, width) and (gap or self.divides(op.rhs, width))
+        loop = self.counters.get(value)
+        return loop is not None and loop.step % width == 0 and self.divides(loop.lo, width)
 
     def thread(self, layout: Layout, dim: int) -> str:
         """The name of what a thread's number adds along a dimension."""
         text = thread_part(layout, dim)
         if text in ("0", "thread"):
             return text
-        return self.named.get(text) or self._named_thread(text)
+        return self.local(self.named.get(text) or self._named_thread(text))
 
     def _named_thread(self, text: str) -> str:
         name = self.text.name("at")
@@ -372,11 +389,10 @@ class MemoryOps(Writer):
         self.named[text] = name
         return name
 
-
-def _from_word(tile: Tile, word: str) -> str:
-    """A word out of memory as what a tile's registers hold."""
-    if tile.dtype in HALVES:
-        return word
-    if tile.dtype.is_float:
-        return f"tw::bits_to_float({word})"
-    return f"static_cast<{c_type(tile.dtype)}>({word})"
+    def from_word(self, tile: Tile, word: str) -> str:
+        """A word out of memory as what a tile's registers hold."""
+        if tile.dtype in HALVES:
+            return word
+        if tile.dtype.is_float:
+            return f"tw::bits_to_float({word})"
+        return f"static_cast<{c_type(tile.dtype)}>({word})"

@@ -28,7 +28,7 @@ _FLOAT: dict[type[Op], str] = {
     m.Add: "{0} + {1}",
     m.Sub: "{0} - {1}",
     m.Mul: "{0} * {1}",
-    m.Div: "{0} / {1}",
+    m.Div: "tw::divide({0}, {1})",
     m.Max: "tw::maximum({0}, {1})",
     m.Min: "tw::minimum({0}, {1})",
     m.Fma: "fmaf({0}, {1}, {2})",
@@ -44,7 +44,7 @@ _FLOAT: dict[type[Op], str] = {
     m.Tanh: "tanhf({0})",
     m.Sqrt: "sqrtf({0})",
     m.Rsqrt: "tw::rsqrt({0})",
-    m.Sigmoid: "1.0f / (1.0f + tw::exp2({0} * -1.4426950408889634f))",
+    m.Sigmoid: "tw::divide(1.0f, 1.0f + tw::exp2({0} * -1.4426950408889634f))",
 }
 _INTEGER: dict[type[Op], str] = {
     m.Add: "{0} + {1}",

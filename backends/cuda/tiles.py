@@ -88,8 +88,22 @@ class Writer:
     vectors: bool
     values: dict[Value, Any]
     made: dict[Value, Op]
+    users: dict[Value, list[Op]]
+    sizes: dict[str, str]
+    counters: dict[Value, t.For]
     head: list[str]
     named: dict[str, str]
+    anew: dict[str, str] | None  # in a loop: its own names for what depends on the thread only
+
+    def local(self, name: str) -> str:
+        """The name of a number that depends on the thread only where the writer is: in loops of
+        programs that are short of registers it is a new one, so that what is made of it is computed
+        in every turn instead of being kept."""
+        if self.anew is None or not name.isidentifier() or name not in self.named.values():
+            return name
+        if name not in self.anew:
+            self.anew[name] = self.text.name(f"{name}_here")
+        return self.anew[name]
 
     def index(self, value: Value) -> str:
         """A run-time integer as text."""
@@ -112,6 +126,14 @@ class Writer:
 
     def read_shared(self, op: t.Load) -> None:
         """Writes a load from shared memory."""
+        raise NotImplementedError
+
+    def owner(self, layout: Layout) -> str:
+        """Which threads store a tile."""
+        raise NotImplementedError
+
+    def write_shared(self, op: t.Store) -> None:
+        """Writes a store to shared memory."""
         raise NotImplementedError
 
     def declare(self, value: Value) -> Tile:

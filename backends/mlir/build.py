@@ -35,6 +35,7 @@ _TOKEN = re.compile(
     r"\b(half|bfloat|float|double)\b"
     r"|(?<![\w.%@\"])(?:([+-]?)(inf|nan|qnan)\b|f0x([0-9A-Fa-f]+)|(-?\d+\.\d+e[+-]\d+))"
 )
+_MARKS = ("f0x", "e+", "e-", "inf", "nan")  # one of them is in each constant of _TOKEN
 _FLOAT = struct.Struct("<f")
 _PREFIX = {"half": "0xH", "bfloat": "0xR", "float": "0x", "double": "0x"}
 _INFINITY = {"half": 0x7C00, "bfloat": 0x7F80, "float": 0x7F800000, "double": 0x7FF << 52}
@@ -45,7 +46,13 @@ _BITS = {"half": 16, "bfloat": 16, "float": 32, "double": 64}
 def _older_spelling(text: str) -> str:
     """Float constants as llvmlite's LLVM reads them: the wheel's newer LLVM prints words and
     f0x."""
+    return "\n".join(map(_older_line, text.split("\n")))
 
+
+def _older_line(line: str) -> str:
+    """A line has all that its constants need; most have none, which is seen at once."""
+    if not any(mark in line for mark in _MARKS):
+        return line
     current = "float"
 
     def spell(found: re.Match[str]) -> str:
@@ -58,7 +65,7 @@ def _older_spelling(text: str) -> str:
             return _spell_decimal(current, decimal)
         return _spell_constant(current, sign, word, digits)
 
-    return _TOKEN.sub(spell, text)
+    return _TOKEN.sub(spell, line)
 
 
 def _spell_decimal(type_: str, decimal: str) -> str:

@@ -14,6 +14,7 @@ class MlirText:
         self.depth = 2
         self.count = 0
         self.constants: list[dict[str, str]] = [{}]
+        self.numbers: dict[str, int] = {}  # of i64 constants, by their names
 
     def name(self) -> str:
         self.count += 1
@@ -36,6 +37,8 @@ class MlirText:
                 return scope[key]
         name = self.op(f"arith.constant {literal if type_ == 'i1' else key}")
         self.constants[-1][key] = name
+        if type_ == "i64":
+            self.numbers[name] = int(literal)
         return name
 
     def i64(self, number: int) -> str:
@@ -43,11 +46,7 @@ class MlirText:
 
     def known(self, name: str) -> int | None:
         """The number if ``name`` is an i64 constant."""
-        for scope in self.constants:
-            for key, value in scope.items():
-                if value == name and key.endswith(" : i64"):
-                    return int(key.split(" ")[0])
-        return None
+        return self.numbers.get(name)
 
     def add(self, a: str, b: str) -> str:
         x, y = self.known(a), self.known(b)

@@ -6,16 +6,28 @@ from collections.abc import Callable, Iterable
 
 from tilewright.ir import ops_tile as t
 from tilewright.ir.core import Graph, Op, Region, Value
-from tilewright.ir.matrix_units import MatrixUnit, fours, matrix_unit
+from tilewright.ir.errors import UnsupportedError
+from tilewright.ir.layout import Layout
+from tilewright.ir.matrix_units import GROUP_WARPS, MatrixUnit, fours, matrix_unit
 from tilewright.ir.ops_lowbit import View
 from tilewright.ir.types import RegisterType
-from tilewright.passes.to_threads.layouts import FOURS, ROWS, terms_of
+from tilewright.passes.to_threads.layouts import (
+    FOURS,
+    LANES,
+    ROWS,
+    BlockLayouts,
+    Made,
+    power_of_two,
+    terms_of,
+)
 
 Families = dict[Value, set[str]]
-Made = Callable[[Value], Op | None]
+MadeBy = Callable[[Value], Op | None]
+# the family of a block's copies, if threads copy it into shared memory when it is needed in others
+Copied = Callable[[t.LoadLines, set[str]], str | None]
 
 
-def unit_of(op: t.Product, made: Made) -> MatrixUnit:
+def unit_of(op: t.Product, made: MadeBy) -> MatrixUnit:
     """The matrix unit that makes a product; ``made`` gives the op that made a value. Raises
     UnsupportedError if there is none."""
     a, acc = op.a.type, op.acc.type
@@ -24,7 +36,7 @@ def unit_of(op: t.Product, made: Made) -> MatrixUnit:
     return fours(unit) if _unpacked(op.a, made) else unit
 
 
-def _unpacked(value: Value, made: Made) -> bool:
+def _unpacked(value: Value, made: MadeBy) -> bool:
     """True for what comes from words of two numbers each, seen as those."""
     op = made(value)
     if op is None or not isinstance(value.type, RegisterType):
@@ -56,36 +68,132 @@ def _shape(value: Value) -> tuple[int, ...]:
     return value.type.shape if isinstance(value.type, RegisterType) else ()
 
 
-def find_families(graph: Graph, made: Made) -> Families:
+def find_families(graph: Graph, made: MadeBy, vectors: Vectors, copied: Copied) -> Families:
     """For every tile the families of layouts that something needs it in; none: nothing needs it.
     ``made`` gives the op that made a value."""
-    found: Families = {}
-    _region(graph.body, found, made)
-    return found
+    finder = _Finder(made, vectors, copied)
+    finder.region(graph.body)
+    return finder.found
 
 
-def _region(region: Region, found: Families, made: Made) -> None:
-    _need(region.yields, ROWS, found)
-    for op in reversed(region.ops):
-        for inner in op.regions:
-            _region(inner, found, made)
-        _operands(op, found, made)
+def made_together(op: t.Product, made: MadeBy) -> Made | None:
+    """How threads make a product's right side together, if it is put together from codes: every
+    warp needs all of it, but no code is to be unpacked in every warp."""
+    rest, seen = [op.b], set[Value]()
+    while rest:
+        value = rest.pop()
+        below = made(value)
+        if below is None or value in seen or len(_shape(value)) != 2:
+            continue
+        seen.add(value)
+        if isinstance(below, t.Interleave):
+            rows, columns = _shape(op.b)
+            return Made((rows, columns), below.dim, len(below.parts))
+        if "pointwise" in below.traits or isinstance(below, View):
+            rest += [v for v in below.operands if _shape(v) == _shape(op.b)]
+    return None
 
 
-def _operands(op: Op, found: Families, made: Made) -> None:
-    if isinstance(op, t.Product):
-        unit = unit_of(op, made).name
-        _need((op.acc,), ROWS, found)
-        _need((op.a,), left_of(unit), found)
-        _need((op.b,), terms_of(unit), found)
-    elif isinstance(op, t.Gather | View) or "pointwise" in op.traits:
-        for family in sorted(found.get(op.results[0], ())):
-            _need(op.operands, operand_family(op, family), found)
-    else:
-        _need(op.operands, ROWS, found)
+class Vectors:
+    """Which tiles are vectors that meet no matrix on their way."""
+
+    def __init__(self, made: MadeBy) -> None:
+        self.made = made
+        self.known: dict[Value, bool] = {}
+
+    def family(self, operands: Iterable[Value]) -> str:
+        """The family in which an operation of threads together takes its operands: lanes for
+        vectors that come from no matrix, else rows."""
+        tiles = [v for v in operands if isinstance(v.type, RegisterType)]
+        return LANES if tiles and all(map(self._spreads, tiles)) else ROWS
+
+    def _spreads(self, value: Value) -> bool:
+        """True for a vector (or one number) that can be made on any lanes."""
+        if value not in self.known:
+            self.known[value] = self._found(value)
+        return self.known[value]
+
+    def _found(self, value: Value) -> bool:
+        shape, op = _shape(value), self.made(value)
+        if shape == (1, 1):
+            return True
+        if op is None or len(shape) != 2 or 1 not in shape or not power_of_two(max(shape)):
+            return False
+        if isinstance(op, t.Coordinate | t.Load):
+            return True
+        if not ("pointwise" in op.traits or isinstance(op, t.Gather | t.Scan)):
+            return False
+        return all(self._spreads(v) for v in op.operands if isinstance(v.type, RegisterType))
 
 
-def _need(values: Iterable[Value], family: str, found: Families) -> None:
-    for value in values:
-        if isinstance(value.type, RegisterType):
-            found.setdefault(value, set()).add(family)
+class _Finder:
+    """Walks a program from its end, so that all users of a tile come before it."""
+
+    def __init__(self, made: MadeBy, vectors: Vectors, copied: Copied) -> None:
+        self.made, self.vectors, self.copied = made, vectors, copied
+        self.found: Families = {}
+
+    def region(self, region: Region) -> None:
+        self._need(region.yields, ROWS)
+        for op in reversed(region.ops):
+            for inner in op.regions:
+                self.region(inner)
+            self._operands(op)
+
+    def _operands(self, op: Op) -> None:
+        if isinstance(op, t.Product):
+            unit = unit_of(op, self.made).name
+            self._need((op.acc,), ROWS)
+            self._need((op.a,), left_of(unit))
+            made = made_together(op, self.made)
+            self._need((op.b,), terms_of(unit) if made is None else made.family)
+        elif isinstance(op, t.Interleave):
+            for family in sorted(self.found.get(op.result, ())):
+                whole = Made.of(family)
+                if whole is None:
+                    raise UnsupportedError(f"{op.name} as {family} in a program of threads", op.loc)
+                self._need(op.parts, whole.part(len(op.parts), op.dim).family)
+        elif isinstance(op, t.LoadLines):
+            families = self.found.get(op.result, set())
+            copied = self.copied(op, families)
+            for family in sorted(families) if copied is None else [copied]:
+                self._need((op.offsets,), family)
+        elif isinstance(op, t.Gather | t.Scan | View) or "pointwise" in op.traits:
+            for family in sorted(self.found.get(op.results[0], ())):
+                self._need(op.operands, operand_family(op, family))
+        elif isinstance(op, t.StoreLines):
+            self._need((op.value, op.offsets), ROWS)
+        elif isinstance(op, t.Reduce | t.Scatter):
+            self._need(op.operands, self.vectors.family(op.operands))
+        else:
+            self._need(op.operands, ROWS)
+
+    def _need(self, values: Iterable[Value], family: str) -> None:
+        for value in values:
+            if isinstance(value.type, RegisterType):
+                self.found.setdefault(value, set()).add(family)
+
+
+def block_layouts(graph: Graph, made: MadeBy, wanted: int = 0) -> BlockLayouts:
+    """Warps share out the rows of the tiles that products make. Where there are few rows, and right
+    sides are only read, some warps compute the same: they copy more at once, and every quarter of a
+    multiprocessor has matrix units of its own. ``wanted``: so many warps, whatever their rows."""
+    warps = wanted or int(graph.attrs.get("warps", 4))
+    products = [op for op in graph.body.walk() if isinstance(op, t.Product)]
+    coded = any(unit_of(op, made).name.endswith("_fours") for op in products)
+    least = wanted or (1 if coded else min(warps, GROUP_WARPS))
+    for op in products:
+        unit, acc = unit_of(op, made), op.acc.type
+        assert isinstance(acc, RegisterType)
+        if not _feeds_itself(unit):
+            raise UnsupportedError(f"{graph.name}: {unit.name} takes its left side in its own way")
+        while warps > least and acc.shape[0] % (warps * unit.m):
+            warps //= 2
+    return BlockLayouts(warps)
+
+
+def _feeds_itself(unit: MatrixUnit) -> bool:
+    """True if sums side by side lie as the left side of the unit."""
+    columns = unit.k // unit.n
+    sums = Layout(2).local(1, columns) @ unit.c
+    return sums.same_map(unit.a) or unit.a.packed == columns * unit.c.packed

@@ -4,7 +4,10 @@ A tile belongs to a family of layouts. *Rows*: warps share out the rows, and a w
 as matrix units hold sums, which is also how they take the left operand: sums of one product go on
 to the next without a move. *Terms* of a unit: every warp holds the whole tile as the unit takes the
 right operand. *Rows in fours* are rows with four neighbours in a thread, as words of two numbers
-each unpack. A tile of size one in a dimension has the layout that a reduction leaves there.
+each unpack. *Lanes*: vectors that meet no matrix are spread over the lanes of every warp. *Copies*
+of a block: which thread copies which part of it, for what says where its parts lie. *Made*: a right
+side that all threads make together, each once, before it goes to shared memory. A tile of size
+one in a dimension has the layout that a reduction leaves there.
 """
 
 from __future__ import annotations
@@ -15,13 +18,47 @@ from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.layout import Layout
 from tilewright.ir.matrix_units import UNITS, WARP
 
-ROWS, FOURS = "rows", "rows in fours"
-_TERMS = "terms of "
+ROWS, FOURS, LANES = "rows", "rows in fours", "lanes"
+_TERMS, _COPIES, _MADE = "terms of ", "copies of ", "made "
 
 
 def terms_of(unit: str) -> str:
     """The family of the right operands of a matrix unit."""
     return _TERMS + unit
+
+
+def copies_of(shape: tuple[int, int], order: tuple[int, int], width: int) -> str:
+    """The family of what belongs to the parts of a block that is copied
+    (``BlockLayouts.copies``)."""
+    return f"{_COPIES}{shape[0]} {shape[1]} {order[0]} {width}"
+
+
+@dataclass(frozen=True)
+class Made:
+    """A tile that threads make together, ``width`` neighbours along ``dim`` in each."""
+
+    shape: tuple[int, int]
+    dim: int
+    width: int
+
+    @property
+    def family(self) -> str:
+        return f"{_MADE}{self.shape[0]} {self.shape[1]} {self.dim} {self.width}"
+
+    @staticmethod
+    def of(family: str) -> Made | None:
+        """What a family says; None for others."""
+        if not family.startswith(_MADE):
+            return None
+        rows, columns, dim, width = map(int, family.removeprefix(_MADE).split())
+        return Made((rows, columns), dim, width)
+
+    def part(self, parts: int, dim: int) -> Made:
+        """The same of one of so many tiles that are put side by side along a dimension."""
+        if dim != self.dim or self.width != parts:
+            raise UnsupportedError(f"{parts} tiles in turn along another dimension in threads")
+        shape = tuple(n // parts if d == dim else n for d, n in enumerate(self.shape))
+        return Made((shape[0], shape[1]), dim, 1)
 
 
 @dataclass(frozen=True)
@@ -45,7 +82,29 @@ class BlockLayouts:
             return self._rows(self.sums, *shape)
         if family == FOURS:
             return self._rows(UNITS["m16n8k16_fours"].a, *shape)
+        if family == LANES:
+            return self._lanes(*shape)
+        made = Made.of(family)
+        if made is not None:
+            return collapsed(self.made(made), shape)
+        if family.startswith(_COPIES):
+            rows, columns, first, width = map(int, family.removeprefix(_COPIES).split())
+            layout = self.copies((rows, columns), (first, 1 - first), width)
+            return collapsed(layout, shape)
         return self._terms(UNITS[family.removeprefix(_TERMS)].b, *shape)
+
+    def _lanes(self, rows: int, columns: int) -> Layout:
+        """A vector in every warp; neighbours lie in neighbouring lanes."""
+        size, dim = max(rows, columns), int(columns > 1)
+        if not (power_of_two(size) and 1 in (rows, columns)):
+            raise UnsupportedError(f"a vector of {rows} x {columns} in a program of threads")
+        lanes = min(size, WARP)
+        across = [1, 1]
+        across[dim] = lanes
+        whole = [1, 1]
+        whole[dim] = size // lanes
+        layout = Layout(2).replicate(self.warps).local(*whole)
+        return layout.spatial(*across).replicate(WARP // lanes)
 
     def _rows(self, atom: Layout, rows: int, columns: int) -> Layout:
         """Warps have 16 rows each, one warp's after the other's; of tiles with fewer rows or
@@ -77,6 +136,20 @@ class BlockLayouts:
         if full.shape != whole or not fits:
             raise _misfit((terms, columns), atom.shape, 1)
         return collapsed(full, (terms, columns))
+
+    def made(self, made: Made) -> Layout:
+        """Neighbouring threads hold neighbours across the dimension along which each has some."""
+        others, along = made.shape[1 - made.dim], made.shape[made.dim] // made.width
+        down = min(others, self.threads)
+        across = min(along, self.threads // down)
+        spare = self.threads // (down * across)
+        sizes = [(others // down, along // across), (down, 1), (1, across), (1, made.width)]
+        turned = [(a, b) if made.dim == 1 else (b, a) for a, b in sizes]
+        layout = Layout(2).local(*turned[0]).spatial(*turned[2]).spatial(*turned[1])
+        layout = layout.replicate(spare).local(*turned[3])
+        if layout.shape != made.shape or layout.lanes != self.threads:
+            raise UnsupportedError(f"a tile of {made.shape} made by {self.threads} threads")
+        return layout
 
     def copies(self, shape: tuple[int, int], order: tuple[int, int], width: int) -> Layout:
         """Which thread copies which elements of a tile, ``width`` neighbours along dimension

@@ -7,6 +7,7 @@ an ordinary tile program: ``evaluate(…, lanes=True)`` runs it thread by thread
 
 from __future__ import annotations
 
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -16,29 +17,34 @@ from tilewright.ir.core import Graph, Op, Region, Value
 from tilewright.ir.dtypes import BOOL
 from tilewright.ir.errors import UnsupportedError, VerifyError
 from tilewright.ir.layout import Layout
-from tilewright.ir.matrix_units import (
-    GROUP_TERMS,
-    GROUP_UNIT,
-    GROUP_WARPS,
-    MOST_COLUMNS,
-    MatrixUnit,
-)
 from tilewright.ir.ops_lowbit import View
 from tilewright.ir.ops_tile_memory import Barrier
-from tilewright.ir.target import Target, named_target
+from tilewright.ir.target import Target
 from tilewright.ir.types import RegisterType
 from tilewright.passes.canonicalise import canonicalise_graph
+from tilewright.passes.to_threads.ahead import CopiesAhead
+from tilewright.passes.to_threads.copied import CopiedBlocks
 from tilewright.passes.to_threads.families import (
     Families,
-    Made,
+    Vectors,
+    block_layouts,
     find_families,
     left_of,
+    made_together,
     operand_family,
     unit_of,
 )
-from tilewright.passes.to_threads.layouts import ROWS, BlockLayouts, terms_of
+from tilewright.passes.to_threads.layouts import ROWS, Made, terms_of
+from tilewright.passes.to_threads.lines import in_lines
+from tilewright.passes.to_threads.order import ordered
 from tilewright.passes.to_threads.plan import plan_shared
-from tilewright.passes.to_threads.staging import Ahead, Counted, Staged, Staging, counted_index
+from tilewright.passes.to_threads.registers import estimate, short_of_registers
+from tilewright.passes.to_threads.slices import Turns
+from tilewright.passes.to_threads.staging import (
+    Staged,
+    Staging,
+    block_of,
+)
 from tilewright.passes.to_tile.emitter import TileBuilder
 
 OWN_LOADS = 32  # registers of a right side that a thread reads for itself
@@ -47,31 +53,53 @@ SHARED_BYTES = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10}
 
 
 def threads_program(graph: Graph, target: Target) -> Graph:
-    """``lower_threads``, with its shared memories placed in what the target has."""
-    return plan_shared(lower_threads(graph), SHARED_BYTES[target.cpu])
+    """``lower_threads``, with its shared memories placed in what the target has. Where registers
+    are short (attribute ``short``), left sides stay in shared memory, too, and loops compute
+    addresses again in every turn."""
+    most = SHARED_BYTES[target.cpu]
+    program = plan_shared(lower_threads(graph), most)
+    if not short_of_registers(program):
+        return program
+    found = [_recomputing(program)]
+    with suppress(UnsupportedError):  # too much shared memory
+        found.append(_recomputing(plan_shared(lower_threads(graph, park=True), most)))
+    return min(found, key=estimate)
 
 
-def lower_threads(graph: Graph) -> Graph:
+def _recomputing(program: Graph) -> Graph:
+    return replace(program, attrs={**program.attrs, "short": True})
+
+
+def lower_threads(graph: Graph, park: bool = False, warps: int = 0) -> Graph:
     """The program of threads for a program on whole blocks (attributes: ``warps``, ``stages``).
 
-    Raises UnsupportedError for what no layout or instruction covers.
+    ``park``: left sides that loops read stay in shared memory; ``warps``: so many instead of those
+    that share out rows. Raises UnsupportedError for what no layout or instruction covers.
     """
     try:
-        return canonicalise_graph(_Lowering(graph).run())
+        lowering = Lowering(in_lines(graph), warps, park)
+        return ordered(canonicalise_graph(lowering.run()))
     except VerifyError as error:
         raise UnsupportedError(f"no form for threads: {error.message}", error.location) from error
 
 
-class _Lowering:
-    def __init__(self, graph: Graph) -> None:
+class Lowering(CopiesAhead):
+    """Builds the program of a block's threads from that on whole blocks."""
+
+    def __init__(self, graph: Graph, warps: int = 0, park: bool = False) -> None:
+        """``warps``: as many instead of those that share out the program's rows; ``park``: left
+        sides stay in shared memory."""
         self.graph = graph
         self.made = {v: op for op in graph.body.walk() for v in op.results}
-        self.families = find_families(graph, self.made.get)
         self.build = TileBuilder()
-        self.layouts = _layouts(graph, self.made.get)
-        self.grouped = _grouped(graph, self.families, self.made.get, self.layouts.warps)
+        self.layouts = block_layouts(graph, self.made.get, warps)
+        self.blocks = CopiedBlocks(graph, self.layouts.warps, park)
+        self.vectors = Vectors(self.made.get)
+        self.families = find_families(graph, self.made.get, self.vectors, self.blocks.family)
+        self.grouped = {v for v in self.made if self.blocks.grouped(v, self.families.get(v, set()))}
         self.staging = Staging(self.build, self.layouts, bool(self.grouped))
         self.values: dict[tuple[Value, str], Value] = {}
+        self.parked = {v for v in self.blocks.parked if self.families.get(v) == {ROWS}}
         self.feeds = _feeds(graph, self.families)
         self.slots: dict[Value, tuple[Staged, Value]] = {}  # loads that are ahead: memory and slot
         for param in graph.params:
@@ -119,7 +147,7 @@ class _Lowering:
         elif tiles:
             self._tile(op, tiles[0])
         else:
-            made = op.rebuilt([self.at(v) for v in op.operands])
+            made = op.rebuilt([self.at(v) for v in op.operands], ())  # anew: slices come again
             self.build.top.add(made)
             self._keep(op, made.results)
 
@@ -128,8 +156,11 @@ class _Lowering:
         families = self.families.get(result, set())
         if result.type.shape == (1, 1):
             families = {ROWS} if families else families
-        if result in self.grouped and result in self.slots:
-            return  # warp groups read it where it lies
+        if result in self.grouped or result in self.parked:
+            assert isinstance(op, t.Load | t.LoadLines)
+            if result not in self.slots:
+                self.slots[result] = self._at_once(op)
+            return  # products read it where it lies
         for family in sorted(families):
             self._keep(op, (self._made(op, result.type, family),), family)
 
@@ -138,11 +169,19 @@ class _Lowering:
         layout = self.layouts.of(family, type_.shape)
         if isinstance(op, m.Const):
             return build(m.Const, value=op.value, type=replace(type_, layout=layout), hint=hint)
-        if isinstance(op, t.Load):
+        if isinstance(op, t.Load | t.LoadLines):
             return self._load(op, layout, family)
         if isinstance(op, t.Product):
             return self._product(op)
-        operands = [self.at(v, operand_family(op, family)) for v in op.operands]
+        if isinstance(op, t.Reduce | t.Scatter):
+            operand = self.vectors.family(op.operands)
+        elif isinstance(op, t.Interleave):
+            whole = Made.of(family)
+            assert whole is not None
+            operand = whole.part(len(op.parts), op.dim).family
+        else:
+            operand = operand_family(op, family)
+        operands = [self.at(v, operand) for v in op.operands]
         if "pointwise" in op.traits:
             operands = self._widened(operands, type_.shape, layout)
         attrs = dict(op.attrs)
@@ -165,31 +204,74 @@ class _Lowering:
 
     def _product(self, op: t.Product) -> Value:
         unit = unit_of(op, self.made.get).name
-        acc, a = self.at(op.acc), self.at(op.a, left_of(unit))
+        acc, a = self.at(op.acc), self._left(op.a, left_of(unit))
         if op.b in self.slots and op.b in self.grouped:
             staged, slot = self.slots[op.b]
             return self.staging.group_product(acc, a, staged, slot, op.result.hint)
-        b = self.at(op.b, terms_of(unit))
+        together = made_together(op, self.made.get)
+        if together is None:
+            b = self.at(op.b, terms_of(unit))
+        else:
+            b = self.staging.made(self.at(op.b, together.family), together, terms_of(unit))
         return self.build(t.MatrixProduct, acc, a, b, unit=unit, hint=op.result.hint)
 
-    def _load(self, op: t.Load, layout: Any, family: str) -> Value:
+    def _left(self, value: Value, family: str) -> Value:
+        """The left side of a product; one that is parked comes from shared memory every time."""
+        if value in self.parked:
+            return self.staging.load(*self.slots[value], family)
+        return self.at(value, family)
+
+    def _load(self, op: t.Load | t.LoadLines, layout: Any, family: str) -> Value:
         """A tile from memory: through shared memory where a product reads it."""
-        if op.result in self.slots:
-            staged, slot = self.slots[op.result]
+        if op.result in self.slots or self._is_staged(op, layout, family):
+            staged, slot = self.slots.get(op.result) or self._at_once(op)
             return self.staging.load(staged, slot, family)
+        attrs, hint = {**op.attrs, "layout": layout}, op.result.hint
         rest = [self.at(v) for v in op.rest]
+        if isinstance(op, t.Load):
+            return self.build(t.Load, op.source, *rest, hint=hint, **attrs)
+        where = op.source, self.at(op.offset), self.at(op.offsets, family)
+        return self.build(t.LoadLines, *where, *rest, hint=hint, **attrs)
+
+    def _is_staged(self, op: t.Load | t.LoadLines, layout: Any, family: str) -> bool:
+        """True for a block that threads copy into shared memory, though not ahead of its turn."""
+        if isinstance(op, t.LoadLines):
+            return self.blocks.family(op, self.families[op.result]) is not None
         along = [d for d in op.dims if d >= 0]
         long = along == [0, 1] or layout.registers > OWN_LOADS  # threads' own loads would be short
-        if op.result in self.feeds and family != ROWS and long:
-            found = self.staging.place(op, 1)
-            if found is not None:
-                self.build.effect(Barrier)
-                self.staging.copy(found, rest, self.build.index(0), {})
-                self.staging.commit()
-                self.staging.wait(0)
-                return self.staging.load(found, self.build.index(0), family)
-        attrs = {**op.attrs, "layout": layout}
-        return self.build(t.Load, op.source, *rest, hint=op.result.hint, **attrs)
+        staged = op.result in self.feeds and family != ROWS and long
+        return staged and block_of(op, False) is not None
+
+    def _at_once(self, op: t.Load | t.LoadLines) -> tuple[Staged, Value]:
+        """A block in shared memory that is waited for; where it lies."""
+        found, slot = self.staging.place(op, 1, op.result in self.grouped), self.build.index(0)
+        assert found is not None
+        self.build.effect(Barrier)
+        self._copy(found, slot)
+        self.staging.commit()
+        self.staging.wait(0)
+        return found, slot
+
+    def _copy(self, staged: Staged, slot: Value, coming: Value | None = None) -> None:
+        """Begins a block's copy from where its load says; ``coming``: 1, or 0 for nothing."""
+        load, b = staged.load, self.build
+        rest = [self.at(v) for v in load.rest]
+        if isinstance(load, t.LoadLines):
+            family = self.blocks.family(load, self.families[load.result])
+            assert family is not None
+            if coming is not None:
+                end = rest[0] if rest else b.index(load.layout.shape[load.dim])
+                rest = [b.mul(coming, end)]
+            where = self.at(load.offset), self.at(load.offsets, family)
+            self.staging.copy_lines(staged, *where, rest, slot)
+            return
+        rank, ends = len(load.dims), {}
+        if coming is not None and load.bounds:
+            rest[rank] = b.mul(coming, rest[rank])
+        elif coming is not None:
+            at, rows = load.dims.index(staged.order[0]), staged.type.shape[1]
+            ends = {staged.order[0]: b.mul(coming, b.add(rest[at], rows))}
+        self.staging.copy(staged, rest, slot, ends)
 
     # ---- loops
 
@@ -198,12 +280,14 @@ class _Lowering:
         inits = [self._carried(self.at(v)) for v in op.inits]
         lo, hi = self.at(op.lo), self.at(op.hi)
         ahead, slots = self._ahead(op), self._slots
-        for turn in range(slots - 1 if ahead.staged else 0):
-            self._copy_ahead(ahead, build.add(lo, turn * op.step), hi, build.index(turn))
-        carried = [*inits, build.index(0)] if ahead.staged else inits
+        turns = Turns(region.params[0], lo, hi, op.step)
+        with build.when_less(lo, hi) if ahead.sliced else nullcontext():
+            for turn in range(slots - 1 if ahead.some else 0):
+                self._copy_ahead(ahead, turns, build.add(lo, turn * op.step), build.index(turn))
+        carried = [*inits, build.index(0)] if ahead.some else inits
         hint = region.params[0].hint
         with build.loop(lo, hi, op.step, carried, hint) as loop:
-            slot = loop.carried[-1] if ahead.staged else None
+            slot = loop.carried[-1] if ahead.some else None
             inside = loop.carried[: len(inits)]
             for old, new in zip(region.params, (loop.counter, *inside), strict=True):
                 self.values[old, ROWS] = new
@@ -212,15 +296,15 @@ class _Lowering:
                 self.staging.wait(slots - 2)
                 later = build.add(loop.counter, (slots - 1) * op.step)
                 free = build.mod(build.add(slot, slots - 1), slots)
-                self._copy_ahead(ahead, later, hi, free)
-                self.slots |= {staged.load.result: (staged, slot) for staged in ahead.staged}
+                self._copy_ahead(ahead, turns, later, free)
+                self.slots |= {staged.load.result: (staged, slot) for staged in ahead.every}
             for inner in region.ops:
                 self._op(inner)
             after = [self._carried(self.at(v)) for v in region.yields]
             if slot is not None:
                 after.append(build.mod(build.add(slot, 1), slots))
             loop.next = tuple(after)
-        if ahead.staged:
+        if ahead.some:
             self.staging.wait(0)
         self._keep(op, loop.results[: len(inits)])
 
@@ -230,60 +314,6 @@ class _Lowering:
         if not isinstance(type_, RegisterType) or type_.shape != (1, 1) or type_.layout.lanes > 1:
             return value
         return self._widened([value], (), Layout(2).replicate(self.layouts.threads))[0]
-
-    @property
-    def _slots(self) -> int:
-        return max(2, int(self.graph.attrs.get("stages", 2)))
-
-    def _ahead(self, op: t.For) -> Ahead:
-        """The loads of a loop that products read and whose place is known ahead."""
-        region, found = op.regions[0], Ahead()
-        inside = {v: inner for inner in region.ops for v in inner.results}
-
-        def made(value: Value) -> Op | None:
-            """What made a value of the loop; constants are known everywhere."""
-            everywhere = self.made.get(value)
-            return everywhere if isinstance(everywhere, m.Const) else inside.get(value)
-
-        for inner in region.ops:
-            if not isinstance(inner, t.Load) or inner.result not in self.feeds:
-                continue
-            counted = counted_index(inner, region.params[0], made)
-            if counted is None or not self._is_block(inner):
-                continue
-            staged = self.staging.place(inner, self._slots, inner.result in self.grouped)
-            if staged is not None:
-                found.staged.append(staged)
-                found.counted.append(counted)
-        return found
-
-    def _is_block(self, load: t.Load) -> bool:
-        """True for loads in one family, that of a side of a product."""
-        return len(self.families.get(load.result, ())) == 1
-
-    def _linear(self, counter: Value, counted: Counted) -> Value:
-        """The place in memory at a turn of a loop."""
-        at = counter if counted.factor == 1 else self.build.mul(counter, counted.factor)
-        return at if counted.offset is None else self.build.add(at, self._outside(counted.offset))
-
-    def _outside(self, value: Value) -> Value:
-        """What stands for a value that does not change in a loop, before it and in it."""
-        op = self.made.get(value)
-        return self.build.index(int(op.value)) if isinstance(op, m.Const) else self.at(value)
-
-    def _copy_ahead(self, ahead: Ahead, at: Value, end: Value, slot: Value) -> None:
-        """Begins the copies of a turn; those of turns that will not come read nothing."""
-        for staged, counted in zip(ahead.staged, ahead.counted, strict=True):
-            load = staged.load
-            there, limit = self._linear(at, counted), self._linear(end, counted)
-            rest = [
-                there if number == counted.index else self._outside(v)
-                for number, v in enumerate(load.rest)
-            ]
-            along = load.dims[counted.index]
-            bounded = any(d == along for d, _ in load.bounds)
-            self.staging.copy(staged, rest, slot, {} if bounded else {along: limit})
-        self.staging.commit()
 
 
 def _seen(x: Value, op: View) -> Layout:
@@ -295,45 +325,8 @@ def _seen(x: Value, op: View) -> Layout:
     return x.type.layout.local(1, ratio)
 
 
-def _grouped(graph: Graph, families: Families, made: Made, warps: int) -> set[Value]:
-    """The loads of right sides that warp groups may read from shared memory: 16-bit floats that
-    nothing else needs, on targets that have such groups."""
-    if named_target(str(graph.attrs["target"])).cpu != "sm_90" or warps % GROUP_WARPS:
-        return set()
-    found: set[Value] = set()
-    for op in graph.body.walk():
-        if isinstance(op, t.Product) and isinstance(made(op.b), t.Load):
-            type_ = op.b.type
-            assert isinstance(type_, RegisterType)
-            alone = families[op.b] == {terms_of(GROUP_UNIT)}
-            if alone and type_.dtype in GROUP_TERMS and type_.shape[1] <= MOST_COLUMNS:
-                found.add(op.b)
-    return found
-
-
 def _feeds(graph: Graph, families: Families) -> set[Value]:
     """The matrices that products read: as their left side, or for their right side."""
     products = [op for op in graph.body.walk() if isinstance(op, t.Product)]
     shared = {v for v, needed in families.items() if needed and ROWS not in needed}
     return {v for op in products for v in (op.a, op.b)} | shared
-
-
-def _layouts(graph: Graph, made: Made) -> BlockLayouts:
-    """Warps share out the rows of the tiles that products make."""
-    warps = int(graph.attrs.get("warps", 4))
-    products = [op for op in graph.body.walk() if isinstance(op, t.Product)]
-    for op in products:
-        unit, acc = unit_of(op, made), op.acc.type
-        assert isinstance(acc, RegisterType)
-        if not _feeds_itself(unit):
-            raise UnsupportedError(f"{graph.name}: {unit.name} takes its left side in its own way")
-        while warps > 1 and acc.shape[0] % (warps * unit.m):
-            warps //= 2
-    return BlockLayouts(warps)
-
-
-def _feeds_itself(unit: MatrixUnit) -> bool:
-    """True if sums side by side lie as the left side of the unit."""
-    columns = unit.k // unit.n
-    sums = Layout(2).local(1, columns) @ unit.c
-    return sums.same_map(unit.a) or unit.a.packed == columns * unit.c.packed

@@ -12,6 +12,7 @@ from tilewright.ir import ops_tile as t
 from tilewright.ir.core import Graph, Op, Value
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.ops_tile_memory import Barrier
+from tilewright.ir.ops_tile_roles import Barriers
 from tilewright.ir.types import SharedType
 
 ALIGNED = 1024  # bytes: a swizzle's pattern of 8 lines of 128 bytes begins there
@@ -67,9 +68,10 @@ def _spans(graph: Graph) -> list[_Span]:
 
 
 def _touch(op: Op, at: int, spans: dict[Value, _Span]) -> None:
-    if isinstance(op, t.Alloc) and isinstance(op.type, SharedType):
-        whole = -(-op.type.bytes // ALIGNED) * ALIGNED
-        spans[op.result] = _Span(op.result, whole, at, at)
+    made = op.results[0].type if isinstance(op, t.Alloc | Barriers) else None
+    if isinstance(made, SharedType):
+        whole = -(-made.bytes // ALIGNED) * ALIGNED
+        spans[op.results[0]] = _Span(op.results[0], whole, at, at)
     for value in op.operands:
         if value in spans:
             spans[value].last = at

@@ -15,7 +15,7 @@ from tilewright.ir.core import Op, Value
 from tilewright.ir.ops_tile_memory import Barrier, Commit, CopyAsync, Wait
 from tilewright.ir.types import LINE_BYTES, BufferType, IndexType, RegisterType, SharedType
 from tilewright.passes.to_threads.banks import choose_swizzle
-from tilewright.passes.to_threads.layouts import BlockLayouts
+from tilewright.passes.to_threads.layouts import BlockLayouts, Made, copies_of
 from tilewright.passes.to_tile.emitter import TileBuilder
 
 COPIED_BYTES = 16  # what a thread copies at once
@@ -26,7 +26,7 @@ class Staged:
     """A load that goes through shared memory [slots, rows, columns]; where warp groups read it,
     rows longer than a line of all banks are cut into ``parts``, each with a slot of its own."""
 
-    load: t.Load
+    load: t.Load | t.LoadLines
     order: tuple[int, int]  # the tile dimensions along the memory's rows and columns
     memory: Value
     parts: int = 1
@@ -52,6 +52,62 @@ class Ahead:
 
     staged: list[Staged] = field(default_factory=list)
     counted: list[Counted] = field(default_factory=list)
+    sliced: list[tuple[Staged, tuple[Op, ...]]] = field(default_factory=list)  # others: slices.py
+
+    @property
+    def every(self) -> list[Staged]:
+        return [*self.staged, *(staged for staged, _ in self.sliced)]
+
+    @property
+    def some(self) -> bool:
+        return bool(self.every)
+
+
+@dataclass(frozen=True)
+class Block:
+    """How a tile lies in shared memory: its dimensions along rows and columns, into how many parts
+    its columns are cut, the rows and columns of a part, and how many elements are copied at once.
+    """
+
+    order: tuple[int, int]
+    parts: int
+    shape: tuple[int, int]
+    width: int
+
+    @property
+    def family(self) -> str:
+        """The family of what says where the parts of a block lie in memory."""
+        rows, columns = self.shape
+        return copies_of(
+            (rows, columns) if self.order == (0, 1) else (columns, rows), self.order, self.width
+        )
+
+
+def block_of(load: t.Load | t.LoadLines, lines: bool) -> Block | None:
+    """How a load's tile lies in shared memory (``Staging.place``), if it can."""
+    type_ = load.result.type
+    assert isinstance(type_, RegisterType)
+    size = type_.dtype.bits // 8
+    width = COPIED_BYTES // size if size else 0
+    if isinstance(load, t.LoadLines):
+        along = [1 - load.dim, load.dim]
+    else:
+        along = [d for d in load.dims if d >= 0]
+    if not isinstance(load.source.type, BufferType) or sorted(along) != [0, 1] or not width:
+        return None
+    order = along[0], along[1]
+    rows, columns = (type_.shape[d] for d in order)
+    if columns % width or rows < 8:
+        return None
+    parts = max(1, columns * size // LINE_BYTES) if lines else 1
+    return Block(order, parts, (rows, columns // parts), width)
+
+
+def shared_type(load: t.Load | t.LoadLines, block: Block, slots: int) -> SharedType:
+    """Shared memory for several blocks of a load."""
+    type_, shape = load.result.type, (slots * block.parts, *block.shape)
+    assert isinstance(type_, RegisterType)
+    return SharedType(shape, type_.dtype, choose_swizzle(shape[2] * type_.dtype.bits // 8))
 
 
 class Staging:
@@ -61,33 +117,45 @@ class Staging:
         """``groups``: warp groups read shared memory by themselves."""
         self.build, self.layouts, self.groups = build, layouts, groups
 
-    def place(self, load: t.Load, slots: int, lines: bool = False) -> Staged | None:
+    def place(self, load: t.Load | t.LoadLines, slots: int, lines: bool = False) -> Staged | None:
         """Shared memory for a load; None if its tile is no matrix of rows that copies take.
 
         ``lines``: rows of at most 128 bytes.
         """
-        type_ = load.result.type
-        assert isinstance(type_, RegisterType)
-        size = type_.dtype.bits // 8
-        width = COPIED_BYTES // size if size else 0
-        along = [d for d in load.dims if d >= 0]
-        if not isinstance(load.source.type, BufferType) or sorted(along) != [0, 1] or not width:
+        block = block_of(load, lines)
+        if block is None:
             return None
-        order = along[0], along[1]
-        rows, columns = (type_.shape[d] for d in order)
-        if columns % width or rows < 8:
-            return None
-        parts = max(1, columns * size // LINE_BYTES) if lines else 1
-        columns //= parts
-        shape = slots * parts, rows, columns
-        kind = SharedType(shape, type_.dtype, choose_swizzle(columns * size))
+        kind = shared_type(load, block, slots)
         memory = self.build(t.Alloc, type=kind, hint=load.result.hint or "block")
-        return Staged(load, order, memory, parts)
+        return Staged(load, block.order, memory, block.parts)
+
+    def copy_lines(
+        self, staged: Staged, offset: Value, offsets: Value, limits: list[Value], slot: Value
+    ) -> None:
+        """Begins the copy of a block of lines; operands as ``tile.load_lines`` has them, offsets in
+        the layout of the block's copies."""
+        load, (_, rows, columns) = staged.load, staged.type.shape
+        assert isinstance(load, t.LoadLines)
+        shape = (rows, columns) if staged.order == (0, 1) else (columns, rows)
+        width = COPIED_BYTES * 8 // staged.type.dtype.bits
+        layout, zero = self.layouts.copies(shape, staged.order, width), self.build.index(0)
+        first = slot if staged.parts == 1 else self.build.mul(slot, staged.parts)
+        for part in range(staged.parts):
+            here, place, ends = offset, first, limits
+            if part:
+                here, place = self.build.add(here, part * columns), self.build.add(first, part)
+                ends = [self.build.sub(end, part * columns) for end in limits]
+            given = load.source, staged.memory, here, offsets, place, zero, zero, *ends
+            to = (-1, *staged.order)
+            attrs = {"dim": load.dim, "gaps": load.gaps, "layout": layout, "to": to}
+            self.build.effect(t.CopyLines, *given, **attrs)
 
     def copy(self, staged: Staged, rest: list[Value], slot: Value, ends: dict[int, Value]) -> None:
         """Begins the copy of a block; ``rest``: a load's indices and limits, ``ends``: more limits
         along tile dimensions that have none."""
-        load, rank = staged.load, len(staged.load.dims)
+        load = staged.load
+        assert isinstance(load, t.Load)
+        rank = len(load.dims)
         bounds, limits = load.bounds, rest[rank:]
         for dim, end in ends.items():
             bounds, limits = (*bounds, (dim, "zero")), [*limits, end]
@@ -124,6 +192,22 @@ class Staging:
         return self.build(
             t.GroupProduct, acc, a, staged.memory, first, dims=staged.order, hint=hint
         )
+
+    def made(self, value: Value, made: Made, family: str) -> Value:
+        """A tile that threads have made together, in the layout of a family: by shared memory."""
+        type_ = value.type
+        assert isinstance(type_, RegisterType)
+        order = 1 - made.dim, made.dim
+        rows, columns = (made.shape[d] for d in order)
+        swizzle = choose_swizzle(columns * type_.dtype.bits // 8)
+        kind = SharedType((1, rows, columns), type_.dtype, swizzle)
+        memory, zero = self.build(t.Alloc, type=kind, hint=value.hint), self.build.index(0)
+        at, dims = [zero, zero, zero], (-1, *order)
+        self.build.effect(Barrier)
+        self.build.store(value, memory, at, dims)
+        self.build.effect(Barrier)
+        layout = self.layouts.of(family, made.shape)
+        return self.build.load(memory, at, dims, layout, hint=value.hint)
 
     def load(self, staged: Staged, slot: Value, family: str) -> Value:
         """A block out of shared memory."""

@@ -19,7 +19,9 @@ from tilewright.ir.types import StreamType, TensorType
 from tilewright.passes.canonicalise import canonicalise_graph
 from tilewright.passes.expand_math import expand_math_graph
 from tilewright.passes.to_tile.block import BlockLowering
-from tilewright.passes.to_tile.cached.info import cached_schedule
+from tilewright.passes.to_tile.cached.info import cached_ops, cached_schedule
+from tilewright.passes.to_tile.choices import DEFAULT, Choice, with_choice
+from tilewright.passes.to_tile.cost.defaults import best_blocks
 from tilewright.passes.to_tile.kernel_info import (
     KernelInfo,
     analyse,
@@ -27,8 +29,11 @@ from tilewright.passes.to_tile.kernel_info import (
     is_row_kernel,
 )
 from tilewright.passes.to_tile.late_products import fold_late_products
-from tilewright.passes.to_tile.lowbit.info import has_packed_weights
+from tilewright.passes.to_tile.lowbit.choose import unpack_slots
+from tilewright.passes.to_tile.lowbit.info import has_packed_weights, packed_products
 from tilewright.passes.to_tile.lowbit.kernel import PackedKernel
+from tilewright.passes.to_tile.lowbit.schedule import PackedSchedule, packed_schedule
+from tilewright.passes.to_tile.made import remakes
 from tilewright.passes.to_tile.narrow import narrow_positions
 from tilewright.passes.to_tile.parameters import kernel_parameters
 from tilewright.passes.to_tile.routing.program import routing_program
@@ -65,21 +70,42 @@ def static(size: Size, axis: str) -> int:
     return known
 
 
-def kernel_to_tile(graph: Graph, target: Target, rows: int, units: dict[str, int]) -> Graph:
+def kernel_to_tile(
+    graph: Graph, target: Target, rows: int, units: dict[str, int], choice: Choice = DEFAULT
+) -> Graph:
     """The tile program of one kernel for up to ``rows`` rows (0: any number).
 
-    ``units`` maps a parameter's name to the dimension known to have stride one. Raises
-    UnsupportedError for kernels that no schedule covers.
+    ``units`` maps a parameter's name to the dimension known to have stride one; ``choice`` has the
+    fields of the schedule that are not to be the analytic model's. Raises UnsupportedError for
+    kernels that no schedule covers, ScheduleError for fields that the kernel's schedule has not.
     """
     if target.gpu:
-        return gpu_program(graph, target, units, rows=rows)
+        return gpu_program(graph, target, units, rows=rows, choice=choice)
     graph = fold_late_products(canonicalise_graph(narrow_positions(graph)))
     if is_routing(graph):
         return _finished(lambda: routing_program(graph, target, rows, units))
     info = analyse(graph)
     check_covered(info)
-    schedule = row_schedule(target) if is_row_kernel(graph) else cached_schedule(info, target, rows)
-    return _finished(lambda: _Program(info, schedule, units).run(target, rows))
+    schedule = default_schedule(info, target, rows)
+    if isinstance(schedule, PackedSchedule):
+        plain, packed = cached_schedule(info, target, rows), with_choice(schedule, choice)
+        return _finished(lambda: _Program(info, plain, units).run(target, packed))
+    chosen = with_choice(schedule, choice)
+    return _finished(lambda: _Program(info, chosen, units).run(target))
+
+
+def default_schedule(info: KernelInfo, target: Target, rows: int) -> Schedule | PackedSchedule:
+    """The cost model's schedule of a kernel on a CPU for up to ``rows`` rows (0: many)."""
+    if has_packed_weights(info.graph):
+        products = packed_products(info.graph)
+        return packed_schedule(target, rows, len(products), unpack_slots(products, target))
+    if is_row_kernel(info.graph):
+        return row_schedule(target)
+    plain = cached_schedule(info, target, rows)
+    made = cached_ops(info.graph) or remakes(info.graph)  # rows share what a block makes
+    if rows or made or info.splits or not info.products or not plain.rows_on_lanes:
+        return plain
+    return best_blocks(info, target, plain) if plain.lanes > 1 else plain
 
 
 def gpu_program(
@@ -88,14 +114,17 @@ def gpu_program(
     units: dict[str, int],
     schedule: BlockSchedule | None = None,
     rows: int = 0,
+    choice: Choice = DEFAULT,
 ) -> Graph:
     """The program of a kernel on whole blocks for up to ``rows`` rows that share what is read (0:
-    any number); ``schedule`` None: the default one. Of a kernel that ranks tokens the second."""
+    any number); ``schedule`` None: the default one; ``choice``: fields of it that are others. Of a
+    kernel that ranks tokens the second."""
     if is_routing(graph):
         return routing_programs(graph, target, units)[-1]
     info, chosen = _on_blocks(graph, target, schedule, rows)
     if has_packed_weights(info.graph):
-        return packed_program(info, units, target, rows)
+        return packed_program(info, units, target, rows, choice)
+    chosen = with_choice(chosen, choice)
     return _on_gpu(lambda: (lower_whole_blocks(info, chosen, units, target, rows > 0),))[0]
 
 
@@ -112,10 +141,12 @@ def gpu_programs_in_parts(
     units: dict[str, int],
     schedule: BlockSchedule | None = None,
     rows: int = 0,
+    choice: Choice = DEFAULT,
 ) -> tuple[Graph, ...]:
     """The same as two programs between which work items share out the inner axis; none where that
     cannot be."""
     info, chosen = _on_blocks(graph, target, schedule, rows)
+    chosen = with_choice(chosen, {} if has_packed_weights(info.graph) else choice)
     return _on_gpu(lambda: lower_in_parts(info, chosen, units, target, rows > 0) or ())
 
 
@@ -156,14 +187,14 @@ class _Program:
         self.params, self.sinks = given.values, given.sinks
         self.state = LoweringState(info, schedule, given.buffers)
 
-    def run(self, target: Target, row_class: int) -> Graph:
+    def run(self, target: Target, packed_weights: PackedSchedule | None = None) -> Graph:
         rows = RowLowering(self.state)
         grid = [(axis.size, 1) for axis in self.info.grid]
         if self.info.splits:
             grid.append((self.info.inner.size, self.schedule.inner_part))
         grid.append((self.info.row_count, self.schedule.rows))
-        if has_packed_weights(self.info.graph):
-            packed = PackedKernel(self.state, target, row_class)
+        if packed_weights is not None:
+            packed = PackedKernel(self.state, target, packed_weights)
             packed.lower(self.sinks)
             grid = packed.grid
         elif is_row_kernel(self.info.graph):

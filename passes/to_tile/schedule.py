@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass
 
 from tilewright.ir.target import Target
+from tilewright.passes.to_tile.cost.machine import step_cycles
 
 
 @dataclass(frozen=True)
@@ -78,13 +79,13 @@ def choose_schedule(target: Target, rows: int) -> Schedule:
         )
     limit = 1 if rows else 3
     candidates = [
-        (_cost(target, vectors, broadcast), -broadcast * vectors, vectors, broadcast)
+        (step_cycles(vectors, broadcast, target), -broadcast * vectors, vectors, broadcast)
         for vectors in range(1, limit + 1)
         for broadcast in range(2, 17, 2)
-        if _fits(target, vectors, broadcast)
+        if fits_registers(target, vectors, broadcast)
     ]
     _, _, vectors, broadcast = min(candidates)
-    block = _inner_block(target, vectors, broadcast)
+    block = block_length(target, vectors, broadcast)
     return Schedule(
         rows_on_lanes=True,
         lanes=target.lanes,
@@ -104,22 +105,13 @@ def row_schedule(target: Target) -> Schedule:
     return Schedule(False, target.lanes, 8, 1, 1, 1, 4, 4, False)
 
 
-def _fits(target: Target, vectors: int, broadcast: int) -> bool:
+def fits_registers(target: Target, vectors: int, broadcast: int) -> bool:
     """Accumulators, one operand's vectors and a broadcast must stay in registers."""
     spare = vectors if target.folds_broadcast else vectors + 1
     return vectors * broadcast + spare <= target.registers - (1 if target.folds_broadcast else 0)
 
 
-def _cost(target: Target, vectors: int, broadcast: int) -> float:
-    """Cycles per multiply-add of a vector: two FMA pipes with 4 cycles latency, two loads a
-    cycle."""
-    work = vectors * broadcast
-    loads = vectors + broadcast
-    cycles = max(work / 2, loads / 2, 4.0)
-    return round(cycles / work, 3) + 0.01 * loads / work
-
-
-def _inner_block(target: Target, vectors: int, broadcast: int) -> int:
+def block_length(target: Target, vectors: int, broadcast: int) -> int:
     """Block length so that scores stay in the nearer caches."""
     row_bytes = vectors * target.lanes * 4
     wanted = max(32, min(128, target.l2_bytes // 16 // row_bytes))

@@ -10,7 +10,7 @@ import re
 import struct
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from operator import getitem
 from typing import Any
 
@@ -20,26 +20,23 @@ from tilewright.ir.core import Graph
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.types import BufferType
 from tilewright.runtime.cuda.calls import element_bytes
+from tilewright.runtime.cuda.descriptions import MOST, Descriptions, Key
 from tilewright.runtime.cuda.driver import Image, Tiling
 from tilewright.runtime.cuda.gpus import gpus, refuse_capture
-from tilewright.runtime.cuda.start import Layout, Start, described, starter
+from tilewright.runtime.cuda.start import Layout, Start, starter
 from tilewright.runtime.report import MachineReport
 
-Key = tuple[int, ...]  # a buffer's address, sizes and strides
 BULK = 90  # compute capability from which there is a bulk copy engine
-_MOST_MAPS = 2048  # descriptions of tensors that are kept, of each buffer
 # Triton's numbers of element types inside descriptors are not quite the driver's
 _MAP_TYPES = {8: 10, 9: 8, 10: 9}
 
 
 @dataclass
 class Form:
-    """One compiled form: ``blocks`` says how it copies buffers in bulk, ``known`` has the tensors
-    that were described for each. A description holds as long as address, sizes and strides do."""
+    """One compiled form; ``descriptions``: of the tensors that it copies in bulk."""
 
     start: Start
-    blocks: tuple[Tiling, ...] = ()
-    known: list[dict[Key, bytes]] = field(default_factory=list)
+    descriptions: Descriptions
 
 
 class Forms:
@@ -69,11 +66,11 @@ class Forms:
         odd = self._odd(values) if low else 0
         form = self.forms.get((device, odd)) or self._first(device, odd)
         descriptions: Sequence[bytes] = ()
-        if form.blocks:
+        if form.descriptions.tilings:
             try:
-                descriptions = list(map(getitem, form.known, keys))
+                descriptions = list(map(getitem, form.descriptions.known, keys))
             except KeyError:
-                found = self._described(form, keys)
+                found = form.descriptions.find(keys)
                 if found is None:
                     form = self._other(device, odd, False)
                 else:
@@ -96,27 +93,26 @@ class Forms:
         form = self.forms.get((device, odd))
         if form is None or max(values[pointers:], default=0) >= 1 << 31:
             return None
-        if not form.blocks:
+        descriptions = form.descriptions
+        if not descriptions.tilings:
             return form.start, ()
-        if self._described(form, keys) is None:
+        if descriptions.find(keys) is None:
             return None
-        each = zip(form.blocks, form.known, keys, strict=True)
-        return form.start, tuple(self._describer(*x) for x in each)
+        each = [self._describer(descriptions, n, key) for n, key in enumerate(keys)]
+        return form.start, tuple(each)
 
     def _describer(
-        self, tiling: Tiling, known: dict[Key, bytes], key: Key
+        self, descriptions: Descriptions, number: int, key: Key
     ) -> Callable[[int], bytes]:
         """Descriptions of tensors with the sizes and strides of ``key``, by address."""
-        rank, here = len(key) // 2, {key[0]: known[key]}
-        shape, strides = key[1 : 1 + rank], key[1 + rank :]
+        here = {key[0]: descriptions.known[number][key]}
 
         def describe(address: int) -> bytes:
             found = here.get(address)
             if found is None:
-                if len(here) >= _MOST_MAPS:
+                if len(here) >= MOST:
                     here.clear()
-                tensor_map = gpus.driver.tensor_map(tiling, address, shape, strides)
-                found = here[address] = described(tensor_map, shape, strides)
+                found = here[address] = descriptions.encoded(number, (address, *key[1:]))
             return found
 
         return describe
@@ -152,26 +148,6 @@ class Forms:
                 self.others[key] = self._compile(device, odd, self.plain, wide)
             return self.others[key]
 
-    def _described(self, form: Form, keys: tuple[Key, ...]) -> list[bytes] | None:
-        """Descriptions of what is copied in bulk; None where the engine cannot read a tensor."""
-        found = []
-        for tiling, known, key in zip(form.blocks, form.known, keys, strict=True):
-            rank = len(key) // 2
-            shape, strides = key[1 : 1 + rank], key[1 + rank :]
-            if min(*shape, *strides) <= 0:
-                return None
-            description = known.get(key)
-            if description is None:
-                tensor_map = gpus.driver.tensor_map(tiling, key[0], shape, strides)
-                description = described(tensor_map, shape, strides)
-                with self.lock:
-                    if len(known) >= _MOST_MAPS:  # the oldest half goes
-                        for old in list(known)[: _MOST_MAPS // 2]:
-                            del known[old]
-                    known[key] = description
-            found.append(description)
-        return found
-
     def _compile(self, device: int, odd: int, source: TritonSource, wide: bool) -> Form:
         refuse_capture(self.program.name)
         chip = Chip("cuda", gpus.capability(device))
@@ -202,7 +178,7 @@ class Forms:
             )
         )
         start = starter(gpus.driver, image, loaded, layout, device)
-        return Form(start, blocks, [{} for _ in blocks])
+        return Form(start, Descriptions(blocks))
 
     def _words(self, odd: int, bulk: bool, wide: bool) -> str:
         """A form in words."""

@@ -22,8 +22,9 @@ from tilewright.ir.layout import Layout
 from tilewright.ir.ops_lowbit import View
 from tilewright.ir.ops_tile_blocks import Integer, Interleave, Product, Scatter
 from tilewright.ir.ops_tile_indexed import Alternate, LoadRows, Reshape, Scan
+from tilewright.ir.ops_tile_lines import CopyLines, LoadLines, StoreLines
 from tilewright.ir.ops_tile_memory import GPU_OPS
-from tilewright.ir.ops_tile_threads import Fence, GroupProduct, MatrixProduct
+from tilewright.ir.ops_tile_threads import Fence, GroupBegin, GroupProduct, GroupWait, MatrixProduct
 from tilewright.ir.parser import parse
 
 pytest.importorskip("numba")
@@ -165,10 +166,15 @@ def test_every_operation_is_written_or_refused() -> None:
     refused = {
         *GPU_OPS,
         Fence,
+        GroupBegin,
         GroupProduct,
+        GroupWait,
         MatrixProduct,
         Alternate,
         LoadRows,
+        CopyLines,
+        LoadLines,
+        StoreLines,
         Reshape,
         Scan,
         Product,

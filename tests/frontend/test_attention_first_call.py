@@ -1,6 +1,6 @@
 """The first call of a new mask or score function: in a new process, with nothing in the cache.
 
-What it takes is measured by ``tilewright bench masks``.
+What it takes is measured by ``tilewright bench figures masks``.
 """
 
 from __future__ import annotations

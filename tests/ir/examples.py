@@ -79,6 +79,9 @@ def _tile(op: str, lines: str, *inputs: Any, want: Any, out: str = "4 x 8") -> E
     return Example(op, text, inputs, want)
 
 
+tile_example = _tile  # for files of their own
+
+
 LAYOUT = "local(4, 1).spatial(1, 8)"
 X = np.array([[1.0, -2.0, 3.0], [0.5, 4.0, -1.5]])
 Y = np.array([[2.0, 0.25, -1.0], [1.0, 3.0, 5.0]])

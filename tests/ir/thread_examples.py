@@ -55,6 +55,46 @@ def _examples() -> Iterator[Example]:
     want = 1.0 + 16 * np.outer(np.arange(64.0), np.arange(8.0))
     for op in ("tile.group_product", "tile.fence"):
         yield Example(op, _program(64, 8, lines), (), want)
+    begun = lines.replace("%r = tile.group_product", "%p = tile.group_begin")
+    begun += "%r = tile.group_wait %p\n"
+    for op in ("tile.group_begin", "tile.group_wait"):
+        yield Example(op, _program(64, 8, begun), (), want)
 
 
-THREAD_EXAMPLES = tuple(_examples())
+# One warp copies %x in two halves through one slot, another takes them out of shared memory.
+ROLES = """tile f(%x: buffer<16 x 8 x f64, unit 1>, %o: buffer<16 x 8 x f64, unit 1>)
+  with {grid = [[1, 1]], outputs = 1} {
+%c0 = math.const {value = 0, type = index}
+%c1 = math.const {value = 1, type = index}
+%c8 = math.const {value = 8, type = index}
+%s = tile.alloc {type = shared<1 x 8 x 8 x f64>}
+%full = tile.barriers {count = 1, arrivals = 1} : shared<1 x i64>
+%empty = tile.barriers {count = 1, arrivals = 1} : shared<1 x i64>
+tile.roles {warps = [1, 1]} () {
+  tile.await %full, %c0, %c0
+  %a = tile.load %s, %c0, %c0, %c0 {dims = [-1, 0, 1], layout = spatial(4, 8).local(2, 1)}
+  tile.arrive %empty, %c0
+  tile.await %full, %c0, %c1
+  %b = tile.load %s, %c0, %c0, %c0 {dims = [-1, 0, 1], layout = spatial(4, 8).local(2, 1)}
+  tile.store %a, %o, %c0, %c0 {dims = [0, 1]}
+  tile.store %b, %o, %c8, %c0 {dims = [0, 1]}
+  yield
+} () {
+  tile.await %empty, %c0, %c1
+  tile.expect %full, %c0 {bytes = 512}
+  tile.copy_bulk %full, %c0, %x, %s, %c0, %c0, %c0 {dims = [0, 1]}
+  tile.await %empty, %c0, %c0
+  tile.expect %full, %c0 {bytes = 512}
+  tile.copy_bulk %full, %c0, %x, %s, %c0, %c8, %c0 {dims = [0, 1]}
+  yield
+}
+return }"""
+
+
+def _role_examples() -> Iterator[Example]:
+    x = np.arange(128.0).reshape(16, 8)
+    for op in ("barriers", "expect", "arrive", "await", "copy_bulk", "roles"):
+        yield Example(f"tile.{op}", ROLES, (x,), x)
+
+
+THREAD_EXAMPLES = (*_examples(), *_role_examples())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from tests.strategies import Program
@@ -48,6 +49,13 @@ def single_kernel(module: Module) -> Graph:
     found = kernels(module)
     assert len(found) == 1, f"{len(found)} kernels"
     return found[0]
+
+
+@lru_cache(maxsize=256)
+def lowered(module: Module, target: str, rows: int) -> tuple[tuple[Graph, Graph], ...]:
+    """The kernels of a tensor program, each with its tile program: made once for all the sizes that
+    it is run with. Modules are equal if they print the same."""
+    return tuple((graph, tile_program(graph, target, rows).main) for graph in kernels(module))
 
 
 def run_chain(

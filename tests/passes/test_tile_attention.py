@@ -14,7 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.passes.stages import NARROW_TO_WIDE, TARGETS, kernels, single_kernel, tile_program
+from tests.passes.stages import (
+    NARROW_TO_WIDE,
+    TARGETS,
+    kernels,
+    lowered,
+    single_kernel,
+    tile_program,
+)
 from tests.strategies import AttentionShape, Program, assert_same, attention_programs
 from tilewright.ir.core import Module
 from tilewright.ir.dtypes import BF16, F16, F32, TABLE
@@ -39,7 +46,8 @@ def allowed(program: Program, dtype: str) -> float:
 
 
 def check(program: Program, target: str, rows: int, dtype: str = "f32") -> None:
-    tile = tile_program(single_kernel(program.module), target, rows)
+    ((_, graph),) = lowered(program.module, target, rows)
+    tile = Module((graph,))
     want = program.run()
     assert_same(program.run(tile), want, program.scale, POLYNOMIAL)
     magnitude = max(1.0, *(float(np.abs(x[np.isfinite(x)]).max(initial=0)) for x in want))

@@ -14,6 +14,7 @@ from tests.passes.stages import (
     NARROW_TO_WIDE,
     TARGETS,
     kernels,
+    lowered,
     streamed,
     tile_program,
 )
@@ -48,8 +49,7 @@ def run_tiled(drawn: Program, target: str, rows: int, precision: str | None = "f
     values: dict[str, Any] = dict(
         zip([p.hint for p in drawn.module.main.params], drawn.inputs, strict=True)
     )
-    for graph in kernels(drawn.module):
-        tile = tiled(graph, target, rows)
+    for graph, tile in lowered(drawn.module, target, rows):
         inputs = [values[p.hint] for p in graph.params]
         sizes = {n: v for n, v in drawn.sizes.items() if n in tile.sizes}
         outputs = evaluate_graph(tile, *inputs, precision=precision, sizes=sizes)

@@ -20,7 +20,7 @@ from tilewright.frontend.attention.plans import forget_plans
 from tilewright.frontend.programs import forget_programs
 from tilewright.ir.errors import BindError, DeviceError, UnsupportedError
 from tilewright.ir.parser import parse
-from tilewright.runtime.cuda import forms as forms_module
+from tilewright.runtime.cuda import descriptions as descriptions_module
 from tilewright.runtime.cuda import start as start_module
 from tilewright.runtime.cuda.driver import Driver, Image, Tiling
 from tilewright.runtime.cuda.gpus import gpus
@@ -101,7 +101,7 @@ def test_strides_of_64_bits(driver: FakeDriver) -> None:
 def test_descriptions_are_made_once_and_forgotten(
     driver: FakeDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forms_module, "_MOST_MAPS", 4)
+    monkeypatch.setattr(descriptions_module, "MOST", 4)
     driver.runs = False
     made = program()
     q, k, v = inputs()

@@ -106,6 +106,37 @@ def test_least_recently_used_go_first(tmp_path: Path) -> None:
     assert [e.key for e in cache.entries()] == ["large"]
 
 
+def test_a_large_folder_is_bounded_and_seldom_looked_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = 0
+    real = os.scandir
+
+    def counted(path: Path) -> object:
+        nonlocal looked
+        looked += 1
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", counted)
+    cache = Cache(tmp_path, limit=200_000)
+    for i in range(600):
+        cache.put(f"key{i}", {}, bytes(900))
+    size = sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert 180_000 < size <= 200_000 + 200_000 // 64
+    assert 600 / 4 < looked < 600 / 2  # each of the first 64; then one in 2, 3 and 4
+    Cache(tmp_path, limit=200_000).put("key", {}, b"x")  # a process looks at its first
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 200_000
+
+
+def test_a_large_entry_has_the_folder_looked_through(tmp_path: Path) -> None:
+    cache = Cache(tmp_path, limit=200_000)
+    for i in range(200):
+        cache.put(f"key{i}", {}, bytes(600))
+    cache.put("one", {}, bytes(150_000))
+    cache.put("two", {}, bytes(150_000))
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 200_000
+
+
 def test_newcomer_stays_even_if_others_are_from_the_future(tmp_path: Path) -> None:
     """As on a shared folder whose machines' clocks differ."""
     cache = Cache(tmp_path, limit=3000)

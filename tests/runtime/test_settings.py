@@ -29,7 +29,8 @@ def read(monkeypatch: pytest.MonkeyPatch, **variables: str) -> Settings:
 
 def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     found = read(monkeypatch, XDG_CACHE_HOME="/x/cache")
-    assert found == Settings(Path("/x/cache/tilewright"), 512 * MIB, None, "")
+    folder = Path("/x/cache/tilewright")
+    assert found == Settings(folder, 512 * MIB, None, "", tuning=folder / "tuning.sqlite3")
 
 
 @pytest.mark.parametrize("base", ["", "relative/cache"])

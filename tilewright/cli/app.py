@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 import tilewright
 from tilewright.cli import (
     bench,
+    bundle,
     cache,
     checkpoint,
     compile,
@@ -20,6 +21,8 @@ from tilewright.cli import (
     place,
     run,
     simulate,
+    trace,
+    tune,
 )
 from tilewright.cli.output import complain, friendly_warnings, say
 from tilewright.ir.errors import TilewrightError
@@ -72,11 +75,13 @@ app.command("explain")(explain.explain)
 app.command("simulate")(simulate.simulate)
 app.command("layout")(layout.layout)
 app.command("place")(place.place)
+app.command("trace")(trace.trace)
+app.command("bundle")(bundle.bundle)
 app.command("doctor")(doctor.show)
-_PASSED_ON = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
-app.command("bench", context_settings=_PASSED_ON)(bench.bench)
+app.add_typer(bench.app, name="bench")
 app.add_typer(cache.app, name="cache")
 app.add_typer(checkpoint.app, name="checkpoint")
+app.add_typer(tune.app, name="tune")
 
 
 def main() -> None:

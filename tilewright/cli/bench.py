@@ -1,38 +1,237 @@
-"""``tilewright bench``: the measurements of ``tilewright.bench``, imported when asked for."""
+"""``tilewright bench``: suites against other providers, reports, and the figures of single
+topics."""
 
 from __future__ import annotations
 
 import importlib
+import os
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from typer.core import TyperGroup
 
-WHAT = (
-    "attention",
-    "cross_entropy",
-    "demo",
-    "expert_memory",
-    "experts",
-    "kv_cache",
-    "lowbit",
-    "masks",
-    "placement",
-    "readme",
-    "routing",
-    "simulator",
+from tilewright.bench.suites.catalogue import SUITES, unknown
+from tilewright.ir.errors import BenchError
+
+FIGURES = {
+    "attention": "attention beside torch; memory, compiling, first calls",
+    "cross_entropy": "the loss of a product over a large vocabulary",
+    "demo": "a small Llama, layer by layer and in few bits",
+    "expert_memory": "experts of adapters in memory: pages, loading, pauses",
+    "experts": "layers of experts",
+    "kv_cache": "attention over caches of few bits",
+    "lowbit": "products with weights of few bits",
+    "masks": "masks and scores, and their first calls",
+    "placement": "experts on devices",
+    "routing": "routers with adapters",
+    "simulator": "the streaming machine",
+    "tuning_quality": "the cost model's order of schedules held against measuring them all",
+}
+REGRESSION = 1
+SUITE_HELP = "; ".join(f"{name}: {about}" for name, about in SUITES.items())
+_PASSED_ON = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+
+
+class _Bench(TyperGroup):
+    """``bench attention …`` is ``bench suite attention …``, and so on: see ``spelled_out``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, spelled_out(args))
+
+
+app = typer.Typer(
+    cls=_Bench,
+    no_args_is_help=True,
+    help="Measure against other providers (bench SUITE --vs …), compare reports, show them.",
+    epilog=f"Suites: {SUITE_HELP}.",
 )
 
 
-def bench(
-    context: typer.Context,
-    what: str = typer.Argument(
-        help="What to measure: attention, cross_entropy, demo, expert_memory, experts, kv_cache, "
-        "lowbit, masks, placement, routing, simulator; or readme (the table)."
-    ),
+def spelled_out(args: list[str]) -> list[str]:
+    """With the command's name: SUITE alone is ``suite SUITE``, a topic of figures that is no suite
+    is ``figures TOPIC``."""
+    if not args or args[0].startswith("-") or args[0] in COMMANDS:
+        return args
+    if args[0] in FIGURES and args[0] not in SUITES:
+        return ["figures", *args]
+    return ["suite", *args]
+
+
+@app.command("suite")
+def run_suite(  # noqa: PLR0913, PLR0917  (options of a command)
+    suite: Annotated[str, typer.Argument(help=SUITE_HELP)],
+    vs: Annotated[
+        list[str] | None,
+        typer.Option(help="A provider or a group (torch, all); several, or with commas."),
+    ] = None,
+    only: Annotated[str, typer.Option(help="Only problems with this in name or section.")] = "",
+    seconds: Annotated[float, typer.Option(min=0.1, help="For each problem in all.")] = 4.0,
+    sittings: Annotated[
+        int,
+        typer.Option(min=1, max=50, help="Times everything is set up anew; 3 at least to compare."),
+    ] = 7,
+    quick: Annotated[bool, typer.Option("--quick", help="Tiny, to see that it works.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Write the report as JSON.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write it as Markdown.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write it as one HTML page.")] = None,
+    save: Annotated[
+        bool, typer.Option("--save", help="Write all three into bench/results/, too.")
+    ] = False,
 ) -> None:
-    """Measure against PyTorch; options after the name go to it (``--json``, ``--save``, …)."""
-    if what not in WHAT:
-        raise typer.BadParameter(f"{what!r} is none of {', '.join(WHAT)}")
-    module = importlib.import_module(f"tilewright.bench.{what}")
-    sys.argv = [f"tilewright bench {what}", *context.args]
-    module.app()
+    """Measure a suite: Tilewright and every provider in turns, in one process."""
+    from tilewright.bench.providers.catalogue import chosen
+    from tilewright.bench.report.terminal import Display, show
+    from tilewright.bench.running import Options, run
+    from tilewright.bench.suites import catalogue
+
+    if save and (quick or only):
+        raise BenchError("only a whole run is saved: leave out --quick and --only")
+    found = catalogue.suite(suite)
+    providers = chosen([name for given in vs or () for name in given.split(",") if name])
+    for path in filter(None, (json, markdown, html)):
+        _require_writable(path)
+    options = Options(min(2, sittings) if quick else sittings, seconds, quick, only, "new")
+    with _new_caches(), Display(Console(stderr=True, highlight=False)) as display:
+        document = run(found, providers, options, display)
+    show(document)
+    _write(document, json, markdown, html)
+    if save:
+        from tilewright.bench.records import RESULTS
+        from tilewright.bench.report.compare import default_name
+
+        path = RESULTS / default_name(document)
+        _write(document, path, path.with_suffix(".md"), path.with_suffix(".html"))
+
+
+@app.command()
+def show(
+    report: Annotated[Path, typer.Argument(help="A JSON file of bench SUITE.")],
+    markdown: Annotated[Path | None, typer.Option(help="Write it as Markdown.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write it as one HTML page.")] = None,
+) -> None:
+    """Show a report again, or write it as Markdown or as a page. Measures nothing."""
+    from tilewright.bench.report.document import load
+    from tilewright.bench.report.terminal import show as tables
+
+    document = load(report)
+    if markdown is None and html is None:
+        tables(document)
+    _write(document, None, markdown, html)
+
+
+@app.command()
+def compare(
+    before: Annotated[Path, typer.Argument(metavar="A.json")],
+    after: Annotated[Path, typer.Argument(metavar="B.json")],
+    threshold: Annotated[
+        float, typer.Option(min=0.0, help="Smaller changes are none, whatever the intervals say.")
+    ] = 0.05,
+    other_machine: Annotated[
+        bool, typer.Option("--other-machine", help="Compare reports of different machines, too.")
+    ] = False,
+    agreement: Annotated[
+        bool, typer.Option("--agreement", help="Two runs of one build: count ratios that agree.")
+    ] = False,
+) -> None:
+    """Say what is slower or less exact in B than in A by more than noise; exit with 1 if anything
+    is."""
+    from tilewright.bench.report import compare as c
+    from tilewright.bench.report.document import load
+    from tilewright.bench.report.terminal import show_agreement, show_comparison
+
+    a, b = load(before), load(after)
+    found = c.compare(a, b, threshold, other_machine)
+    show_comparison(found)
+    if agreement:
+        show_agreement(c.agreement(a, b))
+    if found.regressions:
+        raise typer.Exit(REGRESSION)
+
+
+@app.command("list")
+def list_() -> None:
+    """Suites and providers, and which of them are here."""
+    from tilewright.bench.providers.catalogue import PROVIDERS
+    from tilewright.cli.output import heading, table
+
+    heading("suites")
+    table(("name", "what"), list(SUITES.items()), indent=2)
+    heading("providers")
+    rows = []
+    for provider in PROVIDERS:
+        absence = provider.absence()
+        versions = ", ".join(f"{name} {number}" for name, number in provider.versions().items())
+        rows.append(
+            (provider.name, absence or "here", versions, provider.install if absence else "")
+        )
+    table(("name", "state", "version", "how to get it"), rows, indent=2)
+    heading("figures")
+    table(("name", "what"), list(FIGURES.items()), indent=2)
+
+
+@app.command("figures", context_settings=_PASSED_ON)
+def figures(context: typer.Context, topic: Annotated[str, typer.Argument()] = "") -> None:
+    """The figures of one topic that the README shows, held to their goals: options go to it."""
+    if topic not in FIGURES:
+        raise BenchError(unknown("topic of figures", topic, FIGURES))
+    _pass_on(topic, context.args)
+
+
+@app.command("readme", context_settings=_PASSED_ON)
+def readme(context: typer.Context) -> None:
+    """Write the newest figures into README.md (--check: say whether they are there)."""
+    _pass_on("readme", context.args)
+
+
+COMMANDS = ("suite", "show", "compare", "list", "figures", "readme")
+
+
+def _pass_on(module: str, args: list[str]) -> None:
+    found = importlib.import_module(f"tilewright.bench.{module}")
+    sys.argv = [f"tilewright bench {module}", *args]
+    found.app()
+
+
+def _require_writable(path: Path) -> None:
+    """Before minutes are spent on measuring."""
+    folder = path.parent
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        what = (
+            "is a folder" if path.is_dir() else f"there is no folder {folder} that can be written"
+        )
+        raise BenchError(f"cannot write {path}: {what}")
+
+
+def _write(document: object, json: Path | None, markdown: Path | None, html: Path | None) -> None:
+    from tilewright.bench.report.document import Document, save
+    from tilewright.bench.report.markdown import markdown as as_markdown
+    from tilewright.bench.report.page import page
+
+    assert isinstance(document, Document)
+    kinds = ((json, Document.to_json), (markdown, as_markdown), (html, page))
+    for path, made in kinds:
+        if path is not None:
+            save(made(document), path)
+            typer.echo(f"wrote {path}", err=True)
+
+
+@contextmanager
+def _new_caches() -> Iterator[None]:
+    """Empty folders of compiled kernels, ours and Inductor's, so that compiling is measured."""
+    names = ("TILEWRIGHT_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+    before = {name: os.environ.get(name) for name in names}
+    with tempfile.TemporaryDirectory(prefix="tilewright-bench-") as folder:
+        os.environ.update({name: str(Path(folder) / name) for name in names})
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name)
+                if value is not None:
+                    os.environ[name] = value

@@ -122,9 +122,9 @@ def _gpu_text(program: Graph, stage: Stage, target: Target) -> str:
     from tilewright.backends.cuda.compile import architecture_of, compile_kernel
     from tilewright.backends.cuda.emit import emit_cuda
     from tilewright.backends.gpu.machine_code import assembly
-    from tilewright.passes.to_threads.lower import threads_program
+    from tilewright.passes.to_threads.roles import best_program
 
-    threads = threads_program(program, target)
+    threads, _ = best_program(program, target)
     if stage == Stage.threads:
         return print_graph(threads) + "\n"
     text = emit_cuda(threads, program.name).text

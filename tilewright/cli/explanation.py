@@ -14,16 +14,17 @@ from tilewright.passes.choose_layout import choose_layout
 from tilewright.passes.pipeline import TO_KERNELS, run_passes
 from tilewright.passes.reorder import MOST_ROUNDS, RULES
 from tilewright.passes.to_tile.kernel_info import KernelInfo, analyse, is_row_kernel
+from tilewright.passes.to_tile.lowbit.choose import unpack_slots
 from tilewright.passes.to_tile.lowbit.info import has_packed_weights, packed_products
 from tilewright.passes.to_tile.lowbit.schedule import PackedSchedule, packed_schedule
-from tilewright.passes.to_tile.lower import kernel_to_tile
+from tilewright.passes.to_tile.lower import default_schedule, kernel_to_tile
 from tilewright.passes.to_tile.mask_range import Bound, find_mask_range
 from tilewright.passes.to_tile.schedule import (
     Schedule,
-    choose_schedule,
     row_classes,
     row_schedule,
 )
+from tilewright.passes.to_tile.spaces import kernel_info
 
 
 @dataclass(frozen=True)
@@ -180,16 +181,21 @@ def _layouts(graph: Graph, target: Target) -> tuple[LayoutFacts, ...]:
         return ()
     if is_row_kernel(graph):
         return (LayoutFacts(0, row_schedule(target)),)
-    return tuple(LayoutFacts(rows, choose_schedule(target, rows)) for rows in row_classes(target))
+    info = kernel_info(graph)
+    found = ((rows, default_schedule(info, target, rows)) for rows in row_classes(target))
+    return tuple(LayoutFacts(rows, y) for rows, y in found if isinstance(y, Schedule))
 
 
 def _packed(graph: Graph, target: Target) -> tuple[PackedFacts, ...]:
     """The schedule of every row class of a kernel with packed weights."""
     if not has_packed_weights(graph):
         return ()
-    count = len(packed_products(graph))
+    products = packed_products(graph)
+    count, unpack = len(products), unpack_slots(products, target)
     classes = row_classes(target)
-    return tuple(PackedFacts(rows, packed_schedule(target, rows, count)) for rows in classes)
+    return tuple(
+        PackedFacts(rows, packed_schedule(target, rows, count, unpack)) for rows in classes
+    )
 
 
 def _packings(graph: Graph, target: Target) -> tuple[str, ...]:

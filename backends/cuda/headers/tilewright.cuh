@@ -126,6 +126,8 @@ TW_OP void barrier() { __syncthreads(); }
 TW_OP void barrier(int id, int threads) { asm volatile("bar.sync %0, %1;" :: "r"(id), "r"(threads) : "memory"); }
 TW_OP void barrier_arrive(int id, int threads) { asm volatile("bar.arrive %0, %1;" :: "r"(id), "r"(threads) : "memory"); }
 TW_OP void warp_barrier() { __syncwarp(); }
+// The same, behind what makes `x`: the mask depends on it, as far as a compiler knows; `zero` is 0.
+TW_OP void warp_barrier_after(float x, int zero) { asm volatile("{\n\t.reg .b32 m;\n\tand.b32 m, %0, %1;\n\tnot.b32 m, m;\n\tbar.warp.sync m;\n\t}" :: "r"(__float_as_uint(x)), "r"(zero) : "memory"); }
 template <class T>
 TW_OP T shuffle_xor(T x, int mask) { return __shfl_xor_sync(0xffffffff, x, mask); }
 template <class T>
@@ -162,6 +164,8 @@ TW_OP void mma_16832_s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t 
 // ---- arithmetic ---------------------------------------------------------------------------------
 TW_OP float exp2(float x) { float y; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
 TW_OP float log2(float x) { float y; asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
+// At most 2 ulp off, as in Triton; IEEE division is a function of its own that is called every time.
+TW_OP float divide(float x, float y) { float z; asm("div.full.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y)); return z; }
 TW_OP float rcp(float x) { float y; asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
 TW_OP float rsqrt(float x) { float y; asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
 TW_OP float tanh(float x) { float y; asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }

@@ -190,6 +190,7 @@ void barrier(TW_LINE);
 void barrier(int id, int threads, TW_LINE);        // bar.sync
 void barrier_arrive(int id, int threads, TW_LINE);  // bar.arrive: counts, and goes on
 void warp_barrier(TW_LINE);
+inline void warp_barrier_after(float, int, TW_LINE) { warp_barrier(line); }
 
 template <class T>
 inline T shuffle_bits(T x, int lane, bool exclusive_or, int line) {
@@ -271,6 +272,8 @@ void wgmma_fence();
 void wgmma_commit();
 template <int Groups>
 inline void wgmma_wait(TW_LINE) { emu::wgmma_wait(Groups, line); }
+template <int N>
+inline void wgmma_ended(float (&)[N]) {}
 uint64_t wgmma_descriptor(const void* start, int leading_bytes, int stride_bytes, int swizzle = 128, TW_LINE);
 template <int Registers>
 inline void registers_up() { static_assert(Registers % 8 == 0 && Registers >= 24 && Registers <= 256); }
@@ -290,6 +293,7 @@ inline void wgmma(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t b, bool ac
 // The device's are approximations (2^-22 relative; tanh 2^-11) that take subnormal numbers as 0.
 float exp2(float x);
 float log2(float x);
+float divide(float x, float y);
 float rcp(float x);
 float rsqrt(float x);
 float tanh(float x);

@@ -56,6 +56,12 @@ TW_DEVICE float anew(float x) {
 #endif
   return x;
 }
+TW_DEVICE int anew(int x) {
+#if !TW_HOST
+  asm volatile("" : "+r"(x));
+#endif
+  return x;
+}
 
 // d += a * b for f32 by three products of halves of their bits. Registers are in the order of sums,
 // neighbours of k side by side; the instruction counts rows before k.

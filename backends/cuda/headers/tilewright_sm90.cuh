@@ -51,6 +51,12 @@ TW_OP void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"
 TW_OP void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int Groups>
 TW_OP void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(Groups) : "memory"); }
+// Behind a wait: no use of the sums goes before it.
+template <int N>
+TW_OP void wgmma_ended(float (&d)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) asm volatile("" : "+f"(d[i]) :: "memory");
+}
 
 // A tile in shared memory. Rows of an operand with k innermost ("K-major") stand in groups of eight,
 // `stride_bytes` apart; a swizzle of 128, 64, 32 bytes (a row's length) or 0. With rows innermost

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tilewright.ir import ops_stream as s
 from tilewright.ir.target import Target
 from tilewright.ir.types import BufferType
+from tilewright.passes.to_tile.lowbit.decode import decoder
 from tilewright.passes.to_tile.lowbit.floating import FloatProduct
 from tilewright.passes.to_tile.lowbit.grouped import GroupedProduct
 from tilewright.passes.to_tile.lowbit.halves import HalfTable
@@ -36,3 +39,17 @@ def _pairs(work: Workplace, product: PackedProduct, target: Target) -> HalfTable
         return None
     zero = w.zero if w.extra != "zeros" else 0
     return pair_table(w.layout, w.dtype, zero, product.length, target)
+
+
+def unpack_slots(products: Sequence[PackedProduct], target: Target) -> float | None:
+    """Instructions that make a register of f32 weights, the most of any product; None where one has
+    activations in bytes or bf16."""
+    if any(product.integer or product.narrow for product in products):
+        return None
+    most = 0.0
+    for product in products:
+        w = product.weights
+        zero = w.zero if w.extra != "zeros" else 0
+        way = decoder(product.packing, w.dtype, zero, target)
+        most = max(most, way.instructions(target) / product.packing.chunk)
+    return most

@@ -14,18 +14,18 @@ from tilewright.ir.target import Target
 from tilewright.passes.to_tile.lowbit.choose import product_writer
 from tilewright.passes.to_tile.lowbit.grouped import GroupedProduct
 from tilewright.passes.to_tile.lowbit.info import PackedProduct, packed_products
-from tilewright.passes.to_tile.lowbit.schedule import PackedSchedule, packed_schedule
+from tilewright.passes.to_tile.lowbit.schedule import PackedSchedule
 from tilewright.passes.to_tile.lowbit.tiles import Place
 from tilewright.passes.to_tile.state import LoweringState
 
 
 class PackedKernel:
-    """Lowers one kernel for up to ``rows`` rows of activations (0: any number)."""
+    """Lowers one kernel by a schedule."""
 
-    def __init__(self, state: LoweringState, target: Target, rows: int) -> None:
+    def __init__(self, state: LoweringState, target: Target, schedule: PackedSchedule) -> None:
         self.state, self.b, self.target = state, state.build, target
         self.products = packed_products(state.info.graph)
-        self.schedule: PackedSchedule = packed_schedule(target, rows, len(self.products))
+        self.schedule = schedule
         self.blocks: Size = self.products[0].blocks
         lanes = self.products[0].packing.lanes
         if lanes != target.lanes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tilewright.ir.target import Target
+from tilewright.passes.to_tile.cost.machine import unpacked_step_cycles
 from tilewright.passes.to_tile.lowbit.tiles import TileShapes
 
 PREFETCH = 256  # words: 1 KB further on in each stream of codes
@@ -26,8 +27,11 @@ class PackedSchedule:
         return TileShapes(self.rows, self.lanes)
 
 
-def packed_schedule(target: Target, rows: int, products: int) -> PackedSchedule:
-    """For up to ``rows`` rows (0: many) and some products with the same rows.
+def packed_schedule(
+    target: Target, rows: int, products: int, unpack: float | None = None
+) -> PackedSchedule:
+    """For up to ``rows`` rows (0: many) and some products with the same rows. ``unpack``:
+    instructions that make a register of f32 out of codes; None for products of bytes or pairs.
 
     Every row and vector has a group's sum and a total in registers; codes being unpacked, scales
     and masks need a few more.
@@ -40,6 +44,12 @@ def packed_schedule(target: Target, rows: int, products: int) -> PackedSchedule:
         vectors = max(1, min(4, room // tile))
         item = -(-rows // tile) * tile
         return PackedSchedule(target.lanes, vectors, tile, item, PREFETCH)
+    if unpack is not None:
+        shapes = [(r, v) for v in range(1, 5) for r in (1, 2, 3, 4, 6, 8) if r * v <= room]
+        tile, vectors = min(
+            shapes, key=lambda x: (unpacked_step_cycles(*x, unpack, target), -x[0] * x[1])
+        )
+        return PackedSchedule(target.lanes, vectors, tile, tile * max(1, 96 // tile))
     # codes unpacked once serve all rows, activations broadcast once all vectors: about a square
     vectors = 3 if room >= 12 else 2 if room >= 6 else 1
     tile = max(1, min(room // vectors, 4))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from tilewright.ir.dtypes import BOOL
@@ -58,11 +57,11 @@ def choose_blocks(info: KernelInfo, target: Target, rows: int = 0) -> BlockSched
     Measured on an H100 (bench/gpu_attention.py): two work items of 64 rows on a multiprocessor are
     faster than one of 128, since one reads and takes exponentials while the other multiplies.
     """
-    widest = max((padded(a.size) for a in _elements(info)), default=1)
+    widest = max((padded(a.size) for a in elements(info)), default=1)
     bulk = target.gpu == "cuda" and target.cpu != "sm_80"
     if not info.products:
         return BlockSchedule(16, max(16, min(256, 4096 // widest)), 4, 2)
-    if _bytes_read(info) > 2 or widest > 256:  # products in f32, by the ordinary units
+    if bytes_read(info) > 2 or widest > 256:  # products in f32, by the ordinary units
         return BlockSchedule(16 if 0 < rows <= LEAST else 32, 32, 4, 2)
     if _caches(info):  # codes in registers on their way to products
         few, stages = 0 < rows <= LEAST, 2 if target.gpu == "cuda" else 1
@@ -123,7 +122,8 @@ def parts_of(items: int, blocks: int, slots: int) -> int:
     return best
 
 
-def _elements(info: KernelInfo) -> Iterable[Axis]:
+def elements(info: KernelInfo) -> list[Axis]:
+    """The axes inside elements, one for each value that has it."""
     types = [v.type for op in info.graph.body.ops for v in op.results]
     return [a for x in types if isinstance(x, StreamType) for a in x.element]
 
@@ -149,7 +149,7 @@ def _is_bool(op: Source) -> bool:
     return getattr(op.result.type, "dtype", None) == BOOL
 
 
-def _bytes_read(info: KernelInfo) -> int:
+def bytes_read(info: KernelInfo) -> int:
     """Bytes of the widest numbers that blocks are read in."""
     scales = {v for op in _caches(info) for v in op.operands}
     sizes = [

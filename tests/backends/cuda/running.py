@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 
 from tilewright.backends.cuda.emit import CudaSource
-from tilewright.backends.cuda.host import run_on_host
+from tilewright.backends.cuda.host import TensorMap, run_on_host
 from tilewright.ir.core import Graph
 from tilewright.ir.sizes import Size
 from tilewright.ir.types import BufferType
@@ -47,7 +47,14 @@ def run_emulated(
     for size, tile in graph.attrs["grid"]:
         items *= -(-Size.of(size).evaluate(dict(sizes)) // tile)
     numbers = [sizes[name] for name in source.sizes]
-    arguments = [*arrays, *strides, *numbers]
+    maps = []
+    for x in source.maps:
+        type_ = graph.params[x.buffer].type
+        assert isinstance(type_, BufferType)
+        shape = tuple(s.evaluate(dict(sizes)) for s in type_.shape)
+        described = x.box, x.swizzle, shape, tuple(steps[x.buffer])
+        maps.append(TensorMap(arrays[x.buffer], *described))
+    arguments = [*arrays, *maps, *strides, *numbers]
     run_on_host(
         source.text, source.symbol, items, arguments, source.threads, source.shared_bytes, seed
     )

@@ -30,7 +30,21 @@ def problems(name: str, target: str, row: dict[str, Any]) -> list[str]:
     units = row["instructions"].get("HMMA", 0) + row["instructions"].get("HGMMA", 0)
     spilled = row["spills"] and not any(word in name for word in SPILLING)
     found = [f"{name}, {target}: {row['spills']} spills"] if spilled else []
-    return found if units else [*found, f"{name}, {target}: no matrix unit"]
+    found += bulk_problems(name, row.get("bulk", {}))
+    plain = "order of tokens" in name  # sorts: nothing to multiply
+    return found if units or plain else [*found, f"{name}, {target}: no matrix unit"]
+
+
+def bulk_problems(name: str, row: dict[str, Any]) -> list[str]:
+    """What is wrong with the form that copies in bulk, where there is one."""
+    if not row or "refused" in row:
+        return (
+            [] if "no bulk copies" in row.get("refused", "no bulk copies") else [f"{name}: {row}"]
+        )
+    unit = "HMMA" if "low-bit" in name else "HGMMA"
+    missing = [kind for kind in (unit, "UTMALDG", "SYNCS") if kind not in row["instructions"]]
+    found = [f"{name}: no {kind} beside bulk copies" for kind in missing]
+    return [*found, f"{name}: {row['spills']} spills"] if row["spills"] else found
 
 
 def test_the_table_is_whole_and_good() -> None:
@@ -39,6 +53,10 @@ def test_the_table_is_whole_and_good() -> None:
     assert not missing, f"run python -m tests.backends.cuda.corpus for {sorted(missing)}"
     every = [(n, t) for n in table for t in ARCHITECTURES]
     assert not [p for n, t in every for p in problems(n, t, table[n][t])]
+    copied = [n for n in table if "instructions" in table[n]["cuda-sm90"].get("bulk", {})]
+    assert {f"attention bf16 D128{x}" for x in ("", " causal", " window", " documents")} <= {
+        *copied
+    }
     causal = table["attention bf16 D128 causal"]
     assert causal["cuda-sm90"]["instructions"]["HGMMA"]
     assert causal["cuda-sm80"]["instructions"]["LDSM"]

@@ -9,6 +9,7 @@ static float flushed(float x) { return std::fabs(x) < 0x1p-126f ? std::copysign(
 
 float exp2(float x) { return flushed(std::exp2(flushed(x))); }
 float log2(float x) { return std::log2(flushed(x)); }
+float divide(float x, float y) { return x / y; }
 float rcp(float x) { return flushed(1.0f / flushed(x)); }
 float rsqrt(float x) { return float(1.0 / std::sqrt(double(flushed(x)))); }
 float tanh(float x) { return std::tanh(x); }

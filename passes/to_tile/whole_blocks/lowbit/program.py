@@ -22,6 +22,7 @@ from tilewright.ir.sizes import Size
 from tilewright.ir.target import Target
 from tilewright.ir.types import BufferType
 from tilewright.passes.canonicalise import canonicalise_graph
+from tilewright.passes.to_tile.choices import DEFAULT, Choice, with_choice
 from tilewright.passes.to_tile.kernel_info import KernelInfo
 from tilewright.passes.to_tile.lowbit.decode import table_values
 from tilewright.passes.to_tile.lowbit.info import PackedProduct, packed_products
@@ -62,9 +63,7 @@ def packed_programs(
     products = packed_products(info.graph)
     for product in products:
         _check(product)
-    bits = max(_bits(p) for p in products)
-    packings = tuple(p.packing for p in products)
-    chosen = schedule or product_schedule(packings, bits, target, rows, parts)
+    chosen = schedule or default_product_schedule(info, target, rows, parts)
     if chosen.parts == 1:
         whole = _Program(info, products, chosen, units)
         return PackedPrograms(whole.whole(target), None, whole.tables)
@@ -72,10 +71,23 @@ def packed_programs(
     return PackedPrograms(first.partial(target), second.finish(target), first.tables)
 
 
-def packed_program(info: KernelInfo, units: dict[str, int], target: Target, rows: int) -> Graph:
-    """The program of a kernel that takes its own inputs only. Raises UnsupportedError for what the
-    codes of a table need besides."""
-    made = packed_programs(info, units, target, rows)
+def default_product_schedule(
+    info: KernelInfo, target: Target, rows: int, parts: int = 1
+) -> ProductSchedule:
+    """The schedule of a kernel's products where nothing else is asked for."""
+    products = packed_products(info.graph)
+    packings = tuple(p.packing for p in products)
+    return product_schedule(packings, max(_bits(p) for p in products), target, rows, parts)
+
+
+def packed_program(
+    info: KernelInfo, units: dict[str, int], target: Target, rows: int, choice: Choice = DEFAULT
+) -> Graph:
+    """The program of a kernel that takes its own inputs only; ``choice``: fields of the schedule
+    that are not the default's. Raises UnsupportedError for what the codes of a table need
+    besides."""
+    schedule = with_choice(default_product_schedule(info, target, rows), choice) if choice else None
+    made = packed_programs(info, units, target, rows, schedule=schedule)
     if made.tables:
         raise UnsupportedError(
             f"{info.graph.name}: codes of a table on a GPU need it as an input: call "

@@ -1,0 +1,1 @@
+"""Bundles: kernels compiled beforehand, in a folder that loads without a compiler."""

@@ -1,0 +1,93 @@
+"""Compiles kernels for a GPU's bundle, without a GPU: CUDA C++ to machine code and PTX.
+
+A form is two kernels: one that moves 16 bytes at once, for tensors that start and step at multiples
+of that, and one for all others. Work is never shared out along the inner axis, as programs do for
+few rows: that depends on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from tilewright.backends.cuda.compile import architecture_of, compile_to_ptx
+from tilewright.backends.cuda.emit import emit_cuda
+from tilewright.ir.core import Graph
+from tilewright.ir.errors import UnsupportedError
+from tilewright.ir.target import Target
+from tilewright.passes.to_threads.lower import threads_program
+from tilewright.passes.to_tile.kernel_info import is_routing
+from tilewright.passes.to_tile.lower import gpu_program
+from tilewright.runtime.bundle.collect import MetaForm, buffers, symbol_of
+from tilewright.runtime.bundle.keys import choice_key, stream_key
+from tilewright.runtime.bundle.manifest import Code, Image
+from tilewright.runtime.cuda_kernel import machine_code
+from tilewright.runtime.family import Variant
+from tilewright.runtime.report import VariantReport
+
+
+@dataclass
+class GpuCollector:
+    """Codes by key and alignment, and their files by name; ``programs`` by symbol, on blocks."""
+
+    target: Target
+    codes: dict[str, Code] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
+    programs: dict[str, Graph] = field(default_factory=dict)
+
+    def make(self, variant: Variant, target: Target) -> tuple[Callable[..., Any], VariantReport]:
+        """A form of a kernel, compiled if it is new (what families call)."""
+        assert target == self.target, f"one target a bundle: {target.name}"
+        if is_routing(variant.graph):
+            raise UnsupportedError("routing on GPUs is several kernels: it has no bundle yet")
+        form, alone = stream_key(variant.graph, variant.rows, variant.units)
+        key = choice_key(form, variant.choice)
+        if key not in self.codes:
+            units = {p.hint: u for p, u in zip(variant.graph.params, variant.units, strict=True)}
+            given = variant.graph, target, units, None, variant.rows, variant.choice
+            whole = gpu_program(*given)
+            program = threads_program(whole, target)
+            for vectors in (True, False):
+                name = key if vectors else f"{key} unaligned"
+                self.codes[name] = self._code(variant, whole, program, (form, alone), vectors)
+        report = VariantReport(
+            "", target.name, "export", variant.units, variant.static_sizes, 0, False, 0.0
+        )
+        return MetaForm(self.codes[key], variant.graph), report
+
+    def _code(
+        self,
+        variant: Variant,
+        whole: Graph,
+        program: Graph,
+        keys: tuple[str, str],
+        vectors: bool,
+    ) -> Code:
+        form, alone = keys
+        symbol = symbol_of(whole.name, choice_key(form, {**variant.choice, "vectors": vectors}))
+        source = emit_cuda(program, symbol, vectors)
+        architecture = architecture_of(self.target.cpu)
+        cubin, ptx = f"{symbol}.cubin", f"{symbol}.ptx"
+        self.files[cubin] = machine_code(source, architecture)
+        self.files[ptx] = compile_to_ptx(source.text, architecture, symbol).encode()
+        self.programs[symbol] = whole
+        image = Image(
+            cubin, ptx, source.threads, source.shared_bytes, tuple(source.strides), vectors
+        )
+        return Code(
+            symbol,
+            form,
+            whole.name,
+            "stream",
+            alone,
+            variant.rows,
+            dict(variant.static_sizes),
+            dict(variant.choice),
+            tuple(source.sizes),
+            tuple((str(size), int(tile)) for size, tile in whole.attrs["grid"]),
+            0,
+            buffers(whole.params),
+            int(whole.attrs["outputs"]),
+            image,
+        )

@@ -1,0 +1,106 @@
+"""Tuning results as one JSON file, to be carried to other machines and merged there."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+
+from tilewright.ir.errors import TuningError
+from tilewright.runtime.json_fields import Fields, check_version, parse_object
+from tilewright.runtime.tuning.database import Database, Trial, Winner
+from tilewright.runtime.tuning.task import KernelTask
+
+SCHEMA, VERSION = "tilewright-tuning", 1
+_SQLITE = b"SQLite format 3\0"
+_MOST_BYTES = 1 << 30
+_FIELDS = 64  # of a schedule
+
+
+def export(database: Database, path: Path, force: bool = False) -> tuple[int, int]:
+    """Writes everything to a file, as a whole or not at all; says how many trials and winners.
+    Raises TuningError if it exists (``force`` replaces it) or cannot be written."""
+    trials, winners = database.trials(), database.winners()
+    value = {
+        "schema": SCHEMA,
+        "version": VERSION,
+        "tasks": [json.loads(x.to_json()) for x in database.tasks()],
+        "trials": [asdict(x) for x in trials],
+        "winners": [asdict(x) for x in winners],
+    }
+    fresh = path.with_name(f".{path.name}.{secrets.token_hex(8)}.new")
+    try:
+        with open(fresh, "x", encoding="utf-8") as file:
+            json.dump(value, file, indent=1, allow_nan=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        if force:
+            os.replace(fresh, path)
+        else:
+            os.link(fresh, path)  # fails if it exists by now
+    except FileExistsError:
+        raise TuningError(f"{path} exists: name another file, or --force to replace it") from None
+    except OSError as error:
+        raise TuningError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        with suppress(OSError):
+            fresh.unlink()
+    return len(trials), len(winners)
+
+
+def take_file(database: Database, path: Path) -> tuple[int, int]:
+    """Merges an exported file, or another database, into this one; says how many trials and winners
+    are new. Raises TuningError for anything else; nothing is taken then."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(len(_SQLITE))
+            if head == _SQLITE:
+                return database.merge(Database(path))
+            data = head + file.read(_MOST_BYTES)
+    except OSError as error:
+        raise TuningError(f"cannot read {path}: {error.strerror or error}") from None
+    top = parse_object(data, str(path), TuningError)
+    check_version(top, SCHEMA, VERSION, "an export of tuning results")
+    tasks = [KernelTask.from_json(json.dumps(x.value)) for x in top.objects("tasks")]
+    trials = [_trial(x) for x in top.objects("trials")]
+    return database.take(trials, [_winner(x) for x in top.objects("winners")], tasks)
+
+
+def _trial(x: Fields) -> Trial:
+    timed = x.value.get("ratio") is not None
+    return Trial(
+        x.text("kernel", most=64),
+        x.numbers("size_class", most=64),
+        x.text("device", most=1000),
+        _choice(x),
+        x.text("state", most=16),
+        x.decimal("milliseconds") if timed else None,
+        x.decimal("ratio") if timed else None,
+        x.text("reason", most=10_000),
+        x.text("compiler", most=64),
+        x.text("id", most=64),
+        x.text("measured_at", most=40),
+    )
+
+
+def _winner(x: Fields) -> Winner:
+    return Winner(
+        x.text("kernel", most=64),
+        x.numbers("size_class", most=64),
+        x.text("device", most=1000),
+        _choice(x),
+        x.decimal("milliseconds"),
+        x.decimal("ratio"),
+        x.text("measured_at", most=40),
+    )
+
+
+def _choice(x: Fields) -> dict[str, int]:
+    found = x.counts("choice")
+    if len(found) > _FIELDS:
+        raise x.refuse("choice", f"has {len(found)} fields")
+    return found

@@ -1,0 +1,234 @@
+"""One trial: compile a choice, hold it to the oracle, then time it beside the default schedule.
+
+It runs in a process of its own, which may crash, hang or run out of memory without harm.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from tilewright.ir.bind import bind_sizes
+from tilewright.ir.core import Graph
+from tilewright.ir.errors import EvaluationError, TilewrightError
+from tilewright.ir.evaluate import evaluate_graph
+from tilewright.ir.types import StreamType, TensorType
+from tilewright.passes.to_tile.choices import Choice
+from tilewright.runtime.accuracy import bound_of, relative_error
+from tilewright.runtime.backends import MAKERS
+from tilewright.runtime.family import KernelFamily, Variant
+from tilewright.runtime.report import VariantReport
+from tilewright.runtime.targets import program_target
+from tilewright.runtime.tuned import TUNED
+from tilewright.runtime.tuning.inputs import random_inputs
+from tilewright.runtime.tuning.task import KernelTask, TensorShape, uninitialised
+
+Call = Callable[..., tuple[torch.Tensor, ...]]
+SHORTEST = 2e-4  # seconds of one measurement: shorter calls are repeated
+FEWEST = 5  # rounds
+HOPELESS = 1.5  # times the default's time, after FEWEST rounds: not worth more
+ORACLE_WORK = 3e7  # places of the largest value in the problem that the interpreter checks
+CAPS = (1048573, 65537, 4099, 1031, 523, 263, 131, 67, 37, 19, 11, 5, 3)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a choice: ``state`` as in database.Trial, milliseconds and the ratio to the
+    default schedule (median over rounds in which both took turns)."""
+
+    state: str
+    milliseconds: float | None = None
+    ratio: float | None = None
+    reason: str = ""
+    error: float | None = None  # the worst over its bound
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long a measurement goes on."""
+
+    seconds: float = 0.3
+    most: int = 200
+
+
+def run_trial(
+    task: KernelTask, choices: Sequence[Choice], effort: Effort, folder: str | None = None
+) -> list[Outcome]:
+    """The outcome of each choice, timed in turns with the default's. ``folder`` keeps the oracle's
+    results from one trial to the next."""
+    TUNED.off = True  # the default is the default
+    graph, oracle = task.graph, _Oracle(task, Path(folder) if folder else None)
+    device = "cuda" if task.backend in ("triton", "cuda") and torch.cuda.is_available() else "cpu"
+    inputs = random_inputs(graph, task.inputs, device)
+    default = kernel_family(graph, task, {})
+    found: list[Outcome] = []
+    calls: list[Call] = []
+    for choice in choices:
+        try:
+            call = kernel_family(graph, task, choice)
+            error = oracle.error(call, default, inputs)
+        except TilewrightError as problem:
+            found.append(Outcome("error", reason=problem.message.splitlines()[0]))
+            continue
+        except MemoryError as problem:
+            found.append(Outcome("memory", reason=str(problem)))
+            continue
+        if not error <= 1.0:
+            found.append(Outcome("wrong", reason=f"{error:.3g} times the bound", error=error))
+            continue
+        found.append(Outcome("ok", error=error))
+        calls.append(call)
+    times = iter(_in_turns(default, calls, inputs, effort))
+    return [replace_time(x, next(times)) if x.state == "ok" else x for x in found]
+
+
+def replace_time(outcome: Outcome, measured: tuple[float, float]) -> Outcome:
+    seconds, ratio = measured
+    return replace(outcome, milliseconds=seconds * 1e3, ratio=ratio)
+
+
+def kernel_family(graph: Graph, task: KernelTask, choice: Choice) -> KernelFamily:
+    """The kernel with that choice; compiled when first called."""
+    maker = MAKERS[task.backend]
+
+    def make(variant: Variant, target: object) -> tuple[Call, VariantReport]:
+        return maker(replace(variant, choice=choice), family.target)
+
+    family = KernelFamily(graph, program_target(task.target, task.backend), make)
+    return family
+
+
+class _Oracle:
+    """The interpreter's results in float64 at a size that it can manage, with ragged tails, and the
+    default schedule's results at full size."""
+
+    def __init__(self, task: KernelTask, folder: Path | None) -> None:
+        self.task, self.graph = task, task.graph
+        self.small = small_shapes(task)
+        self.inputs = random_inputs(self.graph, self.small)
+        self.file = folder / f"{task.kernel}.oracle" if folder else None
+        self._results: list[torch.Tensor] | None = None
+        self._full: tuple[torch.Tensor, ...] | None = None
+
+    def error(self, call: Call, default: Call, inputs: list[torch.Tensor]) -> float:
+        """The largest error over its bound."""
+        device = inputs[0].device if inputs else "cpu"
+        with torch.inference_mode():
+            ours = call(*(x.to(device) for x in self.inputs))
+            if self._full is None:
+                self._full = default(*inputs)
+            full = call(*inputs)
+        bound = bound_of(*self.inputs, *ours) or 1e-10
+        pairs = [*zip(ours, self.results, strict=True), *zip(full, self._full, strict=True)]
+        return max((relative_error(a.cpu(), b.cpu()) / bound for a, b in pairs), default=0.0)
+
+    @property
+    def results(self) -> list[torch.Tensor]:
+        if self._results is None:
+            if self.file and self.file.exists():
+                self._results = torch.load(self.file, weights_only=True)
+            else:
+                self._results = self._evaluated()
+        assert self._results is not None
+        return self._results
+
+    def _evaluated(self) -> list[torch.Tensor]:
+        arrays = [(x.double() if x.is_floating_point() else x).numpy() for x in self.inputs]
+        results = evaluate_graph(self.graph, *arrays, precision="f64")
+        found = [torch.as_tensor(x) for x in results]
+        if self.file:
+            partial = self.file.with_suffix(f".{time.time_ns()}")
+            torch.save(found, partial)
+            partial.replace(self.file)
+        return found
+
+
+def small_shapes(task: KernelTask) -> tuple[TensorShape, ...]:
+    """The largest of a few sizes that the interpreter checks in a moment and that take the same
+    form of the kernel. Raises EvaluationError if there is none."""
+    family = kernel_family(task.graph, task, {})
+    sizes = bind_sizes(family.source, [x.shape for x in task.inputs])
+    wanted = family.key(family.completed(uninitialised(family.source, task.inputs)))
+    for cap in CAPS:
+        free = {n: v for n, v in sizes.items() if n not in family.static_names}
+        fewer = {**sizes, **{n: _ragged(min(v, cap)) for n, v in free.items()}}
+        shapes = _shapes(family.source, task.inputs, fewer)
+        if _work(family.source, fewer) > ORACLE_WORK:
+            continue
+        with suppress(TilewrightError):
+            if family.key(family.completed(uninitialised(family.source, shapes))) == wanted:
+                return shapes
+    raise EvaluationError(f"{task.name}: no size of this form is small enough to be checked")
+
+
+def _ragged(length: int) -> int:
+    """The largest of the caps, which are primes, up to a length: no tile divides it."""
+    return next((cap for cap in CAPS if cap <= length), length)
+
+
+def _shapes(
+    graph: Graph, like: Sequence[TensorShape], sizes: dict[str, int]
+) -> tuple[TensorShape, ...]:
+    """The inputs' shapes at other sizes, laid out as before."""
+    out = []
+    for param, given in zip(graph.params, like, strict=True):
+        assert isinstance(param.type, TensorType)
+        out.append(TensorShape(tuple(x.evaluate(sizes) for x in param.type.shape), given.order))
+    return tuple(out)
+
+
+def _work(graph: Graph, sizes: dict[str, int]) -> float:
+    """Places of the largest stream."""
+    types = [v.type for op in graph.body.ops for v in op.results]
+    streams = [x for x in types if isinstance(x, StreamType)]
+    lengths = ([a.size.evaluate(sizes) for a in x.axes] for x in streams)
+    return max((float(math.prod(each)) for each in lengths), default=0.0)
+
+
+def _in_turns(
+    default: Call, calls: Sequence[Call], inputs: Sequence[torch.Tensor], effort: Effort
+) -> list[tuple[float, float]]:
+    """Seconds of each call, and the ratio to the default's time in the same round; medians."""
+    if not calls:
+        return []
+    sides = [default, *calls]
+    with torch.inference_mode():
+        once = [_timed(side, inputs, 1) for side in sides]
+        repeats = [max(1, math.ceil(SHORTEST / max(seconds, 1e-7))) for seconds in once]
+        rounds: list[list[float]] = []
+        end = time.perf_counter() + effort.seconds * len(calls)
+        while len(rounds) < effort.most:
+            if len(rounds) >= FEWEST and (time.perf_counter() > end or _hopeless(rounds)):
+                break
+            order = range(len(sides)) if len(rounds) % 2 else reversed(range(len(sides)))
+            taken = {at: _timed(sides[at], inputs, repeats[at]) for at in order}
+            rounds.append([taken[at] for at in range(len(sides))])
+    found = []
+    for at in range(1, len(sides)):
+        seconds = statistics.median(each[at] for each in rounds)
+        found.append((seconds, statistics.median(each[at] / each[0] for each in rounds)))
+    return found
+
+
+def _hopeless(rounds: list[list[float]]) -> bool:
+    """Whether even the least ratio says that no choice will win."""
+    least = (min(each[at] / each[0] for each in rounds) for at in range(1, len(rounds[0])))
+    return all(ratio > HOPELESS for ratio in least)
+
+
+def _timed(call: Call, inputs: Sequence[torch.Tensor], repeats: int) -> float:
+    """Seconds of one call."""
+    gpu = bool(inputs) and inputs[0].is_cuda
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call(*inputs)
+    if gpu:
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / repeats

@@ -1,0 +1,236 @@
+"""Tuning within a budget: every measured choice is kept at once, and the best ones meet at the end.
+
+The search compares each choice with the default schedule in the same process and rounds, so that
+ratios mean something on a busy machine. What wins a search may have been lucky: the few best are
+measured again, together and for longer, and only who is still faster than the default replaces it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from tempfile import TemporaryDirectory
+
+from tilewright.ir.bind import bind_sizes
+from tilewright.passes.to_tile.choices import Choice, Space
+from tilewright.passes.to_tile.cost_model import ranked
+from tilewright.passes.to_tile.spaces import kernel_space
+from tilewright.runtime.family import KernelFamily, Variant
+from tilewright.runtime.fingerprint import source_hash
+from tilewright.runtime.threads import num_threads
+from tilewright.runtime.tuning.database import Database, Trial, Winner, choice_text
+from tilewright.runtime.tuning.search import Search
+from tilewright.runtime.tuning.task import KernelTask, uninitialised
+from tilewright.runtime.tuning.trial import Effort, kernel_family
+from tilewright.runtime.tuning.workers import Done, Job, Workers
+
+FINALISTS = 3
+FINAL_SHARE, FINAL_MOST = 0.25, 10.0  # of a kernel's budget, for the last comparison; seconds
+MEASURED = 0.6  # of what is left for it: making the kernels takes the rest
+GAIN = 0.98  # of the default's time: what is not faster by more is not worth another form
+LOOK_SECONDS = 0.5  # between two looks at the clock
+
+
+@dataclass
+class TaskState:
+    """How far the tuning of a kernel is."""
+
+    task: KernelTask
+    seconds: float  # its part of the budget
+    schedules: int = 0  # that can be compiled
+    trials: int = 0
+    known: int = 0  # of an earlier run
+    failures: dict[str, int] = field(default_factory=dict)  # state: trials
+    best: Trial | None = None
+    winner: Winner | None = None
+    ends: float = 0.0  # by time.monotonic
+    reason: str = ""  # why it was not tuned
+
+    @property
+    def left(self) -> float:
+        """Seconds until the budget is used up."""
+        return max(0.0, self.ends - time.monotonic())
+
+
+Watcher = Callable[[TaskState], None]
+
+
+class Tuner:
+    """Tunes kernels one after the other with ``workers``; ``watch`` is told after every trial."""
+
+    def __init__(
+        self,
+        workers: Workers,
+        database: Database,
+        watch: Watcher = lambda state: None,
+        *,
+        resume: bool = False,
+        effort: Effort = Effort(),  # noqa: B008 - frozen
+        seed: int = 0,
+    ) -> None:
+        self.workers, self.database, self.watch = workers, database, watch
+        self.resume, self.effort, self.seed = resume, effort, seed
+        self._jobs = 0
+
+    def run(self, tasks: Sequence[tuple[KernelTask, float]], budget: float) -> list[TaskState]:
+        """Tunes each task within its part of ``budget`` seconds: the number beside it over the sum
+        of all. What one leaves over, the next have. KeyboardInterrupt ends the search; what was
+        measured is kept and decided on."""
+        end = time.monotonic() + budget
+        states = []
+        left = sum(weight for _, weight in tasks)
+        for task, weight in tasks:
+            part = (end - time.monotonic()) * weight / left if left else 0.0
+            left -= weight
+            states.append(TaskState(task, max(0.0, part)))
+            try:
+                self._tune(states[-1])
+            except KeyboardInterrupt:
+                self._decide_now(states[-1])
+                raise
+        return states
+
+    def _tune(self, state: TaskState) -> None:
+        task = state.task
+        state.ends = time.monotonic() + state.seconds
+        space, order = _space(task)
+        state.schedules = len(order) + 1
+        self.database.add_all(tasks=[task])
+        search = Search(space, order, self.seed)
+        earlier = self._earlier(task)
+        state.known = search.know(earlier) if self.resume else 0
+        for trial in earlier if self.resume else ():
+            _improve(state, trial)
+        self.watch(state)
+        with TemporaryDirectory(prefix="tilewright-tune-") as folder:
+            final = min(FINAL_MOST, FINAL_SHARE * state.seconds)
+            self._search(state, search, folder, final)
+            self._final(state, search, folder, self._finalists(task, search))
+        self.watch(state)
+
+    def _earlier(self, task: KernelTask) -> list[Trial]:
+        """Trials of the same kernel and device by this very compiler."""
+        found = self.database.trials(task.kernel, task.size_class, self.workers.device)
+        return [x for x in found if x.compiler == source_hash()]
+
+    def _search(self, state: TaskState, search: Search, folder: str, final: float) -> None:
+        """Trials until one more would take from the ``final`` seconds, or no choice is left."""
+        running, more, longest = 0, True, 0.0
+        while running or more:
+            while more and running < self.workers.slots:
+                choice = search.next() if state.left > max(final, longest) + longest else None
+                more = choice is not None
+                if choice is not None:
+                    self._submit(state.task, [choice], self.effort, folder)
+                    running += 1
+            if running:
+                done = self.workers.wait(LOOK_SECONDS)
+                running -= len(done)
+                for each in done:
+                    longest = max(longest / 2, each.seconds)  # the first one starts the server
+                    self._keep(state, search, each)
+                self.watch(state)
+
+    def _finalists(self, task: KernelTask, search: Search) -> list[Choice]:
+        """The fastest choices of all trials of this compiler, and the winner until now."""
+        timed = [x for x in self._earlier(task) if x.state == "ok" and x.ratio is not None]
+        timed.sort(key=lambda x: x.ratio or 0.0)
+        winners = self.database.winners(task.kernel, task.size_class, self.workers.device)
+        choices = [x.choice for x in winners if x.choice and not search.space.why_not(x.choice)]
+        unique = {choice_text(x.choice): x.choice for x in timed}
+        best = [x for x in unique.values() if set(x) == set(search.space.values)][:FINALISTS]
+        return list({choice_text(x): x for x in (*best, *choices)}.values())
+
+    def _final(
+        self, state: TaskState, search: Search, folder: str, finalists: list[Choice]
+    ) -> None:
+        """The best, and the default, in turns; the winner is kept."""
+        if not finalists:
+            return
+        seconds = max(1.0, min(state.left, FINAL_MOST) * MEASURED) / len(finalists)
+        self._submit(state.task, finalists, Effort(seconds, 10_000), folder)
+        done: Sequence[Done] = ()
+        while not done:
+            done = self.workers.wait(LOOK_SECONDS)
+            self.watch(state)
+        trials = self._keep(state, search, done[0])
+        timed = [x for x in trials if x.ratio is not None]
+        if timed:
+            self._win(state, min(timed, key=lambda x: x.ratio or 0.0))
+
+    def _decide_now(self, state: TaskState) -> None:
+        """Interrupted: the best of single trials wins if it is faster by more than their noise."""
+        if state.best is not None and (state.best.ratio or 1.0) < GAIN**3:
+            self._win(state, state.best)
+
+    def _win(self, state: TaskState, best: Trial) -> None:
+        assert best.ratio is not None and best.milliseconds is not None
+        worth = best.ratio < GAIN
+        milliseconds = best.milliseconds if worth else best.milliseconds / best.ratio
+        state.winner = Winner(
+            best.kernel,
+            best.size_class,
+            best.device,
+            best.choice if worth else {},
+            milliseconds,
+            best.ratio if worth else 1.0,
+        )
+        self.database.add_all(winners=[state.winner])
+
+    def _submit(
+        self, task: KernelTask, choices: Iterable[Choice], effort: Effort, folder: str
+    ) -> None:
+        self._jobs += 1
+        self.workers.submit(Job(self._jobs, task, tuple(choices), effort, folder))
+
+    def _keep(self, state: TaskState, search: Search, done: Done) -> list[Trial]:
+        """Commits the outcomes of a job."""
+        trials = [
+            Trial(
+                done.job.task.kernel,
+                done.job.task.size_class,
+                self.workers.device,
+                choice,
+                outcome.state,
+                outcome.milliseconds,
+                outcome.ratio,
+                outcome.reason,
+                source_hash(),
+            )
+            for choice, outcome in zip(done.job.choices, done.outcomes, strict=True)
+        ]
+        self.database.add_all(trials)
+        for trial in trials:
+            search.tell(trial.choice, trial.ratio)
+            state.trials += 1
+            if trial.state != "ok":
+                state.failures[trial.state] = state.failures.get(trial.state, 0) + 1
+            _improve(state, trial)
+        return trials
+
+
+def _improve(state: TaskState, trial: Trial) -> None:
+    if trial.state == "ok" and trial.ratio is not None:
+        before = state.best.ratio if state.best else None
+        if before is None or trial.ratio < before:
+            state.best = trial
+
+
+def _space(task: KernelTask) -> tuple[Space, list[Choice]]:
+    """The schedules of a task's kernel, and those other than the default as the cost model ranks
+    them."""
+    family, variant = form_of(task)
+    space = kernel_space(variant.graph, family.target, variant.rows)
+    given = family.completed(uninitialised(family.source, task.inputs))
+    sizes = bind_sizes(variant.graph, [tuple(x.shape) for x in given])
+    units = dict(zip((p.hint for p in variant.graph.params), variant.units, strict=True))
+    order = ranked(variant.graph, family.target, variant.rows, sizes, num_threads(), units)
+    return space, [choice for choice, _ in order if choice != space.default]
+
+
+def form_of(task: KernelTask) -> tuple[KernelFamily, Variant]:
+    """The form of the kernel that a task is about."""
+    family = kernel_family(task.graph, task, {})
+    key = family.key(family.completed(uninitialised(family.source, task.inputs)))
+    return family, family.variant(key)

@@ -1,0 +1,48 @@
+"""docs/bundles.md: the Python on the page runs on a bundle that the command on the page makes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tilewright.cli import app
+from tilewright.runtime.bundle.active import use_bundle
+from tilewright.runtime.bundle.manifest import SCHEMA, VERSION
+from tilewright.runtime.settings import VARIABLES
+from tilewright.runtime.tracing import file as trace_file
+
+ROOT = Path(__file__).parent.parent.parent
+PAGE = (ROOT / "docs" / "bundles.md").read_text(encoding="utf-8")
+
+
+def test_the_code_on_the_page_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "examples" / "attention.tw").read_text(encoding="utf-8")
+    (tmp_path / "attention.tw").write_text(text, encoding="utf-8")
+    sizes = "B=1,K=2,G=1,N=300,M=300"
+    done = CliRunner().invoke(app, ["bundle", "attention.tw", "--sizes", sizes, "-o", "kernels"])
+    assert done.exit_code == 0, done.output
+    names: dict[str, object] = {}
+    try:
+        for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
+            exec(block, names)
+    finally:
+        use_bundle(None)
+    printed = capsys.readouterr().out
+    assert "Bundle(" in printed and "('q', 'k', 'v')" in printed and "by bundle" in printed
+
+
+def test_what_the_page_names_exists() -> None:
+    for variable in VARIABLES:
+        if variable.name.endswith(("TRACE", "BUNDLE")):
+            assert variable.name in PAGE
+    assert f'"schema": "{trace_file.SCHEMA}", "version": {trace_file.VERSION}' in PAGE
+    assert (SCHEMA, VERSION) == ("tilewright-bundle", 1)
+    done = CliRunner().invoke(app, ["bundle", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"})
+    for option in ("--sizes", "--target", "--every-class", "--force"):
+        assert option in PAGE and option in done.output

@@ -1,0 +1,133 @@
+"""Trials: every schedule that a space offers is right, what is wrong gets no time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from tests.runtime.tuning.kernels import attention, prefill, product, softmax
+from tilewright.ir.core import Graph
+from tilewright.passes.to_tile.choices import Space
+from tilewright.passes.to_tile.spaces import kernel_space
+from tilewright.runtime import backends
+from tilewright.runtime.tuned import TUNED
+from tilewright.runtime.tuning import trial
+from tilewright.runtime.tuning.task import KernelTask, uninitialised
+from tilewright.runtime.tuning.trial import Effort, run_trial, small_shapes
+from tilewright.runtime.tuning.tuner import form_of
+
+BRIEF = Effort(0.0, 1)
+TASKS = {
+    "many rows": lambda: attention(130, 200),
+    "causal": lambda: attention(70, 70, causal=True),
+    "decode": lambda: attention(1, 700),
+    "four rows": lambda: attention(4, 300),
+    "rows": lambda: softmax(77, 45),
+    "product of one row": lambda: product(1, 4),
+    "product of many": lambda: product(37, 3),
+}
+
+
+@pytest.fixture(autouse=True)
+def tuned_as_before() -> Any:
+    """Trials switch tuned schedules off for their process, which is this one here."""
+    before = TUNED.off
+    yield
+    TUNED.off = before
+
+
+@cache
+def task_and_space(name: str) -> tuple[KernelTask, Space]:
+    task = TASKS[name]()
+    family, variant = form_of(task)
+    return task, kernel_space(variant.graph, family.target, variant.rows)
+
+
+@settings(max_examples=12, phases=[Phase.explicit, Phase.generate])
+@given(st.sampled_from(sorted(TASKS)), st.data())
+def test_every_schedule_of_a_space_is_right(name: str, data: st.DataObject) -> None:
+    task, space = task_and_space(name)
+    choice = {field: data.draw(st.sampled_from(some)) for field, some in space.values.items()}
+    if space.why_not(choice):
+        return
+    (outcome,) = run_trial(task, [choice], BRIEF)
+    assert outcome.state == "ok", (outcome, choice)
+    assert outcome.ratio is not None and outcome.milliseconds is not None
+
+
+@pytest.mark.parametrize("name", sorted(TASKS))
+def test_a_task_is_the_same_in_another_process_and_checked_at_a_size_of_its_form(
+    name: str,
+) -> None:
+    task, _ = task_and_space(name)
+    again = KernelTask.from_json(task.to_json())
+    assert again == task and isinstance(again.graph, Graph)
+    small = replace(task, inputs=small_shapes(task))
+    family, variant = form_of(task)
+    smaller, other = form_of(small)
+    assert (variant.rows, variant.units) == (other.rows, other.units)
+    assert family.key(uninitialised(family.source, task.inputs)) == smaller.key(
+        uninitialised(smaller.source, small.inputs)
+    )
+
+
+def test_a_kernel_that_is_off_gets_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = backends.MAKERS["mlir"]
+
+    def slightly_off(variant: Any, target: Any) -> Any:
+        call, report = whole(variant, target)
+        if variant.choice.get("unroll") != 2:
+            return call, report
+        return lambda *x: tuple(y * 1.001 for y in call(*x)), report
+
+    monkeypatch.setitem(trial.MAKERS, "mlir", slightly_off)
+    task = prefill()
+    good, bad = run_trial(task, [{"unroll": 8}, {"unroll": 2}], BRIEF)
+    assert good.state == "ok" and good.ratio is not None
+    assert bad.state == "wrong" and bad.ratio is None and "the bound" in bad.reason
+
+
+def test_a_tail_that_is_left_out_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oracle's size has ragged tails, whatever the size that is timed."""
+    whole = backends.MAKERS["mlir"]
+
+    def without_last(variant: Any, target: Any) -> Any:
+        call, report = whole(variant, target)
+
+        def cut(*x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            (y,) = call(*x)
+            if y.shape[-2] % 16:
+                y = y.clone()
+                y[..., -1, :] = 0
+            return (y,)
+
+        return (cut, report) if variant.choice else (call, report)
+
+    monkeypatch.setitem(trial.MAKERS, "mlir", without_last)
+    (outcome,) = run_trial(attention(128, 256), [{"unroll": 8}], BRIEF)
+    assert outcome.state == "wrong"
+
+
+def test_the_oracle_is_computed_once_for_all_trials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = softmax(77, 45)
+    assert run_trial(task, [{"unroll": 8}], BRIEF, str(tmp_path))[0].state == "ok"
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(trial, "evaluate_graph", never)
+    assert run_trial(task, [{"unroll": 2}], BRIEF, str(tmp_path))[0].state == "ok"
+
+
+def test_a_field_that_the_schedule_has_not_is_an_error() -> None:
+    (outcome,) = run_trial(prefill(), [{"columns": 3}], BRIEF)
+    assert outcome.state == "error" and "unknown field 'columns'" in outcome.reason

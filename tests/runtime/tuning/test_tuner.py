@@ -1,0 +1,175 @@
+"""The tuner's loop: budget, resuming, the last comparison, interruption; trials are made up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.runtime.tuning.kernels import attention, prefill, softmax
+from tilewright.passes.to_tile.choices import Choice
+from tilewright.runtime.tuning import tuner
+from tilewright.runtime.tuning.database import Database
+from tilewright.runtime.tuning.trial import Outcome
+from tilewright.runtime.tuning.tuner import TaskState, Tuner
+from tilewright.runtime.tuning.workers import Done, Job
+
+Judge = Callable[[Choice], Outcome]
+
+
+class Clock:
+    """A clock that goes on only where something is waited for."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr(tuner, "time", found)
+    monkeypatch.setattr(MadeUp, "clock", found)
+    return found
+
+
+class MadeUp:
+    """Workers whose outcomes a function makes up; ``lasting`` seconds each."""
+
+    device = "made up"
+    clock = Clock()
+
+    def __init__(self, judge: Judge, lasting: float = 0.0, slots: int = 1) -> None:
+        self.judge, self.lasting, self.slots = judge, lasting, slots
+        self.jobs: list[Job] = []
+        self.waiting: list[Job] = []
+
+    def __enter__(self) -> MadeUp:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def submit(self, job: Job) -> None:
+        assert len(self.waiting) < self.slots
+        self.jobs.append(job)
+        self.waiting.append(job)
+
+    def wait(self, seconds: float) -> Sequence[Done]:
+        self.clock.now += self.lasting
+        job = self.waiting.pop(0)
+        return [Done(job, tuple(self.judge(x) for x in job.choices), self.lasting)]
+
+    @property
+    def tried(self) -> list[tuple[tuple[str, int], ...]]:
+        return [tuple(sorted(job.choices[0].items())) for job in self.jobs]
+
+
+def best_at_eight(choice: Choice) -> Outcome:
+    """Better the nearer the unrolling is to 8; 32 rows crash."""
+    if choice["rows"] == 32:
+        return Outcome("crash", reason="ended by SIGSEGV")
+    ratio = 0.7 + 0.1 * abs(choice["unroll"].bit_length() - 4)
+    return Outcome("ok", 10 * ratio, ratio)
+
+
+def test_the_best_wins_and_is_kept_with_all_trials(tmp_path: Path) -> None:
+    workers, database = MadeUp(best_at_eight), Database(tmp_path / "file")
+    seen: list[int] = []
+
+    def watch(state: TaskState) -> None:
+        seen.append(state.trials)
+
+    task = softmax(64, 50)
+    (state,) = Tuner(workers, database, watch).run([(task, 1.0)], 20.0)
+    assert state.winner is not None and state.winner.choice["unroll"] == 8
+    assert state.winner.ratio == pytest.approx(0.7)
+    assert [x.choice for x in database.winners()] == [state.winner.choice]
+    every = {tuple(sorted(x.choice.items())) for x in database.trials()}
+    assert len(every) == state.schedules - 1  # all but the default
+    assert state.failures["crash"] > 0 and seen == sorted(seen)
+    assert len(workers.jobs[-1].choices) > 1, "the best were not measured together"
+
+
+def test_a_choice_that_is_not_faster_leaves_the_default(tmp_path: Path) -> None:
+    workers = MadeUp(lambda choice: Outcome("ok", 9.9, 0.99))
+    database = Database(tmp_path / "file")
+    (state,) = Tuner(workers, database).run([(softmax(64, 50), 1.0)], 5.0)
+    assert state.winner is not None
+    assert (state.winner.choice, state.winner.ratio) == ({}, 1.0)
+    assert state.winner.milliseconds == pytest.approx(10.0)
+
+
+def test_luck_in_the_search_does_not_win(tmp_path: Path) -> None:
+    """A choice that looks fast alone and is slow among the best is not taken."""
+    lucky = True
+
+    def judge(choice: Choice) -> Outcome:
+        ratio = 0.5 if lucky else 1.2
+        return Outcome("ok", 10 * ratio, ratio)
+
+    class Sobering(MadeUp):
+        def submit(self, job: Job) -> None:
+            nonlocal lucky
+            lucky = len(job.choices) == 1
+            super().submit(job)
+
+    (state,) = Tuner(Sobering(judge), Database(tmp_path / "file")).run([(softmax(9, 9), 1.0)], 5.0)
+    assert state.winner is not None and state.winner.choice == {}
+
+
+@pytest.mark.parametrize("lasting", [0.05, 0.4])
+def test_the_budget_is_kept_and_shared_by_weight(
+    tmp_path: Path, clock: Clock, lasting: float
+) -> None:
+    workers = MadeUp(lambda choice: Outcome("ok", 10.0, 1.0), lasting)
+    tasks = [(prefill(), 3.0), (attention(9, 800), 1.0)]
+    first, second = Tuner(workers, Database(tmp_path / "file")).run(tasks, 12.0)
+    assert first.seconds == 9.0 and clock.now <= 12.0
+    assert first.trials > second.trials > 0
+
+
+def test_resuming_measures_nothing_twice(tmp_path: Path) -> None:
+    database, task = Database(tmp_path / "file"), softmax(64, 50)
+    first = MadeUp(best_at_eight, lasting=0.06)
+    Tuner(first, database).run([(task, 1.0)], 1.0)
+    second = MadeUp(best_at_eight)
+    (state,) = Tuner(second, database, resume=True).run([(task, 1.0)], 10.0)
+    alone = [set(workers.tried[:-1]) for workers in (first, second)]  # but for the final
+    assert alone[0] and alone[1] and not alone[0] & alone[1]
+    assert state.known >= len(alone[0])
+    assert state.winner is not None and state.winner.choice["unroll"] == 8
+
+
+def test_an_interruption_keeps_what_was_measured_and_decides(tmp_path: Path) -> None:
+    count = 0
+
+    def judge(choice: Choice) -> Outcome:
+        nonlocal count
+        count += 1
+        if count == 9:
+            raise KeyboardInterrupt
+        return Outcome("ok", 5.0, 0.5)
+
+    database = Database(tmp_path / "file")
+    with pytest.raises(KeyboardInterrupt):
+        Tuner(MadeUp(judge), database).run([(prefill(), 1.0)], 10.0)
+    assert len(database.trials()) == 8
+    assert [x.ratio for x in database.winners()] == [0.5]
+
+
+def test_several_slots_are_all_used(tmp_path: Path) -> None:
+    workers = MadeUp(best_at_eight, lasting=0.01, slots=3)
+    most = 0
+
+    class Counting(MadeUp):
+        def submit(self, job: Job) -> None:
+            nonlocal most
+            super().submit(job)
+            most = max(most, len(self.waiting))
+
+    workers = Counting(best_at_eight, lasting=0.01, slots=3)
+    Tuner(workers, Database(tmp_path / "file")).run([(softmax(64, 50), 1.0)], 5.0)
+    assert most == 3
