@@ -65,12 +65,18 @@ class KernelFamily:
     """Dispatches calls of one kernel to its compiled forms. Safe to call from several threads."""
 
     def __init__(
-        self, graph: Graph, target: Target, make: Maker, empty: Call | None = None
+        self,
+        graph: Graph,
+        target: Target,
+        make: Maker,
+        empty: Call | None = None,
+        backend: str = "mlir",
     ) -> None:
-        """``empty`` is called instead of a kernel when the axis that is summed along has no
-        elements: quotients of sums moved past each other are 0 / 0 then."""
+        """``backend``: its name, under which tuning knows the kernel. ``empty`` is called instead
+        of a kernel when the axis that is summed along has no elements: quotients of sums moved past
+        each other are 0 / 0 then."""
         self.given = len(graph.params)
-        self.source = graph
+        self.source, self.backend = graph, backend
         graph = with_tables(graph)
         self.graph, self.target, self.make, self.empty = graph, target, make, empty
         self.tables = [source for source, _, _ in tables_of(graph)]
@@ -104,6 +110,7 @@ class KernelFamily:
     def bind(self, *tensors: torch.Tensor) -> Call | None:
         """What repeats a call with these tensors, and others of their dtypes, shapes and strides,
         without looking at them again; None where there is nothing quicker."""
+        self._look_again()
         if self.gathered and not self._have_entries(tensors):
             return None
         whole = self._with_tables(tensors) if self.tables else tensors
@@ -213,7 +220,8 @@ class KernelFamily:
             return self._compiled(variant)
         from tilewright.runtime.tuning.task import changing, kernel_key
 
-        known = TUNED.of(kernel_key(variant, self.target), bool(self.target.gpu))
+        key = kernel_key(variant, self.target, self.backend)
+        known = TUNED.of(key, bool(self.target.gpu))
         if not known:
             return self._compiled(variant)
         return BySize(known, changing(self.source), partial(self._tuned, variant))

@@ -47,7 +47,7 @@ class Fields:
         """A finite number that is not negative."""
         found = self.value.get(name)
         good = isinstance(found, int | float) and not isinstance(found, bool)
-        if not good or not 0 <= found < float("inf"):  # type: ignore[operator]
+        if not good or not 0 <= found <= 1e300:  # type: ignore[operator]
             raise self.refuse(name, f"must be a number of at least 0, it is {_kind(found)}")
         return float(found)  # type: ignore[arg-type]
 

@@ -35,6 +35,7 @@ from tilewright.runtime.report import KernelReport, ProgramReport
 from tilewright.runtime.routing import with_few_tokens, with_shared_counts
 from tilewright.runtime.targets import program_target, require_runnable
 from tilewright.runtime.tracing.recorder import now
+from tilewright.runtime.tuned import TUNED
 
 
 @dataclass
@@ -70,7 +71,7 @@ class Program:
         self.backend = choose_backend(backend)
         self.target = program_target(target, self.backend)
         self._on_gpu: dict[object, Program] = {}
-        self._on_device = Repeated(lambda x: self._for_device(x.device)._call, chosen_by_caller)
+        self._on_device = Repeated(lambda x: self._for_device(x.device)._call, _depends_on)
         if self.backend == "numba":
             self.target = named_target("scalar")  # plain loops, one element at a time
         if self.backend == "mlir":
@@ -105,7 +106,7 @@ class Program:
         try:
             whole = self._on_host(self.module.main) if inputs == self.inputs else None
             make = with_shared_counts(MAKERS[self.backend])
-            family = KernelFamily(graph, self.target, make, whole)
+            family = KernelFamily(graph, self.target, make, whole, self.backend)
             if is_routing(graph) and not family.static_names:
                 self._try(graph)
         except UnsupportedError as error:
@@ -141,7 +142,8 @@ class Program:
         if not fits or tuple(v.hint for v in whole.results) != self.results:
             return None
         make = with_few_tokens(MAKERS[self.backend], self._in_steps)
-        return KernelFamily(whole, self.target, make, self._on_host(self.module.main))
+        empty = self._on_host(self.module.main)
+        return KernelFamily(whole, self.target, make, empty, self.backend)
 
     def _made_again(self) -> MadeAgain | None:
         """Keys and values that the program makes itself: in memory or inside a kernel."""
@@ -216,6 +218,12 @@ class Program:
             for program in self._single.programs.values():
                 kernels += program.explain().kernels
         return ProgramReport(self.module.main.name, kernels, shallow, choices)
+
+
+def _depends_on() -> object:
+    """What repeated calls on a device depend on besides their tensors."""
+    TUNED.look()
+    return chosen_by_caller(), TUNED.number
 
 
 __all__ = ["Program", "ProgramReport", "Step"]

@@ -26,7 +26,7 @@ from tilewright.runtime.family import Call
 from tilewright.runtime.fingerprint import cache_key
 from tilewright.runtime.kernel import Kernel
 from tilewright.runtime.native import NativeFunction, load_object
-from tilewright.runtime.tracing.recorder import now, traced_tile
+from tilewright.runtime.tracing.recorder import traced_tile
 
 
 def own_tile_kernel(program_for: Callable[[Target], Graph]) -> Call:
@@ -37,8 +37,7 @@ def own_tile_kernel(program_for: Callable[[Target], Graph]) -> Call:
 
 def make_tile_kernel(program: Graph, target: Target, backend: str) -> Call:
     """A callable for a tile program; its inputs must have the unit strides that it names."""
-    call = _made(program, target, backend)
-    return call if now.recorder is None else traced_tile(call, program, target.name, backend)
+    return traced_tile(_made(program, target, backend), program, target.name, backend)
 
 
 def _made(program: Graph, target: Target, backend: str) -> Call:

@@ -22,6 +22,8 @@ from tilewright.passes.to_tile.choices import Choice
 from tilewright.runtime.settings import settings
 
 LOOK_SECONDS = 1.0  # between two looks at the file: a call in between costs a comparison
+AGAIN_SECONDS = 60.0  # until the next one at a file that could not be read
+WAIT_SECONDS = 0.2  # for another process's transaction: a call waits meanwhile
 FARTHEST = 2  # of a size class that lends its schedule, in powers of two, all lengths together
 
 SizeClass = tuple[int, ...]
@@ -75,13 +77,16 @@ class TunedSchedules:
 
         known: dict[str, dict[str, dict[SizeClass, Choice]]] = {}
         try:
-            for winner in Database(settings().tuning).winners():
+            for winner in Database(settings().tuning, WAIT_SECONDS).winners():
                 of_kernel = known.setdefault(winner.device, {}).setdefault(winner.kernel, {})
                 of_kernel[winner.size_class] = winner.choice
         except TilewrightError as error:
+            self._seen, self.look_at = ("unreadable",), time.monotonic() + AGAIN_SECONDS
             if not self._complained:
-                warnings.warn(f"{error.message}; default schedules", TuningWarning, stacklevel=5)
+                text = f"{error.message}; programs go on with the schedules that they have"
+                warnings.warn(text, TuningWarning, stacklevel=5)
             self._complained = True
+            return self._known
         return known
 
 

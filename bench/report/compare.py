@@ -100,10 +100,11 @@ def _changes(a: ProblemResults, b: ProblemResults, threshold: float) -> list[Cha
     for state in STATES:
         mine, yours = ours.times(state), theirs.times(state)
         if mine and yours:
-            kind = _kind(mine.reference, yours.reference, threshold)
-            found.append(
-                replace(row, state=state, kind=kind, before=mine.reference, after=yours.reference)
-            )
+            same = a.bounds.get(state) == b.bounds.get(state)  # one reference, or the plain times
+            was, now = (mine.reference, yours.reference) if same else (mine.time, yours.time)
+            reason = "" if same else "bound by something else now: plain times are compared"
+            kind = _kind(was, now, threshold)
+            found.append(replace(row, state=state, kind=kind, before=was, after=now, reason=reason))
     return [*found, *_less_exact(row, ours, theirs)]
 
 

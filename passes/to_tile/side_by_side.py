@@ -12,8 +12,24 @@ from tilewright.ir import ops_tile as t
 from tilewright.ir.core import Graph, Op, Region, Value
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.sizes import Size
+from tilewright.ir.target import Target
 from tilewright.passes.canonicalise import canonicalise_graph
+from tilewright.passes.to_tile.choices import DEFAULT, Choice
 from tilewright.passes.to_tile.emitter import TileBuilder
+from tilewright.passes.to_tile.lowbit.schedule import PackedSchedule
+from tilewright.passes.to_tile.lower import default_schedule
+from tilewright.passes.to_tile.spaces import kernel_info
+
+
+def common_choice(graphs: Sequence[Graph], target: Target, rows: int) -> Choice:
+    """Tile sizes for stream graphs of products that are to share one queue: those of the one whose
+    weights take the most work to unpack, which has the most rows in registers."""
+    schedules = [default_schedule(kernel_info(graph), target, rows) for graph in graphs]
+    packed = [y for y in schedules if isinstance(y, PackedSchedule)]
+    if len(packed) < len(schedules):
+        return DEFAULT
+    best = max(packed, key=lambda y: y.rows)
+    return {"vectors": best.vectors, "rows": best.rows, "item_rows": best.item_rows}
 
 
 def side_by_side(programs: Sequence[Graph]) -> Graph:

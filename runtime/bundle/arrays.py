@@ -169,7 +169,7 @@ def block_extremes(x: Any, stride: int) -> tuple[Any, Any]:
     if missing := blocks * stride - x.shape[-1]:
         x = np.concatenate([x, np.repeat(x[..., -1:], missing, -1)], -1)
     parts = x.reshape(*x.shape[:-1], blocks, stride)
-    return parts.min(-1).astype(np.int64), parts.max(-1).astype(np.int64)
+    return parts.min(-1).astype(np.int64, order="C"), parts.max(-1).astype(np.int64, order="C")
 
 
 def arrays_of(inputs: Sequence[Any]) -> TorchArrays | NumpyArrays:
@@ -209,9 +209,14 @@ def _on_threads(function: int, arguments: int, threads: int) -> None:
     import ctypes
 
     entry = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(function)
-    helpers = [threading.Thread(target=entry, args=(arguments,)) for _ in range(threads - 1)]
-    for helper in helpers:
-        helper.start()
+    helpers = []
+    for _ in range(threads - 1):
+        helper = threading.Thread(target=entry, args=(arguments,))
+        try:
+            helper.start()
+        except RuntimeError:  # no more threads here: the code claims its work, so fewer will do
+            break
+        helpers.append(helper)
     entry(arguments)
     for helper in helpers:
         helper.join()

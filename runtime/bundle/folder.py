@@ -120,8 +120,22 @@ def check_place(path: Path, force: bool) -> None:
         raise BundleError(
             f"{path} is a folder with other files ({has[0]} …); name another one: it is kept"
         )
+    others = sorted(set(has) - _files_of_bundle(path, has))
+    if others:
+        raise BundleError(f"{path} has files that are no bundle's ({others[0]} …): it is kept")
     if not force:
         raise BundleError(f"{path} holds a bundle already; --force replaces it, or name another")
+
+
+def _files_of_bundle(path: Path, has: list[str]) -> set[str]:
+    """What of a folder's files belongs to a bundle; of a damaged or newer one what looks so."""
+    try:
+        return {MANIFEST, *Folder(path).manifest.files}
+    except BundleError:
+        with open(path / MANIFEST, "rb") as file:
+            if b'"tilewright-bundle"' not in file.read(4096):
+                return set()
+        return {n for n in has if n == MANIFEST or n.endswith((".so", ".h", ".cubin", ".ptx"))}
 
 
 def entry_of(data: bytes) -> File:

@@ -32,6 +32,7 @@ from tilewright.runtime.bundle.manifest import Buffer, Code, Program, Sized, Ste
 
 LINE = 64  # bytes of a cache line: counters and scratch memory are aligned to it
 _MOST_PLANS = 1024
+_running: dict[int, object] = {}  # what native code uses now: an interrupted call may leave threads
 Arrays = TorchArrays | NumpyArrays
 Prepared = Callable[[Arrays, list[Any], dict[str, Any]], None]
 
@@ -258,5 +259,8 @@ class CpuLaunch(Launch):
         at = block.address
         words[0], words[1], words[2] = at, at + LINE, scratch.address
         self.frame.pack_into(block.view, 0, 0, 0, *words)
+        held = block, scratch, buffers
+        _running[id(held)] = held
         run(self.function, at + 2 * LINE, threads)
+        del _running[id(held)]  # not after an interruption: other threads may still be at it
         self.free.append((block, scratch))

@@ -45,7 +45,11 @@ def read_manifest(data: bytes, place: str) -> Manifest:
     head = parse_object(data, place, BundleError)
     check_version(head, SCHEMA, VERSION, "a bundle")
     top = head.inside("bundle")
-    if digest_of(top.value) != head.text("sha256", SHA256):
+    try:
+        digest = digest_of(top.value)
+    except RecursionError:
+        raise BundleError(f"{place} is damaged: nested too deeply") from None
+    if digest != head.text("sha256", SHA256):
         raise BundleError(f"{place} is damaged: its contents have another SHA-256 than it says")
     abi = top.number("abi", least=1)
     if abi != ABI:
@@ -55,6 +59,8 @@ def read_manifest(data: bytes, place: str) -> Manifest:
             f"({str(top.value.get('made_by'))[:120]})"
         )
     codes = tuple(_code(x) for x in top.objects("codes"))
+    if not codes:
+        raise BundleError(f"{place} has no kernel")
     by_symbol = {c.symbol: c for c in codes}
     if len(by_symbol) != len(codes):
         raise BundleError(f"{place}: two codes have one symbol")

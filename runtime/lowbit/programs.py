@@ -12,7 +12,7 @@ from tilewright.passes.pipeline import TO_KERNELS, run_passes
 from tilewright.passes.to_tile import kernel_to_tile
 from tilewright.passes.to_tile.lowbit.activations import quantise_rows
 from tilewright.passes.to_tile.schedule import row_class, row_classes
-from tilewright.passes.to_tile.side_by_side import side_by_side
+from tilewright.passes.to_tile.side_by_side import common_choice, side_by_side
 from tilewright.runtime.backends import default_backend, kernel_target
 from tilewright.runtime.family import Call
 from tilewright.runtime.lowbit.form import LinearBuilder, LinearForm
@@ -58,7 +58,8 @@ class SideBySide:
         return kernels[0]
 
     def _make(self, rows: int) -> Call:
-        programs = [kernel_to_tile(g, self.target, rows, _units(g)) for g in self.graphs]
+        choice = common_choice(self.graphs, self.target, rows)
+        programs = [kernel_to_tile(g, self.target, rows, _units(g), choice) for g in self.graphs]
         return make_tile_kernel(side_by_side(programs), self.target, default_backend())
 
 

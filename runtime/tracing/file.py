@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import secrets
 from collections.abc import Iterable
@@ -23,6 +24,8 @@ from tilewright.runtime.tracing.kernels import LEVELS, Trace, TracedInput, Trace
 SCHEMA, VERSION = "tilewright-trace", 1
 _MOST_BYTES = 1 << 30
 _MOST_RANK = 16
+_LARGEST = 3.5e38  # of a dtype's values, which are f32
+_MOST_ELEMENTS = 1 << 56
 
 
 def read_trace(path: Path | str) -> Trace:
@@ -113,7 +116,7 @@ def read_row(x: Fields, programs: dict[str, str]) -> TracedKernel:
     tables = {}
     for name in x.entries("tables"):
         values = x.inside("tables").items(name, 256)
-        if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+        if not all(type(v) in (int, float) and abs(v) <= _LARGEST for v in values):
             raise x.refuse("tables", f"holds {name[:40]!r}, whose values are no numbers")
         tables[name] = tuple(map(float, values))
     options: dict[str, int | str] = {}
@@ -139,9 +142,12 @@ def read_row(x: Fields, programs: dict[str, str]) -> TracedKernel:
 
 def _input(x: Fields) -> TracedInput:
     dtype = x.text("dtype", IDENTIFIER)
-    if dtype not in TABLE:
+    if dtype not in TABLE or not TABLE[dtype].addressable:
         raise x.refuse("dtype", f"is {dtype!r}, which is no dtype")
     shape, strides = x.numbers("shape", most=1 << 48), x.numbers("strides", most=1 << 48)
     if len(shape) != len(strides) or len(shape) > _MOST_RANK:
         raise x.refuse("strides", f"are {len(strides)} for {len(shape)} dimensions")
+    reach = sum((n - 1) * s for n, s in zip(shape, strides, strict=True) if n)
+    if reach >= _MOST_ELEMENTS or math.prod(shape) >= _MOST_ELEMENTS:
+        raise x.refuse("shape", f"is {shape}, larger than any memory")
     return TracedInput(x.text("name", most=200), dtype, shape, strides)

@@ -39,8 +39,13 @@ class Part:
     def __init__(self, folder: Path, machine: dict[str, str]) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         name = f"{os.getpid()}-{secrets.token_hex(6)}"
-        self._rows = self._open(folder / f"{name}{ROWS}", os.O_WRONLY | os.O_APPEND)
         self._counts = self._open(folder / f"{name}{COUNTS}", os.O_RDWR)
+        try:
+            self._rows = self._open(folder / f"{name}{ROWS}", os.O_WRONLY | os.O_APPEND)
+        except OSError:
+            os.close(self._counts)
+            raise
+        self._file = os.fstat(self._rows)
         self._maps: list[mmap.mmap] = []
         self._texts: set[str] = set()
         self._used = 0
@@ -48,8 +53,8 @@ class Part:
 
     def row(self, kernel: TracedKernel) -> int:
         """A new row's number. OSError if it cannot be written."""
-        number = self._used
-        if number % _PER_CHUNK == 0:
+        number, self._used = self._used, self._used + 1  # first: a signal may bring another row
+        while number // _PER_CHUNK >= len(self._maps):
             at = len(self._maps) * _CHUNK
             os.posix_fallocate(self._counts, at, _CHUNK)
             self._maps.append(mmap.mmap(self._counts, _CHUNK, offset=at))
@@ -59,7 +64,6 @@ class Part:
             self._texts.add(digest)
         facts = {**kernel.to_dict(), "program": digest}
         self._line({"row": number, **facts, "count": 0, "seconds": 0.0, "first_seconds": 0.0})
-        self._used += 1
         return number
 
     def count(self, row: int, seconds: float) -> None:
@@ -80,6 +84,8 @@ class Part:
         return os.open(path, how | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
     def _line(self, value: dict[str, Any]) -> None:
+        if not os.path.samestat(os.fstat(self._rows), self._file):
+            raise OSError(9, "the program has closed the trace's files")
         data = json.dumps(value, allow_nan=False).encode() + b"\n"
         if os.write(self._rows, data) != len(data):
             raise OSError(28, "No space left on device")

@@ -12,7 +12,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -155,10 +155,12 @@ class Recorder:
             if len(self.rows) >= MOST_ROWS:
                 raise OSError(f"more than {MOST_ROWS} kernels and sizes")
             self.rows[key] = number = self.counter.row(row())
-        except OSError as error:
+        except Exception as error:  # whatever it is, the program goes on
             self.full = True
-            text = f"the trace of process {os.getpid()} ends here: {error.strerror or error}"
-            warnings.warn(text, TraceWarning, stacklevel=6)
+            reason = getattr(error, "strerror", None) or error
+            text = f"the trace of process {os.getpid()} ends here: {reason}"
+            with suppress(TraceWarning):  # which filters may have made an exception
+                warnings.warn(text, TraceWarning, stacklevel=6)
             return -1
         return number
 
@@ -255,11 +257,15 @@ def recording() -> Iterator[list[TracedKernel]]:
     """Records the calls inside, of all threads, instead of what is recorded otherwise. The list has
     a row for each kind of call and grows until the end."""
     counter = InMemory()
+    process = os.getpid()
     before, now.recorder = now.recorder, Recorder(counter)
     try:
         yield counter.rows
     finally:
-        now.recorder = before
+        if os.getpid() == process:
+            now.recorder = before
+        else:  # a forked child leaves: what the parent records is not its own
+            begin()
 
 
 def begin() -> None:

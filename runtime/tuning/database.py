@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -95,8 +95,9 @@ class Database:
     disk is full; what was there stays as it is.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
-        self.path = path or default_path()
+    def __init__(self, path: Path | None = None, wait: float = WAIT_SECONDS) -> None:
+        """``wait``: seconds for another process's transaction."""
+        self.path, self.wait = path or default_path(), wait
 
     def add(self, trial: Trial) -> None:
         """Keeps a trial."""
@@ -156,7 +157,10 @@ class Database:
     def take(
         self, trials: list[Trial], winners: list[Winner], tasks: list[KernelTask]
     ) -> tuple[int, int]:
-        """``add_all`` that counts what is new."""
+        """``add_all`` that counts what is new. Clocks of other machines may run ahead: nothing is
+        later than now."""
+        now = _now()
+        winners = [replace(x, measured_at=min(x.measured_at, now)) for x in winners]
         known = {x.id for x in self.trials()}
         had = {(x.kernel, x.size_class, x.device): x.measured_at for x in self.winners()}
         self.add_all(trials, winners, tasks)
@@ -177,10 +181,11 @@ class Database:
         """A connection in a transaction, committed at the end."""
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with closing(sqlite3.connect(self.path, timeout=WAIT_SECONDS)) as file:
+            with closing(sqlite3.connect(self.path, timeout=self.wait)) as file:
                 file.row_factory = sqlite3.Row
                 file.isolation_level = None  # transactions are begun here, and nowhere else
-                _into_wal(file)
+                self._refuse(file)  # before anything is written, even the file's header
+                _into_wal(file, self.wait)
                 file.execute("BEGIN IMMEDIATE" if write or not _version(file) else "BEGIN")
                 try:
                     self._check(file)
@@ -194,20 +199,24 @@ class Database:
             raise self._explained(error) from error
 
     def _check(self, file: sqlite3.Connection) -> None:
-        """Makes the tables of a new file; refuses one from the future."""
+        """Makes the tables of a new file."""
+        self._refuse(file)
+        if _version(file) == 0:
+            for statement in _SCHEMA.split(";"):
+                file.execute(statement)
+            file.execute(f"PRAGMA user_version = {VERSION}")
+
+    def _refuse(self, file: sqlite3.Connection) -> None:
+        """TuningError for a file from the future, or of something else."""
         version = _version(file)
         if version > VERSION:
             raise TuningError(
                 f"{self.path} was written by a newer Tilewright (format {version}, this one reads "
                 f"{VERSION}): update Tilewright, or name another file (TILEWRIGHT_CACHE_DIR)"
             )
-        if version == 0:
-            tables = file.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-            if tables:
-                raise TuningError(f"{self.path} is a database of something else; name another file")
-            for statement in _SCHEMA.split(";"):
-                file.execute(statement)
-            file.execute(f"PRAGMA user_version = {VERSION}")
+        tables = file.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        if not version and tables and not _version(file):  # not made by another process just now
+            raise TuningError(f"{self.path} is a database of something else; name another file")
 
     def _explained(self, error: sqlite3.Error | OSError) -> TuningError:
         text = str(error)
@@ -222,10 +231,10 @@ class Database:
         return TuningError(f"tuning results in {self.path}: {text}; {way}")
 
 
-def _into_wal(file: sqlite3.Connection) -> None:
+def _into_wal(file: sqlite3.Connection, wait: float) -> None:
     """Write-ahead logging, which is a property of the file; the switch itself does not wait for
     others as transactions do."""
-    end = time.monotonic() + WAIT_SECONDS
+    end = time.monotonic() + wait
     while True:
         try:
             if file.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
@@ -279,7 +288,16 @@ def _winner(row: sqlite3.Row) -> Winner:
 
 
 def _decoded(facts: Mapping[str, str]) -> dict[str, object]:
-    return {
-        "size_class": tuple(json.loads(facts["size_class"])),
-        "choice": json.loads(facts["choice"]),
-    }
+    """The fields that are kept as text. Raises TuningError for what we did not write."""
+    try:
+        sizes, choice = json.loads(facts["size_class"]), json.loads(facts["choice"])
+        good = isinstance(sizes, list) and isinstance(choice, dict)
+        good = good and all(type(x) is int for x in (*sizes, *choice.values()))
+    except (ValueError, TypeError, RecursionError):
+        good = False
+    if not good:
+        raise TuningError(
+            f"a damaged row of tuning results ({str(facts['choice'])[:60]!r}); the database was "
+            "left as it is: move it away, or restore it from an export"
+        )
+    return {"size_class": tuple(sizes), "choice": choice}

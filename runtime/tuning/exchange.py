@@ -79,7 +79,7 @@ def _trial(x: Fields) -> Trial:
         _choice(x),
         x.text("state", most=16),
         x.decimal("milliseconds") if timed else None,
-        x.decimal("ratio") if timed else None,
+        _ratio(x) if timed else None,
         x.text("reason", most=10_000),
         x.text("compiler", most=64),
         x.text("id", most=64),
@@ -94,9 +94,16 @@ def _winner(x: Fields) -> Winner:
         x.text("device", most=1000),
         _choice(x),
         x.decimal("milliseconds"),
-        x.decimal("ratio"),
+        _ratio(x),
         x.text("measured_at", most=40),
     )
+
+
+def _ratio(x: Fields) -> float:
+    found = x.decimal("ratio")
+    if not found:
+        raise x.refuse("ratio", "must be above 0")
+    return found
 
 
 def _choice(x: Fields) -> dict[str, int]:

@@ -98,7 +98,8 @@ class LocalWorkers:
             limits = threads.num_threads(), self.memory or _free_memory()
             arguments = theirs, self.run, job, limits
             process = self._context.Process(target=_child, args=arguments, daemon=True)
-            limit = self.timeout + (_STARTING if self._first else 0.0)
+            seconds = (self.timeout + job.effort.seconds) * len(job.choices)
+            limit = seconds + (_STARTING if self._first else 0.0)
             self._first = False
             with _no_main_module(), _no_interrupts():
                 process.start()
@@ -173,6 +174,7 @@ def _child(pipe: Connection, run: Run, job: Job, limits: tuple[int, int]) -> Non
     _die_with_server(pipe)
     _limit_memory(memory)
     threads.start_over()
+    threads.set_num_threads(count)
     import torch
 
     torch.set_num_threads(count)

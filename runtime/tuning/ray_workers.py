@@ -305,7 +305,9 @@ class RayWorkers:
         return [done for done in found if done is not None]
 
     def _is_silent(self, each: _Running) -> bool:
-        return time.monotonic() > each.start + self.timeout + SILENT_SECONDS
+        job = each.waiting.job
+        limit = (self.timeout + job.effort.seconds) * len(job.choices)
+        return time.monotonic() > each.start + limit + SILENT_SECONDS
 
     def _result(self, reference: Any) -> Done | None:
         """A job's outcomes; None if its worker is lost and another one shall try."""

@@ -89,16 +89,23 @@ class _Sampler:
             seed=seed, multivariate=True, n_startup_trials=SEEDS, constant_liar=True
         )
         self._study = optuna.create_study(sampler=sampler)
-        self._asked: dict[str, int] = {}
+        self._asked: dict[str, int] = {}  # under way, and Optuna's number of each
+        self._told: set[str] = set()
 
     def propose(self) -> dict[str, int]:
         trial = self._study.ask(self._ranges)
         choice = {name: self._values[name][at] for name, at in trial.params.items()}
-        self._asked.setdefault(choice_text(choice), trial.number)
+        text = choice_text(choice)
+        if text in self._asked or text in self._told:
+            # nobody will tell: it would stand for a bad one under way from now on
+            self._study.tell(trial.number, state=self._trial.TrialState.FAIL)
+        else:
+            self._asked[text] = trial.number
         return choice
 
     def tell(self, choice: Choice, ratio: float) -> None:
         """Logarithms, so that half and double count the same."""
+        self._told.add(choice_text(choice))
         number = self._asked.pop(choice_text(choice), None)
         if number is not None:
             self._study.tell(number, math.log(ratio))

@@ -23,7 +23,7 @@ from tilewright.ir.target import Target
 from tilewright.ir.types import TensorType
 from tilewright.runtime.backends import MAKERS
 from tilewright.runtime.family import KernelFamily, Variant
-from tilewright.runtime.graph_text import anonymous
+from tilewright.runtime.graph_text import anonymous, table_text
 from tilewright.runtime.kernel import TORCH_DTYPES
 from tilewright.runtime.targets import program_target
 from tilewright.runtime.tracing.kernels import TracedKernel
@@ -96,7 +96,7 @@ def task_of(row: TracedKernel) -> KernelTask:
     inputs = tuple(TensorShape(x.shape, _order(x.strides)) for x in row.inputs)
     key = family.key(family.completed(uninitialised(family.source, inputs)))
     found = size_class(changing(family.source), [x.shape for x in inputs])
-    kernel = kernel_key(family.variant(key), target)
+    kernel = kernel_key(family.variant(key), target, row.backend)
     return KernelTask(row.name, kernel, row.program, row.target, row.backend, inputs, found)
 
 
@@ -112,16 +112,18 @@ def uninitialised(graph: Graph, shapes: Sequence[TensorShape]) -> tuple[torch.Te
 
 
 def _order(strides: tuple[int, ...]) -> tuple[int, ...]:
-    """The dimensions from the outermost in memory to the innermost; broadcast ones count as laid
-    out."""
-    return tuple(sorted(range(len(strides)), key=lambda at: (-strides[at], at)))
+    """The dimensions from the outermost in memory to the innermost; broadcast ones, which lie
+    nowhere, count as outermost, so that who has stride one stays the same."""
+    return tuple(sorted(range(len(strides)), key=lambda at: (strides[at] != 0, -strides[at], at)))
 
 
-def kernel_key(variant: Variant, target: Target) -> str:
-    """The name of a form whatever its values are called: its graph, rows, unit strides, and
-    target."""
-    parts = print_graph(anonymous(variant.graph)), str(variant.rows), str(variant.units)
-    return hashlib.sha256("\0".join((*parts, target.isa)).encode()).hexdigest()[:32]
+def kernel_key(variant: Variant, target: Target, backend: str) -> str:
+    """The name of a form whatever its values are called: its graph, rows, unit strides, target, and
+    who makes it."""
+    backend = "mlir" if backend == "export" else backend  # bundles hold what it makes
+    text = print_graph(anonymous(variant.graph)), table_text(variant.graph)
+    parts = (*text, str(variant.rows), str(variant.units), target.isa, backend)
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
 def changing(graph: Graph) -> tuple[Dimension, ...]:

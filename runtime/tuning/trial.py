@@ -5,6 +5,7 @@ It runs in a process of its own, which may crash, hang or run out of memory with
 
 from __future__ import annotations
 
+import hashlib
 import math
 import statistics
 import time
@@ -80,6 +81,10 @@ def run_trial(
         except MemoryError as problem:
             found.append(Outcome("memory", reason=str(problem)))
             continue
+        except Exception as problem:  # whatever this one does, the others are measured
+            reason = f"{type(problem).__name__}: {problem}".splitlines()[0]
+            found.append(Outcome("error", reason=reason))
+            continue
         if not error <= 1.0:
             found.append(Outcome("wrong", reason=f"{error:.3g} times the bound", error=error))
             continue
@@ -113,7 +118,8 @@ class _Oracle:
         self.task, self.graph = task, task.graph
         self.small = small_shapes(task)
         self.inputs = random_inputs(self.graph, self.small)
-        self.file = folder / f"{task.kernel}.oracle" if folder else None
+        sizes = hashlib.sha256(repr(self.small).encode()).hexdigest()[:16]
+        self.file = folder / f"{task.kernel}-{sizes}.oracle" if folder else None
         self._results: list[torch.Tensor] | None = None
         self._full: tuple[torch.Tensor, ...] | None = None
 

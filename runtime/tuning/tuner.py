@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from tempfile import TemporaryDirectory
 
 from tilewright.ir.bind import bind_sizes
+from tilewright.ir.errors import TilewrightError
 from tilewright.passes.to_tile.choices import Choice, Space
 from tilewright.passes.to_tile.cost_model import ranked
 from tilewright.passes.to_tile.spaces import kernel_space
@@ -72,11 +74,13 @@ class Tuner:
         self.workers, self.database, self.watch = workers, database, watch
         self.resume, self.effort, self.seed = resume, effort, seed
         self._jobs = 0
+        self._longest = 0.0  # seconds of a trial, of late
+        self.interrupted = False  # set by a signal's handler: the search ends at the next look
 
     def run(self, tasks: Sequence[tuple[KernelTask, float]], budget: float) -> list[TaskState]:
         """Tunes each task within its part of ``budget`` seconds: the number beside it over the sum
-        of all. What one leaves over, the next have. KeyboardInterrupt ends the search; what was
-        measured is kept and decided on."""
+        of all. What one leaves over, the next have. Whatever ends the search early, Ctrl-C or an
+        error, what was measured is kept and decided on."""
         end = time.monotonic() + budget
         states = []
         left = sum(weight for _, weight in tasks)
@@ -84,10 +88,15 @@ class Tuner:
             part = (end - time.monotonic()) * weight / left if left else 0.0
             left -= weight
             states.append(TaskState(task, max(0.0, part)))
+            if part < self._longest:
+                states[-1].reason = "no time was left for a trial"
+                self.watch(states[-1])
+                continue
             try:
                 self._tune(states[-1])
-            except KeyboardInterrupt:
-                self._decide_now(states[-1])
+            except BaseException:
+                with suppress(TilewrightError):
+                    self._decide_now(states[-1])
                 raise
         return states
 
@@ -116,10 +125,11 @@ class Tuner:
 
     def _search(self, state: TaskState, search: Search, folder: str, final: float) -> None:
         """Trials until one more would take from the ``final`` seconds, or no choice is left."""
-        running, more, longest = 0, True, 0.0
+        running, more = 0, True
         while running or more:
+            self._look()
             while more and running < self.workers.slots:
-                choice = search.next() if state.left > max(final, longest) + longest else None
+                choice = search.next() if self._has_time(state, final) else None
                 more = choice is not None
                 if choice is not None:
                     self._submit(state.task, [choice], self.effort, folder)
@@ -128,9 +138,20 @@ class Tuner:
                 done = self.workers.wait(LOOK_SECONDS)
                 running -= len(done)
                 for each in done:
-                    longest = max(longest / 2, each.seconds)  # the first one starts the server
+                    # the first one starts the server
+                    self._longest = max(self._longest / 2, each.seconds)
                     self._keep(state, search, each)
                 self.watch(state)
+
+    def _look(self) -> None:
+        """An exception that a handler raises may come where it is swallowed: in a destructor, in a
+        library's callback. One raised here is not."""
+        if self.interrupted:
+            raise KeyboardInterrupt
+
+    def _has_time(self, state: TaskState, final: float) -> bool:
+        """Whether one more trial leaves enough for the last comparison."""
+        return state.left > max(final, self._longest) + self._longest
 
     def _finalists(self, task: KernelTask, search: Search) -> list[Choice]:
         """The fastest choices of all trials of this compiler, and the winner until now."""
@@ -146,23 +167,32 @@ class Tuner:
         self, state: TaskState, search: Search, folder: str, finalists: list[Choice]
     ) -> None:
         """The best, and the default, in turns; the winner is kept."""
-        if not finalists:
+        if not finalists or (not state.trials and state.left < self._longest):
             return
         seconds = max(1.0, min(state.left, FINAL_MOST) * MEASURED) / len(finalists)
         self._submit(state.task, finalists, Effort(seconds, 10_000), folder)
         done: Sequence[Done] = ()
         while not done:
+            self._look()
             done = self.workers.wait(LOOK_SECONDS)
             self.watch(state)
         trials = self._keep(state, search, done[0])
         timed = [x for x in trials if x.ratio is not None]
         if timed:
             self._win(state, min(timed, key=lambda x: x.ratio or 0.0))
+        else:  # one of them may have ended the process
+            self._decide_now(state)
 
     def _decide_now(self, state: TaskState) -> None:
-        """Interrupted: the best of single trials wins if it is faster by more than their noise."""
-        if state.best is not None and (state.best.ratio or 1.0) < GAIN**3:
-            self._win(state, state.best)
+        """Without a last comparison: the best of single trials wins if it is faster by more than
+        their noise, and than what has won before."""
+        best = state.best
+        if state.winner is not None or best is None or best.ratio is None:
+            return
+        task = state.task
+        before = self.database.winners(task.kernel, task.size_class, self.workers.device)
+        if best.ratio < min([GAIN**3, *(x.ratio for x in before)]):
+            self._win(state, best)
 
     def _win(self, state: TaskState, best: Trial) -> None:
         assert best.ratio is not None and best.milliseconds is not None

@@ -139,19 +139,21 @@ def test_exit_codes_pass_through(tilewright: Command, tmp_path: Path) -> None:
     assert read_trace(out).kernels == ()
 
 
-def test_a_request_to_end_is_passed_on(tmp_path: Path) -> None:
-    script = f"trap 'exit 5' TERM; touch {tmp_path / 'ready'}; sleep 60 & wait"
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 5), (signal.SIGINT, 6)])
+def test_a_request_to_end_is_passed_on(tmp_path: Path, number: int, code: int) -> None:
+    """Without a terminal, which would have told the command itself of a SIGINT."""
+    script = f"trap 'exit 5' TERM; trap 'exit 6' INT; touch {tmp_path / 'ready'}; sleep 60 & wait"
     process = subprocess.Popen(
-        [*MAIN, "trace", "-o", str(tmp_path / "t"), "--", "sh", "-c", script]
+        [*MAIN, "trace", "-o", str(tmp_path / "t"), "--", "sh", "-c", script],
+        start_new_session=True,
     )
     for _ in range(600):
         if (tmp_path / "ready").exists() or process.poll() is not None:
             break
         time.sleep(0.1)
-    process.send_signal(signal.SIGINT)  # which only the terminal's whole group would get
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     try:
-        assert process.wait(60) == 5
+        assert process.wait(60) == code
     finally:
         process.kill()
     assert read_trace(tmp_path / "t").kernels == ()

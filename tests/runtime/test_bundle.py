@@ -199,8 +199,10 @@ def test_threads_do_not_change_results(bundle: Bundle, count: int) -> None:
 @given(st.lists(st.integers(1, 5), max_size=2), st.integers(1, 200), st.integers(1, 9))
 def test_tables_are_those_of_the_runtime(outer: list[int], length: int, top: int) -> None:
     x = torch.randint(0, top, (*outer, length))
-    for mine, other in zip(block_extremes(x.numpy(), 64), torch_extremes(x), strict=True):
+    turned = x.transpose(0, -2).contiguous().transpose(0, -2) if len(outer) > 1 else x
+    for mine, other in zip(block_extremes(turned.numpy(), 64), torch_extremes(x), strict=True):
         assert np.array_equal(mine, other.numpy())
+        assert mine.flags.c_contiguous, "kernels are told that tables lie so"
 
 
 ALONE = """

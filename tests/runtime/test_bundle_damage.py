@@ -303,3 +303,22 @@ def test_the_library_is_the_same_each_time(good: Path, tmp_path: Path) -> None:
     programs.write(tmp_path / "b", [(programs.TWO_KERNELS, (x, x)), (programs.ROW_SUMS, (x,))])
     assert (tmp_path / "b" / "kernels.so").read_bytes() == (good / "kernels.so").read_bytes()
     assert struct.unpack_from("<H", (good / "kernels.so").read_bytes(), 16)[0] == 3  # ET_DYN
+
+
+def test_force_replaces_bundles_and_nothing_else(copy: Path, tmp_path: Path) -> None:
+    """A web application has a manifest.json, too; and a bundle's folder may hold a letter."""
+    made, files = Folder(copy), {"kernels.so": contents(copy)["kernels.so"]}
+    application = tmp_path / "application"
+    application.mkdir()
+    (application / "manifest.json").write_text('{"name": "a web application"}')
+    (copy / "letter.txt").write_text("dear")
+    for place in (application, copy):
+        before = contents(place)
+        with pytest.raises(BundleError, match=r"files that are no bundle's .*: it is kept"):
+            write_folder(place, made.manifest, files, force=True)
+        assert contents(place) == before
+    (copy / "letter.txt").unlink()
+    damaged = (copy / "manifest.json").read_text().replace('"abi"', '"ibi"')
+    (copy / "manifest.json").write_text(damaged)
+    write_folder(copy, made.manifest, files, force=True)  # a damaged one may be replaced
+    assert Folder(copy).manifest == made.manifest

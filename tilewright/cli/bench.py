@@ -223,14 +223,22 @@ def _write(document: object, json: Path | None, markdown: Path | None, html: Pat
 
 @contextmanager
 def _new_caches() -> Iterator[None]:
-    """Empty folders of compiled kernels, ours and Inductor's, so that compiling is measured."""
+    """Empty folders of compiled kernels, ours and Inductor's, so that compiling is measured; with
+    them no schedules that this user has tuned."""
+    from tilewright.runtime.backends import kernel_cache
+    from tilewright.runtime.settings import settings
+
     names = ("TILEWRIGHT_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
     before = {name: os.environ.get(name) for name in names}
     with tempfile.TemporaryDirectory(prefix="tilewright-bench-") as folder:
         os.environ.update({name: str(Path(folder) / name) for name in names})
+        settings.cache_clear()  # suites have been imported, and with them what reads settings
+        kernel_cache.cache_clear()
         try:
             yield
         finally:
+            settings.cache_clear()
+            kernel_cache.cache_clear()
             for name, value in before.items():
                 os.environ.pop(name)
                 if value is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -109,13 +109,14 @@ def _add_trace(exporter: Exporter, source: str) -> None:
     """Every program and kernel of a trace; what cannot be bundled is said, and left out."""
     from tilewright.runtime.tracing.file import read_trace
 
-    rows = list(_rows(read_trace(source), exporter))
+    trace = read_trace(source)
+    rows = list(_rows(trace, exporter))
     if not rows:
         raise BundleError(f"{source} has no kernel for {exporter.target.name}: nothing to bundle")
     left: dict[str, str] = {}
     for row in rows:
         try:
-            _add_row(exporter, row)
+            _add_row(exporter, row, trace.machine)
         except TilewrightError as error:
             left.setdefault(row.name, error.message.splitlines()[0])
     for name, reason in left.items():
@@ -134,10 +135,15 @@ def _rows(trace: object, exporter: Exporter) -> Iterator[TracedKernel]:
             yield row
 
 
-def _add_row(exporter: Exporter, row: TracedKernel) -> None:
+def _add_row(exporter: Exporter, row: TracedKernel, machine: Mapping[str, str]) -> None:
+    """Adds a row of a trace that was made on a ``machine``."""
     from tilewright.runtime.threads import set_num_threads
 
-    if row.level == "tile" and row.target != exporter.target.name:
+    here = exporter.target.cpu, exporter.target.features
+    same = row.target == exporter.target.name
+    if row.target == "host":
+        same = same and (machine.get("cpu"), machine.get("features")) == here
+    if row.level == "tile" and not same:
         raise UnsupportedError(
             f"a tile program for {row.target}, not for {exporter.target.name}: trace there"
         )

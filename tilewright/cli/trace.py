@@ -70,7 +70,7 @@ def _run(command: Sequence[str], environment: dict[str, str]) -> int:
     """The command's exit code; 128 + the signal's number if one ended it, as shells say it."""
     with _PassingOn() as passing:
         try:
-            process = subprocess.Popen(command, env=environment)
+            process = subprocess.Popen(command, env=environment, close_fds=False)
         except OSError as error:
             shutil.rmtree(environment[TRACE.name], ignore_errors=True)
             raise SettingError(f"cannot run {command[0]!r}: {error.strerror}") from None
@@ -80,7 +80,7 @@ def _run(command: Sequence[str], environment: dict[str, str]) -> int:
 
 
 class _PassingOn:
-    """Ctrl-C reaches the command from the terminal, other requests to end are passed on to it, also
+    """Requests to end are passed on to the command unless the terminal has told it itself, also
     those that come before it runs; we live on, to write down what it did."""
 
     def __init__(self) -> None:
@@ -90,8 +90,8 @@ class _PassingOn:
 
     def __enter__(self) -> _PassingOn:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            # handlers of our own: what is ignored here, the command would ignore, too
-            self._before[number] = signal.signal(number, self._came)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # the command ignores it, too
+                self._before[number] = signal.signal(number, self._came)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -105,12 +105,26 @@ class _PassingOn:
             process.send_signal(number)
 
     def _came(self, number: int, _frame: object) -> None:
-        if number == signal.SIGINT:
-            return
+        if number in (signal.SIGINT, signal.SIGHUP) and _in_foreground():
+            return  # the terminal has told the command, too
         if self._process is None:
             self._early.append(number)
         else:
             self._process.send_signal(number)
+
+
+def _in_foreground() -> bool:
+    """Whether this process group is the one that the terminal sends signals to."""
+    try:
+        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    except OSError:
+        return False
+    finally:
+        os.close(terminal)
 
 
 def _summary(found: Trace, out: Path) -> str:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -12,6 +16,9 @@ from typer.core import TyperGroup
 from tilewright.cli.output import note, plural, say, table
 from tilewright.cli.sizes import SizeOption
 from tilewright.ir.errors import SettingError
+
+if TYPE_CHECKING:
+    from tilewright.runtime.tuning.tuner import Tuner
 
 INTERRUPTED = 130  # exit code of a process ended by Ctrl-C
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
@@ -81,18 +88,35 @@ def run(  # noqa: PLR0913, PLR0917 (Typer wants each option as a parameter)
     workers = _workers(ray, jobs, duration("--timeout", timeout), gpu)
     store = Database(database)
     live = Live(len(tasks), seconds)
+    tuner = Tuner(workers, store, live.watch, resume=resume)
     interrupted = False
-    with workers:
+    with workers, _interrupts(tuner):
         note(f"{plural(len(tasks), 'kernel')}, {budget}, on {workers.device}")
         try:
             with live:
-                Tuner(workers, store, live.watch, resume=resume).run(tasks, seconds)
+                tuner.run(tasks, seconds)
         except KeyboardInterrupt:
             interrupted = True
     live.summary()
     if interrupted:
         note(f"stopped; what was measured is kept in {store.path} (go on with --resume)")
         raise typer.Exit(INTERRUPTED)
+
+
+@contextmanager
+def _interrupts(tuner: Tuner) -> Iterator[None]:
+    """The first Ctrl-C ends the search where it can be ended, a second one at once."""
+
+    def came(number: int, frame: FrameType | None) -> None:
+        if tuner.interrupted:
+            signal.default_int_handler(number, frame)
+        tuner.interrupted = True
+
+    before = signal.signal(signal.SIGINT, came)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _workers(ray: str | None, jobs: int, timeout: float, gpu: bool) -> Any:

@@ -67,16 +67,16 @@ class MadeUp:
         return [tuple(sorted(job.choices[0].items())) for job in self.jobs]
 
 
-def best_at_eight(choice: Choice) -> Outcome:
-    """Better the nearer the unrolling is to 8; 32 rows crash."""
+def best_at_sixteen(choice: Choice) -> Outcome:
+    """Better the nearer the rows are to 16, which no default has; 32 rows crash."""
     if choice["rows"] == 32:
         return Outcome("crash", reason="ended by SIGSEGV")
-    ratio = 0.7 + 0.1 * abs(choice["unroll"].bit_length() - 4)
+    ratio = 0.7 + 0.1 * abs(choice["rows"].bit_length() - 5)
     return Outcome("ok", 10 * ratio, ratio)
 
 
 def test_the_best_wins_and_is_kept_with_all_trials(tmp_path: Path) -> None:
-    workers, database = MadeUp(best_at_eight), Database(tmp_path / "file")
+    workers, database = MadeUp(best_at_sixteen), Database(tmp_path / "file")
     seen: list[int] = []
 
     def watch(state: TaskState) -> None:
@@ -84,7 +84,7 @@ def test_the_best_wins_and_is_kept_with_all_trials(tmp_path: Path) -> None:
 
     task = softmax(64, 50)
     (state,) = Tuner(workers, database, watch).run([(task, 1.0)], 20.0)
-    assert state.winner is not None and state.winner.choice["unroll"] == 8
+    assert state.winner is not None and state.winner.choice["rows"] == 16
     assert state.winner.ratio == pytest.approx(0.7)
     assert [x.choice for x in database.winners()] == [state.winner.choice]
     every = {tuple(sorted(x.choice.items())) for x in database.trials()}
@@ -132,15 +132,15 @@ def test_the_budget_is_kept_and_shared_by_weight(
 
 
 def test_resuming_measures_nothing_twice(tmp_path: Path) -> None:
-    database, task = Database(tmp_path / "file"), softmax(64, 50)
-    first = MadeUp(best_at_eight, lasting=0.06)
+    database, task = Database(tmp_path / "file"), prefill()
+    first = MadeUp(best_at_sixteen, lasting=0.06)
     Tuner(first, database).run([(task, 1.0)], 1.0)
-    second = MadeUp(best_at_eight)
+    second = MadeUp(best_at_sixteen)
     (state,) = Tuner(second, database, resume=True).run([(task, 1.0)], 10.0)
     alone = [set(workers.tried[:-1]) for workers in (first, second)]  # but for the final
     assert alone[0] and alone[1] and not alone[0] & alone[1]
     assert state.known >= len(alone[0])
-    assert state.winner is not None and state.winner.choice["unroll"] == 8
+    assert state.winner is not None and state.winner.choice["rows"] == 16
 
 
 def test_an_interruption_keeps_what_was_measured_and_decides(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_an_interruption_keeps_what_was_measured_and_decides(tmp_path: Path) -> 
 
 
 def test_several_slots_are_all_used(tmp_path: Path) -> None:
-    workers = MadeUp(best_at_eight, lasting=0.01, slots=3)
+    workers = MadeUp(best_at_sixteen, lasting=0.01, slots=3)
     most = 0
 
     class Counting(MadeUp):
@@ -170,6 +170,6 @@ def test_several_slots_are_all_used(tmp_path: Path) -> None:
             super().submit(job)
             most = max(most, len(self.waiting))
 
-    workers = Counting(best_at_eight, lasting=0.01, slots=3)
+    workers = Counting(best_at_sixteen, lasting=0.01, slots=3)
     Tuner(workers, Database(tmp_path / "file")).run([(softmax(64, 50), 1.0)], 5.0)
     assert most == 3
