@@ -59,6 +59,10 @@ class TunedSchedules:
                 before, self._known = self._known, self._read()
                 self.number += before != self._known
 
+    def renew(self) -> None:
+        """In a forked child: whoever held the lock is not there."""
+        self._lock = threading.Lock()
+
     def of(self, kernel: str, gpu: bool) -> Known:
         """The choices that won for a kernel on this device, by size class."""
         if not self._known:
@@ -164,3 +168,6 @@ def _state(path: Path | None) -> tuple[object, ...]:
 
 
 TUNED = TunedSchedules()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=TUNED.renew)

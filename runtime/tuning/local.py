@@ -24,6 +24,7 @@ from types import ModuleType
 from typing import Any
 
 from tilewright.runtime import threads
+from tilewright.runtime.bundle.active import use_bundle
 from tilewright.runtime.tuning.device import device_fingerprint
 from tilewright.runtime.tuning.trial import Outcome, run_trial
 from tilewright.runtime.tuning.workers import Done, Job, Run, failed
@@ -178,6 +179,7 @@ def _child(pipe: Connection, run: Run, job: Job, limits: tuple[int, int]) -> Non
     import torch
 
     torch.set_num_threads(count)
+    use_bundle(None)  # what is measured is compiled here
     try:
         outcomes = run(job.task, job.choices, job.effort, job.folder)
     except MemoryError as error:

@@ -93,7 +93,7 @@ def task_of(row: TracedKernel) -> KernelTask:
         raise TuningError(f"{row.name} has dtypes of your own ({names}), known to one process only")
     target = program_target(row.target, row.backend)
     family = KernelFamily(row.module().main, target, MAKERS[row.backend])
-    inputs = tuple(TensorShape(x.shape, _order(x.strides)) for x in row.inputs)
+    inputs = tuple(TensorShape(x.shape, order_of(x.strides)) for x in row.inputs)
     key = family.key(family.completed(uninitialised(family.source, inputs)))
     found = size_class(changing(family.source), [x.shape for x in inputs])
     kernel = kernel_key(family.variant(key), target, row.backend)
@@ -111,7 +111,7 @@ def uninitialised(graph: Graph, shapes: Sequence[TensorShape]) -> tuple[torch.Te
     return tuple(out)
 
 
-def _order(strides: tuple[int, ...]) -> tuple[int, ...]:
+def order_of(strides: tuple[int, ...]) -> tuple[int, ...]:
     """The dimensions from the outermost in memory to the innermost; broadcast ones, which lie
     nowhere, count as outermost, so that who has stride one stays the same."""
     return tuple(sorted(range(len(strides)), key=lambda at: (strides[at] != 0, -strides[at], at)))

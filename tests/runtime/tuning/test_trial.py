@@ -12,6 +12,7 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+import tilewright
 from tests.runtime.tuning.kernels import attention, prefill, product, softmax
 from tilewright.ir.core import Graph
 from tilewright.passes.to_tile.choices import Space
@@ -19,7 +20,7 @@ from tilewright.passes.to_tile.spaces import kernel_space
 from tilewright.runtime import backends
 from tilewright.runtime.tuned import TUNED
 from tilewright.runtime.tuning import trial
-from tilewright.runtime.tuning.task import KernelTask, uninitialised
+from tilewright.runtime.tuning.task import KernelTask, TensorShape, order_of, uninitialised
 from tilewright.runtime.tuning.trial import Effort, run_trial, small_shapes
 from tilewright.runtime.tuning.tuner import form_of
 
@@ -76,6 +77,21 @@ def test_a_task_is_the_same_in_another_process_and_checked_at_a_size_of_its_form
     assert family.key(uninitialised(family.source, task.inputs)) == smaller.key(
         uninitialised(smaller.source, small.inputs)
     )
+
+
+@given(st.permutations(range(3)), st.sets(st.integers(0, 2)), st.integers(2, 5))
+def test_inputs_of_a_task_lie_as_those_of_the_call(
+    order: list[int], broadcast: set[int], size: int
+) -> None:
+    """The dimension with stride one is the same: forms depend on it."""
+    x = torch.zeros([1 if at in broadcast else size + at for at in range(3)])
+    x = x.permute(order).expand([size + at for at in order])
+    shape = TensorShape(tuple(x.shape), order_of(x.stride()))
+    graph = tilewright.parse("graph same<A, B, C>(%x: tensor<A x B x C x f32>) { return %x }").main
+    (again,) = uninitialised(graph, [shape])
+    assert again.shape == x.shape
+    if 1 in x.stride():
+        assert again.stride()[x.stride().index(1)] == 1
 
 
 def test_a_kernel_that_is_off_gets_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
