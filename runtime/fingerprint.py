@@ -40,9 +40,11 @@ def source_hash() -> str:
 def hash_folders(package: Path) -> str:
     """A hash of what lies in the compiler's folders of a package, device headers included."""
     digest = hashlib.sha256()
-    for path in _files(package):
-        data = path.read_bytes()
-        digest.update(f"{path.relative_to(package)}\0{len(data)}\0".encode())
+    root = os.fspath(package)  # texts, not Paths: hundreds of files lie before a first kernel
+    for path in _files(root):
+        with open(path, "rb", buffering=0) as file:
+            data = file.read()
+        digest.update(f"{path[len(root) + 1 :]}\0{len(data)}\0".encode())
         digest.update(data)
     return digest.hexdigest()
 
@@ -53,12 +55,12 @@ def generator_versions() -> str:
     return f"{platform.system()} {platform.machine()} " + " ".join(map(_version, PACKAGES))
 
 
-def _files(package: Path) -> Iterator[Path]:
+def _files(root: str) -> Iterator[str]:
     # os.walk, because each folder may be a link to the real one, which Path.rglob would not enter
     for folder in FOLDERS:
-        for place, names, files in os.walk(package / folder):
+        for place, names, files in os.walk(os.path.join(root, folder)):
             names[:] = sorted(n for n in names if n != "__pycache__")
-            yield from (Path(place, n) for n in sorted(files) if not _is_scrap(n))
+            yield from (os.path.join(place, n) for n in sorted(files) if not _is_scrap(n))
 
 
 def _is_scrap(name: str) -> bool:

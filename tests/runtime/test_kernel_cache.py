@@ -288,5 +288,7 @@ def test_sources_are_hashed_by_content(tmp_path: Path) -> None:
 
 
 def test_own_sources_are_found() -> None:
-    files = {p.name for p in fingerprint._files(Path(fingerprint.__file__).parent.parent)}
+    files = {
+        Path(p).name for p in fingerprint._files(str(Path(fingerprint.__file__).parent.parent))
+    }
     assert {"grammar.lark", "core.py", "fingerprint.py"} <= files
