@@ -10,16 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import secrets
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 
 from tilewright.ir.dtypes import TABLE
 from tilewright.ir.errors import TraceError
 from tilewright.runtime.json_fields import IDENTIFIER, SHA256, Fields, check_version, parse_object
 from tilewright.runtime.tracing.kernels import LEVELS, Trace, TracedInput, TracedKernel
+from tilewright.runtime.whole_file import write_whole
 
 SCHEMA, VERSION = "tilewright-trace", 1
 _MOST_BYTES = 1 << 30
@@ -64,23 +62,7 @@ def write_trace(trace: Trace, path: Path, force: bool = False) -> None:
         "kernels": rows,
     }
     data = (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
-    fresh = path.with_name(f".{path.name}.{secrets.token_hex(8)}.new")
-    try:
-        with open(fresh, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if force:
-            os.replace(fresh, path)
-        else:
-            os.link(fresh, path)  # fails if it exists by now
-    except FileExistsError:
-        raise TraceError(f"{path} exists: name another file, or --force to replace it") from None
-    except OSError as error:
-        raise TraceError(f"cannot write the trace {path}: {error.strerror or error}") from None
-    finally:
-        with suppress(OSError):
-            fresh.unlink()
+    write_whole(path, data, TraceError, force)
 
 
 def text_hash(text: str) -> str:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,6 +10,7 @@ from tilewright.ir.errors import TuningError
 from tilewright.runtime.json_fields import Fields, check_version, parse_object
 from tilewright.runtime.tuning.database import Database, Trial, Winner
 from tilewright.runtime.tuning.task import KernelTask
+from tilewright.runtime.whole_file import write_whole
 
 SCHEMA, VERSION = "tilewright-tuning", 1
 _SQLITE = b"SQLite format 3\0"
@@ -31,24 +29,8 @@ def export(database: Database, path: Path, force: bool = False) -> tuple[int, in
         "trials": [asdict(x) for x in trials],
         "winners": [asdict(x) for x in winners],
     }
-    fresh = path.with_name(f".{path.name}.{secrets.token_hex(8)}.new")
-    try:
-        with open(fresh, "x", encoding="utf-8") as file:
-            json.dump(value, file, indent=1, allow_nan=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        if force:
-            os.replace(fresh, path)
-        else:
-            os.link(fresh, path)  # fails if it exists by now
-    except FileExistsError:
-        raise TuningError(f"{path} exists: name another file, or --force to replace it") from None
-    except OSError as error:
-        raise TuningError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        with suppress(OSError):
-            fresh.unlink()
+    data = (json.dumps(value, indent=1, allow_nan=False) + "\n").encode()
+    write_whole(path, data, TuningError, force)
     return len(trials), len(winners)
 
 
