@@ -75,14 +75,9 @@ def layout_class(rows: int) -> str:
     return f"up to {rows} rows" if rows else "any number of rows"
 
 
-def _units(variant: Variant) -> dict[str, int]:
-    names = [p.hint for p in variant.graph.params]
-    return dict(zip(names, variant.units, strict=True))
-
-
 def lower_variant(variant: Variant, target: Target) -> Graph:
     """The tile program of a variant."""
-    return kernel_to_tile(variant.graph, target, variant.rows, _units(variant), variant.choice)
+    return kernel_to_tile(variant.graph, target, variant.rows, variant.unit_dims, variant.choice)
 
 
 def make_mlir(variant: Variant, target: Target) -> tuple[Call, VariantReport]:

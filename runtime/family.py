@@ -56,6 +56,11 @@ class Variant:
     static_sizes: dict[str, int]
     choice: Choice = field(default_factory=dict)
 
+    @property
+    def unit_dims(self) -> dict[str, int]:
+        """The dimension with stride one of each input by its name, as lowering wants them."""
+        return dict(zip((p.hint for p in self.graph.params), self.units, strict=True))
+
 
 EMPTY = -1  # row class of calls with nothing to sum
 Maker = Callable[[Variant, Target], tuple[Call, VariantReport]]

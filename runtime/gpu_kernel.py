@@ -91,8 +91,7 @@ def make_gpu(
     """A form of a kernel for a GPU; ``make`` gives the call of a program on whole blocks, and adds
     to the reports what became of it."""
     refuse_capture(variant.graph.name)
-    names = [p.hint for p in variant.graph.params]
-    units = dict(zip(names, variant.units, strict=True))
+    units = variant.unit_dims
     given = variant.graph, target, units, forced_schedule(), variant.rows, variant.choice
     program = gpu_program(*given)
     reports: list[MachineReport] = []

@@ -51,8 +51,8 @@ class KernelForm:
 
     def ranked(self, threads: int) -> list[tuple[Choice, float]]:
         """All schedules with the cost model's seconds, best first."""
-        units = dict(zip((p.hint for p in self.graph.params), self.variant.units, strict=True))
-        return ranked(self.graph, self.target, self.variant.rows, self.sizes, threads, units)
+        rows, units = self.variant.rows, self.variant.unit_dims
+        return ranked(self.graph, self.target, rows, self.sizes, threads, units)
 
     def program(self, choice: Choice) -> str:
         """The tile program of a choice: two choices with one program are one schedule."""

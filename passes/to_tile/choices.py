@@ -8,7 +8,7 @@ has it. Choices are plain numbers under names, so that they can be searched, kep
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
@@ -62,3 +62,19 @@ class Space:
         reason = self.why_not({**self.default, **choice})
         if reason:
             raise ScheduleError(reason)
+
+
+def space_around(
+    schedule: object,
+    values: Mapping[str, Iterable[int]],
+    why_not: Callable[[Choice], str] = lambda choice: "",
+) -> Space:
+    """The space of fields of a default schedule: with its own values among the others, and itself
+    never refused."""
+    default = {name: int(getattr(schedule, name)) for name in values}
+    whole = {name: tuple(sorted({*some, default[name]})) for name, some in values.items()}
+
+    def reason(choice: Choice) -> str:
+        return "" if dict(choice) == default else why_not(choice)
+
+    return Space(default, whole, reason)

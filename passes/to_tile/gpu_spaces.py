@@ -6,10 +6,10 @@ has been compiled, for which no GPU is needed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 
 from tilewright.ir.target import Target
-from tilewright.passes.to_tile.choices import Choice, Space, with_choice
+from tilewright.passes.to_tile.choices import Choice, Space, space_around, with_choice
 from tilewright.passes.to_tile.kernel_info import KernelInfo
 from tilewright.passes.to_tile.lowbit.info import has_packed_weights, packed_products
 from tilewright.passes.to_tile.whole_blocks.lowbit.decode import LANES
@@ -56,7 +56,7 @@ def blocks_space(info: KernelInfo, target: Target, rows: int) -> Space:
         reason = _why_not_shared(shared_bytes(y, info), target)
         return reason or _why_not_registers(block_registers(y, info, target))
 
-    return _space(schedule, values, why_not)
+    return space_around(schedule, values, why_not)
 
 
 def product_space(info: KernelInfo, target: Target, rows: int) -> Space:
@@ -80,7 +80,7 @@ def product_space(info: KernelInfo, target: Target, rows: int) -> Space:
             y.rows * y.height * len(packed_products(info.graph)) // threads
         )
 
-    return _space(schedule, values, why_not)
+    return space_around(schedule, values, why_not)
 
 
 def shared_bytes(y: BlockSchedule, info: KernelInfo) -> int:
@@ -111,18 +111,3 @@ def _why_not_shared(size: int, target: Target) -> str:
 
 def _why_not_registers(count: int) -> str:
     return f"sums take {count} of 255 registers of a thread" if count > ACCUMULATORS else ""
-
-
-def _space(
-    schedule: BlockSchedule | ProductSchedule,
-    values: Mapping[str, Iterable[int]],
-    why_not: Callable[[Choice], str],
-) -> Space:
-    """With the default's own values among the others; the default itself is never refused."""
-    default = {name: int(getattr(schedule, name)) for name in values}
-    whole = {name: tuple(sorted({*some, default[name]})) for name, some in values.items()}
-
-    def reason(choice: Choice) -> str:
-        return "" if dict(choice) == default else why_not(choice)
-
-    return Space(default, whole, reason)

@@ -7,7 +7,7 @@ cache. What cannot be compiled, or would only spill registers, is refused before
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 
 from tilewright.ir.core import Graph
 from tilewright.ir.errors import UnsupportedError
@@ -15,7 +15,7 @@ from tilewright.ir.ops_stream import Reduce
 from tilewright.ir.target import Target
 from tilewright.passes.canonicalise import canonicalise_graph
 from tilewright.passes.to_tile.cached.info import cached_ops
-from tilewright.passes.to_tile.choices import Choice, Space, with_choice
+from tilewright.passes.to_tile.choices import Choice, Space, space_around, with_choice
 from tilewright.passes.to_tile.gpu_spaces import gpu_space
 from tilewright.passes.to_tile.kernel_info import KernelInfo, analyse, is_routing, is_row_kernel
 from tilewright.passes.to_tile.late_products import fold_late_products
@@ -48,7 +48,7 @@ def kernel_space(graph: Graph, target: Target, rows: int) -> Space:
     if isinstance(schedule, PackedSchedule):
         return packed_space(schedule, target, rows)
     if is_row_kernel(info.graph):
-        return _space(schedule, {"rows": (1, 2, 4, 8, 16, 32, 64)})
+        return space_around(schedule, {"rows": (1, 2, 4, 8, 16, 32, 64)})
     if cached_ops(info.graph) or remakes(info.graph):
         return cached_space(schedule, target)
     if not schedule.rows_on_lanes:
@@ -69,7 +69,7 @@ def block_space(schedule: Schedule, target: Target, rows: int, sums: bool = True
     if sums:
         values["element_tile"] = ELEMENTS
     if lanes == 1:
-        return _space(schedule, {"rows": (1, 2, 4, 8, 16), "inner_block": (16, 32, 64, 128)})
+        return space_around(schedule, {"rows": (1, 2, 4, 8, 16), "inner_block": (16, 32, 64, 128)})
 
     def why_not(choice: Choice) -> str:
         y = with_choice(schedule, choice)
@@ -79,7 +79,7 @@ def block_space(schedule: Schedule, target: Target, rows: int, sums: bool = True
                 return f"{vectors} x {tile} sums do not fit {target.registers} registers"
         return _why_no_block(y, target)
 
-    return _space(schedule, values, why_not)
+    return space_around(schedule, values, why_not)
 
 
 def few_rows_space(schedule: Schedule, info: KernelInfo) -> Space:
@@ -96,7 +96,7 @@ def few_rows_space(schedule: Schedule, info: KernelInfo) -> Space:
         whole = not info.splits or part % y.inner_block == 0 or y.inner_block % part == 0
         return "" if whole else f"inner_part {part} is no whole number of blocks"
 
-    return _space(schedule, values, why_not)
+    return space_around(schedule, values, why_not)
 
 
 def cached_space(schedule: Schedule, target: Target) -> Space:
@@ -106,7 +106,7 @@ def cached_space(schedule: Schedule, target: Target) -> Space:
     def why_not(choice: Choice) -> str:
         return _why_no_block(with_choice(schedule, choice), target)
 
-    return _space(schedule, values, why_not)
+    return space_around(schedule, values, why_not)
 
 
 def packed_space(schedule: PackedSchedule, target: Target, rows: int) -> Space:
@@ -128,7 +128,7 @@ def packed_space(schedule: PackedSchedule, target: Target, rows: int) -> Space:
             return f"{y.rows} x {y.vectors} sums do not fit {target.registers} registers"
         return ""
 
-    return _space(schedule, values, why_not)
+    return space_around(schedule, values, why_not)
 
 
 def _vector_sums(info: KernelInfo) -> list[Reduce]:
@@ -146,14 +146,3 @@ def _why_no_block(y: Schedule, target: Target) -> str:
     if size > target.l2_bytes // SCRATCH:
         return f"a block of scores takes {size} bytes, of a cache of {target.l2_bytes}"
     return ""
-
-
-def _space(
-    schedule: Schedule | PackedSchedule,
-    values: Mapping[str, Iterable[int]],
-    why_not: Callable[[Choice], str] = lambda choice: "",
-) -> Space:
-    """With the default's own values among the others."""
-    default = {name: int(getattr(schedule, name)) for name in values}
-    whole = {name: tuple(sorted({*some, default[name]})) for name, some in values.items()}
-    return Space(default, whole, why_not)

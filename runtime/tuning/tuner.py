@@ -254,8 +254,8 @@ def _space(task: KernelTask) -> tuple[Space, list[Choice]]:
     space = kernel_space(variant.graph, family.target, variant.rows)
     given = family.completed(uninitialised(family.source, task.inputs))
     sizes = bind_sizes(variant.graph, [tuple(x.shape) for x in given])
-    units = dict(zip((p.hint for p in variant.graph.params), variant.units, strict=True))
-    order = ranked(variant.graph, family.target, variant.rows, sizes, num_threads(), units)
+    rows, units = variant.rows, variant.unit_dims
+    order = ranked(variant.graph, family.target, rows, sizes, num_threads(), units)
     return space, [choice for choice, _ in order if choice != space.default]
 
 
