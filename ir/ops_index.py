@@ -8,7 +8,15 @@ from tilewright.ir.core import Op, Value, attribute, operand
 from tilewright.ir.dtypes import BOOL
 from tilewright.ir.layout import Layout
 from tilewright.ir.sizes import Size
-from tilewright.ir.types import INDEX, BufferType, IndexType, RegisterType, ScratchType, Type
+from tilewright.ir.types import (
+    INDEX,
+    BufferType,
+    IndexType,
+    RegisterType,
+    ScratchType,
+    SharedType,
+    Type,
+)
 
 
 class TileOp(Op):
@@ -24,6 +32,15 @@ class TileOp(Op):
         self.require(fits, "operand must be memory")
         assert isinstance(value.type, BufferType | ScratchType)
         return value.type
+
+    def copied(self, source: Value, target: Value) -> tuple[BufferType, SharedType]:
+        """What a copy begins with and where it goes: a buffer, and shared memory of its dtype."""
+        given, wanted = source.type, target.type
+        self.require(isinstance(given, BufferType), "copies from a buffer")
+        self.require(isinstance(wanted, SharedType), "copies to shared memory")
+        assert isinstance(given, BufferType) and isinstance(wanted, SharedType)
+        self.require(given.dtype == wanted.dtype, "dtypes must agree")
+        return given, wanted
 
     def require_dim(self, dim: int, layout: Layout) -> None:
         self.require(0 <= dim < layout.rank, f"the tile has no dimension {dim}")

@@ -10,7 +10,7 @@ from tilewright.ir.core import Value, attribute, operand
 from tilewright.ir.dtypes import I64
 from tilewright.ir.layout import Layout
 from tilewright.ir.ops_index import TileOp
-from tilewright.ir.types import BufferType, RegisterType, SharedType, Type
+from tilewright.ir.types import RegisterType, Type
 
 
 class Lines(TileOp):
@@ -82,11 +82,7 @@ class CopyLines(Lines, name="tile.copy_lines", traits=("reads", "writes")):
     layout: Layout = attribute()
 
     def infer(self) -> tuple[Type, ...]:
-        source, target = self.source.type, self.target.type
-        self.require(isinstance(source, BufferType), "copies from a buffer")
-        self.require(isinstance(target, SharedType), "copies to shared memory")
-        assert isinstance(source, BufferType) and isinstance(target, SharedType)
-        self.require(source.dtype == target.dtype, "dtypes must agree")
+        _, target = self.copied(self.source, self.target)
         rank = len(target.shape)
         self.require(len(self.rest) >= rank, "one index per dimension of shared memory")
         self.require_indices(self.rest)

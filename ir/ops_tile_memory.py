@@ -21,7 +21,7 @@ from tilewright.ir.layout import Layout
 from tilewright.ir.ops_index import TileOp
 from tilewright.ir.ops_tile import Access
 from tilewright.ir.ops_tile_roles import ROLE_OPS
-from tilewright.ir.types import BufferType, RegisterType, SharedType, Type
+from tilewright.ir.types import RegisterType, SharedType, Type
 
 
 class CopyAsync(Access, name="tile.copy_async", traits=("reads", "writes")):
@@ -40,11 +40,7 @@ class CopyAsync(Access, name="tile.copy_async", traits=("reads", "writes")):
     layout: Layout = attribute()
 
     def infer(self) -> tuple[Type, ...]:
-        source, target = self.source.type, self.target.type
-        self.require(isinstance(source, BufferType), "copies from a buffer")
-        self.require(isinstance(target, SharedType), "copies to shared memory")
-        assert isinstance(source, BufferType) and isinstance(target, SharedType)
-        self.require(source.dtype == target.dtype, "dtypes must agree")
+        source, target = self.copied(self.source, self.target)
         start, end = len(source.shape), len(source.shape) + len(target.shape)
         tile = RegisterType(source.dtype, self.layout)
         self.require(len(self.to) == len(target.shape), f"to needs {len(target.shape)} entries")

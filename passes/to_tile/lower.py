@@ -81,7 +81,7 @@ def kernel_to_tile(
     """
     if target.gpu:
         return gpu_program(graph, target, units, rows=rows, choice=choice)
-    graph = fold_late_products(canonicalise_graph(narrow_positions(graph)))
+    graph = prepared(graph)
     if is_routing(graph):
         return _finished(lambda: routing_program(graph, target, rows, units))
     info = analyse(graph)
@@ -92,6 +92,11 @@ def kernel_to_tile(
         return _finished(lambda: _Program(info, plain, units).run(target, packed))
     chosen = with_choice(schedule, choice)
     return _finished(lambda: _Program(info, chosen, units).run(target))
+
+
+def prepared(graph: Graph) -> Graph:
+    """A kernel's stream graph as lowering takes it."""
+    return fold_late_products(canonicalise_graph(narrow_positions(graph)))
 
 
 def default_schedule(info: KernelInfo, target: Target, rows: int) -> Schedule | PackedSchedule:
@@ -153,7 +158,7 @@ def gpu_programs_in_parts(
 def _on_blocks(
     graph: Graph, target: Target, schedule: BlockSchedule | None, rows: int
 ) -> tuple[KernelInfo, BlockSchedule]:
-    graph = fold_late_products(canonicalise_graph(narrow_positions(graph)))
+    graph = prepared(graph)
     if is_routing(graph):
         raise UnsupportedError(f"{graph.name}: routing on a GPU")
     info = analyse(graph)

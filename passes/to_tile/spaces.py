@@ -13,16 +13,13 @@ from tilewright.ir.core import Graph
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.ops_stream import Reduce
 from tilewright.ir.target import Target
-from tilewright.passes.canonicalise import canonicalise_graph
 from tilewright.passes.to_tile.cached.info import cached_ops
 from tilewright.passes.to_tile.choices import Choice, Space, space_around, with_choice
 from tilewright.passes.to_tile.gpu_spaces import gpu_space
 from tilewright.passes.to_tile.kernel_info import KernelInfo, analyse, is_routing, is_row_kernel
-from tilewright.passes.to_tile.late_products import fold_late_products
 from tilewright.passes.to_tile.lowbit.schedule import PackedSchedule
-from tilewright.passes.to_tile.lower import default_schedule
+from tilewright.passes.to_tile.lower import default_schedule, prepared
 from tilewright.passes.to_tile.made import remakes
-from tilewright.passes.to_tile.narrow import narrow_positions
 from tilewright.passes.to_tile.schedule import Schedule, fits_registers
 
 TILES = (4, 6, 8, 10, 12, 14, 16)
@@ -33,7 +30,7 @@ SCRATCH = 2  # parts of the second-level cache that a block's scores may take: o
 
 def kernel_info(graph: Graph) -> KernelInfo:
     """What the lowering knows of a stream graph's kernel."""
-    return analyse(fold_late_products(canonicalise_graph(narrow_positions(graph))))
+    return analyse(prepared(graph))
 
 
 def kernel_space(graph: Graph, target: Target, rows: int) -> Space:
