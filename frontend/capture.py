@@ -27,6 +27,7 @@ from tilewright.frontend.report import GraphReport, LeftRow, RegionReport, Repor
 from tilewright.frontend.strictness import is_bookkeeping, offences, refuse
 from tilewright.frontend.translate import operand_nodes
 from tilewright.ir.errors import UnsupportedError
+from tilewright.runtime.logs import CAPTURE
 
 assert FILLED, "importing the op map fills its registry"
 _CALLS = ("call_function", "call_method", "call_module")
@@ -84,7 +85,18 @@ class Capture:
             captured.calls.append(rewriter.replace(region, result, name))
         _drop_unused_numbers(gm)
         captured.left = _left(gm, reasons)
+        _log(captured)
         return captured
+
+
+def _log(captured: CapturedGraph) -> None:
+    """What became of a graph: a line, and with DEBUG one for each thing that stays with torch."""
+    left = sum(row.count for row in captured.left)
+    CAPTURE.info("a graph: %d kernel regions, %d operations left", len(captured.calls), left)
+    for refused in captured.refused:
+        CAPTURE.debug("no kernel for %s: %s", refused.name, refused.reason)
+    for row in captured.left:
+        CAPTURE.debug("left with torch: %d x %s, %s: %s", row.count, row.op, row.line, row.reason)
 
 
 DEFAULT = Capture(Options(), keep=64)

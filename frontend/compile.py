@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import threading
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from tilewright.frontend.capture import Capture, register_backend
 from tilewright.frontend.options import Options
 from tilewright.frontend.report import Report
 from tilewright.ir.errors import TilewrightError
+from tilewright.runtime.locks import Guard
 
 Function = Callable[..., Any]
 
@@ -124,7 +124,7 @@ class _Installed:
         self._module = module
         self._compiled = compiled
         self._depth = 0
-        self._lock = threading.Lock()
+        self._guard = Guard()
 
     def wrapping(self, method: Function) -> Function:
         @functools.wraps(method)
@@ -136,13 +136,13 @@ class _Installed:
 
     @contextmanager
     def _active(self) -> Iterator[None]:
-        with self._lock:
+        with self._guard.lock:
             self._depth += 1
             self._module._compiled_call_impl = self._compiled
         try:
             yield
         finally:
-            with self._lock:
+            with self._guard.lock:
                 self._depth -= 1
                 if not self._depth:
                     self._module._compiled_call_impl = None

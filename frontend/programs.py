@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -10,6 +9,7 @@ import torch
 
 from tilewright.ir.core import Module
 from tilewright.ir.errors import UnsupportedError
+from tilewright.runtime.locks import Guard
 
 
 class ProgramLike(Protocol):
@@ -23,7 +23,7 @@ class ProgramLike(Protocol):
     def supported(self) -> bool: ...
 
 
-_lock = threading.Lock()
+_guard = Guard()
 _programs: dict[tuple[str, str | None], ProgramLike | UnsupportedError] = {}
 
 
@@ -48,7 +48,7 @@ def shared_program(module: Module, target: str | None) -> ProgramLike:
     Raises UnsupportedError, again on every call, if no kernels can be made of it.
     """
     key = (str(module), target)
-    with _lock:
+    with _guard.lock:
         if key not in _programs:
             try:
                 program = _programs[key] = make_program(module, target)
@@ -63,5 +63,5 @@ def shared_program(module: Module, target: str | None) -> ProgramLike:
 
 def forget_programs() -> None:
     """Drops all shared programs (tests; freeing memory)."""
-    with _lock:
+    with _guard.lock:
         _programs.clear()

@@ -21,6 +21,7 @@ from tilewright.ir.errors import (
     TargetError,
     UnsupportedError,
 )
+from tilewright.runtime.logs import CAPTURE
 
 GRADIENTS = "inputs require gradients: stays with torch; use torch.no_grad()"
 
@@ -99,6 +100,8 @@ class RegionCall:
 
     def _with_torch(self, reason: str, args: tuple[Any, ...]) -> Any:
         self.fallbacks[reason] += 1
+        if self.fallbacks[reason] == 1:
+            CAPTURE.info("%s runs with torch: %s", self.__name__, reason)
         if self.instead is not None:
             return self._unpacked(self.instead.module(*args))
         if self.options.strict:

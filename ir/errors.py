@@ -194,3 +194,10 @@ class TraceError(TilewrightError):
     """A trace of a program's kernels cannot be written or read: damaged, newer, another kind."""
 
     code = "TW020"
+
+
+class MemoryLimitError(TilewrightError, MemoryError):
+    """Memory for a call or for compiling cannot be had: names what needs how much, and the limits
+    of the process. Nothing was changed, and a smaller call works."""
+
+    code = "TW025"

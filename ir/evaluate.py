@@ -73,13 +73,14 @@ def evaluate_graph(
         scope[param] = arithmetic.settle(array, param.type.dtype)
     for op in graph.body.ops:
         with reported(op):
-            outputs = _run(op, [scope[v] for v in op.operands], values)
+            outputs = run_op(op, [scope[v] for v in op.operands], values)
         for result, output in zip(op.results, outputs, strict=True):
             scope[result] = arithmetic.settle(output, getattr(result.type, "dtype", None))
     return tuple(scope[v] for v in graph.results)
 
 
-def _run(op: Op, inputs: list[Any], sizes: dict[str, int]) -> tuple[Any, ...]:
+def run_op(op: Op, inputs: list[Any], sizes: dict[str, int]) -> tuple[Any, ...]:
+    """The results of one operation on arrays, not rounded; ``sizes`` are the names' values."""
     sized = getattr(op, "reference_sized", None)
     by_axes = getattr(op, "reference_axes", None)
     if sized is not None:

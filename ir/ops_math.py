@@ -11,6 +11,7 @@ import numpy as np
 
 from tilewright.ir.core import Op, Value, attribute, operand
 from tilewright.ir.dtypes import BOOL, I64, DType
+from tilewright.ir.fused import fused_multiply_add
 from tilewright.ir.layout import Layout
 from tilewright.ir.sizes import Size
 from tilewright.ir.types import (
@@ -228,13 +229,16 @@ Sigmoid = _declare(
 
 
 class Fma(Pointwise, name="math.fma"):
-    """x * y + z, rounded once where the machine can."""
+    """x * y + z, rounded once where the machine can; ``fused``: once everywhere (f32 only)."""
 
     x: Value = operand()
     y: Value = operand()
     z: Value = operand()
+    fused: bool = attribute(default=False)
 
     def reference(self, x: Any, y: Any, z: Any) -> Any:
+        if self.fused and np.asarray(z).dtype == np.float32:  # the oracle computes in f64
+            return fused_multiply_add(x, y, z)
         with np.errstate(all="ignore"):
             return x * y + z
 

@@ -243,7 +243,7 @@ class Concat(TensorOp, name="tensor.concat"):
         self.require(bool(self.parts), "needs at least one tensor")
         types = [self.tensor(v) for v in self.parts]
         axis = self.axis_of(self.axis, len(types[0].shape))
-        rest = {(t.dtype, t.shape[:axis], t.shape[axis + 1 :]) for t in types}
+        rest = {(t.dtype, len(t.shape), t.shape[:axis], t.shape[axis + 1 :]) for t in types}
         self.require(len(rest) == 1, "tensors must agree in dtype and all other dimensions")
         total = Size()
         for type_ in types:

@@ -15,6 +15,7 @@ import numpy as np
 
 from tilewright.ir.core import Value, attribute, operand
 from tilewright.ir.dtypes import BF16, F16, F32, I8, I32, I64, U8, DType
+from tilewright.ir.fused import fused_multiply_add
 from tilewright.ir.layout import Layout
 
 # every operation of a tile program is found under this module's name
@@ -34,6 +35,7 @@ from tilewright.ir.ops_tile_indexed import Reshape as Reshape  # noqa: PLC0414
 from tilewright.ir.ops_tile_indexed import Scan as Scan  # noqa: PLC0414
 from tilewright.ir.ops_tile_lanes import PairDot as PairDot  # noqa: PLC0414
 from tilewright.ir.ops_tile_lanes import Rearrange as Rearrange  # noqa: PLC0414
+from tilewright.ir.ops_tile_lanes import Reduce as Reduce  # noqa: PLC0414
 from tilewright.ir.ops_tile_lanes import words_of as words_of  # noqa: PLC0414
 from tilewright.ir.ops_tile_lines import CopyLines as CopyLines  # noqa: PLC0414
 from tilewright.ir.ops_tile_lines import LoadLines as LoadLines  # noqa: PLC0414
@@ -172,7 +174,7 @@ class Dot(TileOp, name="tile.dot", traits=("pure",)):
     For 16-bit operands k runs over the two halves of a lane's 32-bit word (bf16 dot instruction);
     for a of i8, b of u8 and acc of i32 over its four bytes (8-bit dot instruction). ``b_bits``
     says how many bits b uses: below 8, two products fit into 16 bits. ``b_offset`` is what b's
-    bytes are counted from.
+    bytes are counted from. ``fused``: f32, k is 1, and each element is rounded once.
     """
 
     acc: Value = operand()
@@ -180,9 +182,11 @@ class Dot(TileOp, name="tile.dot", traits=("pure",)):
     b: Value = operand()
     b_bits: int = attribute(default=8)
     b_offset: int = attribute(default=0)
+    fused: bool = attribute(default=False)
 
     def infer(self) -> Type:
         acc, a, b = (self.register(v) for v in self.operands)
+        self.require(not self.fused or a.shape[2] == 1, "fused products have k = 1")
         self.require(len(a.shape) == len(b.shape) == 3, "a is [m, 1, k], b is [1, n, k]")
         fits = a.shape[1] == b.shape[0] == 1 and a.shape[2] == b.shape[2]
         self.require(fits and acc.shape == (a.shape[0], b.shape[1]), "shapes do not match")
@@ -191,28 +195,11 @@ class Dot(TileOp, name="tile.dot", traits=("pure",)):
         return acc
 
     def reference(self, acc: Any, a: Any, b: Any) -> Any:
+        if self.fused and np.asarray(acc).dtype == np.float32:  # the oracle computes in f64
+            return fused_multiply_add(a[:, :, 0], b[:, :, 0], acc)
         with np.errstate(all="ignore"):
             wide = b[0].astype(acc.dtype) - acc.dtype.type(self.b_offset)
             return acc + np.einsum("mk,nk->mn", a[:, 0].astype(acc.dtype), wide)
-
-
-class Reduce(TileOp, name="tile.reduce", traits=("pure",)):
-    """Reduction over a tile dimension to size 1; lanes that shared it hold copies of the result."""
-
-    x: Value = operand()
-    kind: str = attribute()
-    dim: int = attribute()
-
-    def infer(self) -> Type:
-        type_ = self.register(self.x)
-        self.require(self.kind in ("sum", "max", "min"), "kind is sum, max or min")
-        self.require_dim(self.dim, type_.layout)
-        return RegisterType(type_.dtype, type_.layout.collapse(self.dim))
-
-    def reference(self, x: Any) -> Any:
-        functions: dict[str, Any] = {"sum": np.sum, "max": np.fmax.reduce, "min": np.fmin.reduce}
-        with np.errstate(all="ignore"):
-            return functions[self.kind](x, axis=self.dim, keepdims=True)
 
 
 class Stack(TileOp, name="tile.stack", traits=("pure",)):

@@ -1,5 +1,5 @@
 """Operations of tile programs that need their lanes' registers to lie in a certain way: products of
-neighbours that share a lane, and the same tile under another layout."""
+neighbours that share a lane, the same tile under another layout, and sums across lanes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tilewright.ir.core import Value, attribute, operand
 from tilewright.ir.dtypes import BF16, F16
 from tilewright.ir.layout import Layout
 from tilewright.ir.ops_index import TileOp
+from tilewright.ir.reduction import reduce_by_halves
 from tilewright.ir.types import RegisterType, Type
 
 PAIR = 2
@@ -76,3 +77,31 @@ class Rearrange(TileOp, name="tile.rearrange", traits=("pure",)):
 
     def reference(self, x: Any) -> Any:
         return x
+
+
+class Reduce(TileOp, name="tile.reduce", traits=("pure",)):
+    """Reduction over a tile dimension to size 1; lanes that shared it hold copies of the result.
+
+    ``halves``: in one order everywhere, the first half with the second one until one element is
+    left (a power of two of them); the larger of a and b is ``a > b ? a : b``.
+    """
+
+    x: Value = operand()
+    kind: str = attribute()
+    dim: int = attribute()
+    halves: bool = attribute(default=False)
+
+    def infer(self) -> Type:
+        type_ = self.register(self.x)
+        self.require(self.kind in ("sum", "max", "min"), "kind is sum, max or min")
+        self.require_dim(self.dim, type_.layout)
+        size = type_.shape[self.dim]
+        self.require(not self.halves or size & (size - 1) == 0, "halves need a power of two")
+        return RegisterType(type_.dtype, type_.layout.collapse(self.dim))
+
+    def reference(self, x: Any) -> Any:
+        if self.halves:
+            return reduce_by_halves(x, self.kind, self.dim)
+        functions: dict[str, Any] = {"sum": np.sum, "max": np.fmax.reduce, "min": np.fmin.reduce}
+        with np.errstate(all="ignore"):
+            return functions[self.kind](x, axis=self.dim, keepdims=True)

@@ -25,6 +25,7 @@ from tilewright.ir.reader import GraphText, OpText, RegionText, Source, read
 from tilewright.ir.sizes import Size
 from tilewright.ir.types import Axis, BufferType, StreamType, TensorType
 
+_KEYWORDS = frozenset({"self", "regions", "loc", "hints"})  # of Op's constructor: no attributes
 # Spaces of the operations that a graph of each level may hold.
 _SPACES = {"graph": ("tensor", "math"), "stream": ("stream", "tensor", "math")}
 
@@ -135,6 +136,8 @@ def _build_op(source: Source, text: OpText, scope: _Scope) -> Op:
             f"{text.name} is of another level; here belong {', '.join(scope.spaces)} operations"
         )
         raise ParseError(message, loc)
+    if taken := _KEYWORDS & set(text.attrs):
+        raise ParseError(f"{text.name} has no attribute {min(taken)!r}", loc)
     _require_declared(text.attrs, scope, loc)
     operands = [_lookup(source, scope, t) for t in text.operands]
     regions = [_build_region(source, r, scope) for r in text.regions]

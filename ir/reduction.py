@@ -25,3 +25,18 @@ def reduce_axis(x: Any, kind: str, axis: int, keep: bool = False) -> Any:
     functions: dict[str, Any] = {"sum": np.sum, "max": np.max, "min": np.min}
     with np.errstate(all="ignore"):
         return functions[kind](x, axis=axis, keepdims=keep, initial=identity_of(kind, x.dtype))
+
+
+def reduce_by_halves(x: Any, kind: str, axis: int) -> Any:
+    """The reduction of 2^n elements in one order: the first half with the second, until one is
+    left; of NaN and another number the second operand is taken for the larger and the smaller."""
+    combine: dict[str, Any] = {
+        "sum": np.add,
+        "max": lambda a, b: np.where(np.greater(a, b), a, b),
+        "min": lambda a, b: np.where(np.less(a, b), a, b),
+    }
+    with np.errstate(all="ignore"):
+        while x.shape[axis] > 1:
+            low, high = np.split(x, 2, axis=axis)
+            x = combine[kind](low, high)
+    return x

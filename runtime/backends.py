@@ -28,6 +28,8 @@ from tilewright.runtime.family import Call, Variant
 from tilewright.runtime.fingerprint import cache_key
 from tilewright.runtime.graph_text import anonymous, table_text
 from tilewright.runtime.kernel import TORCH_DTYPES, Kernel
+from tilewright.runtime.locks import GENERATORS
+from tilewright.runtime.memory_limit import LIBRARY, compiling_bytes, require_memory
 from tilewright.runtime.native import NativeFunction, compile_llvm, load_object
 from tilewright.runtime.report import VariantReport
 from tilewright.runtime.targets import host_target
@@ -192,11 +194,15 @@ def native_parts(program: Graph) -> NativeParts:
 
 def machine_code(program: Graph, target: Target) -> bytes:
     """A tile program through MLIR and LLVM."""
-    from tilewright.backends.mlir.build import to_llvm_ir
+    from tilewright.backends.mlir.build import loaded, to_llvm_ir
     from tilewright.backends.mlir.emit import emit_module
 
-    llvm_ir = to_llvm_ir(emit_module(program, target, SYMBOL))
-    return compile_llvm(llvm_ir, target.cpu, target.features)
+    text = emit_module(program, target, SYMBOL)
+    with GENERATORS.lock:
+        if not loaded():
+            require_memory(LIBRARY, "loading MLIR")
+        require_memory(compiling_bytes(text), f"compiling kernel {program.name}")
+        return compile_llvm(to_llvm_ir(text), target.cpu, target.features)
 
 
 def _input_types(variant: Variant) -> list[BufferType]:

@@ -109,7 +109,7 @@ def frame_format(signature: Signature) -> str:
 
 def call_source(signature: Signature) -> str:
     """The text of ``def call(*tensors)``; ``kernel.py`` names what it refers to."""
-    begin = [*_outputs(signature), *grid_text(signature), "if items:"]
+    begin = [*_with_room(signature), *grid_text(signature), "if items:"]
     begin += indented(_launch(signature), 4)
     return call_text(signature, "is_cpu", begin)
 
@@ -247,6 +247,18 @@ def _outputs(signature: Signature, device: str = "cpu") -> Iterator[str]:
         shape = ", ".join(map(size_text, signature.params[i].shape))
         # sizes one by one: torch parses a tuple of them much more slowly
         yield f"t{i} = empty({shape or '()'}, dtype=dtype{i}, device={device})"
+
+
+def _with_room(signature: Signature) -> Iterator[str]:
+    """Outputs, or in words what there is no memory for. Where nothing is raised it costs nothing."""
+    shapes = [
+        tuple_text(list(map(size_text, p.shape)))
+        for p in signature.params[len(signature.inputs) :]
+    ]
+    yield "try:"
+    yield from indented(_outputs(signature), 4)
+    yield "except (RuntimeError, MemoryError) as error:"
+    yield f"    no_room(error, {tuple_text(shapes)})"
 
 
 def grid_text(signature: Signature) -> Iterator[str]:

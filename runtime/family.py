@@ -7,7 +7,6 @@ element
 
 from __future__ import annotations
 
-import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -36,6 +35,8 @@ from tilewright.passes.to_tile.tables import tables_of, with_tables
 from tilewright.passes.to_tile.whole_blocks.schedule import row_classes as block_row_classes
 from tilewright.runtime.calls import Signature, key_source
 from tilewright.runtime.cuda.repeat import bound
+from tilewright.runtime.locks import Guard
+from tilewright.runtime.logs import KERNELS
 from tilewright.runtime.report import VariantReport
 from tilewright.runtime.tables import block_extremes
 from tilewright.runtime.tracing.recorder import now
@@ -93,7 +94,7 @@ class KernelFamily:
         self.classes = _classes(graph, target, info)
         self.forms: dict[Key, Call] = {}
         self.reports: list[VariantReport] = []
-        self.lock = threading.Lock()
+        self.guard = Guard()
         self.known = 0  # the state of tuned schedules that the forms were made by
         self._facts = self._key_function()
 
@@ -129,7 +130,7 @@ class KernelFamily:
         """Forgets the forms if there are schedules that they were not made by."""
         TUNED.look()
         if self.known != TUNED.number:
-            with self.lock:
+            with self.guard.lock:
                 self.forms, self.reports, self.known = {}, [], TUNED.number
 
     def _have_entries(self, tensors: tuple[torch.Tensor, ...]) -> bool:
@@ -203,7 +204,7 @@ class KernelFamily:
         return function
 
     def _make(self, key: Key) -> Call:
-        with self.lock:
+        with self.guard.lock:
             if key in self.forms:
                 return self.forms[key]
             if key[2] == EMPTY and self.empty is not None:
@@ -247,6 +248,7 @@ class KernelFamily:
         call, report = self.make(variant, self.target)
         report.seconds = time.perf_counter() - start
         self.reports.append(report)
+        KERNELS.info("%s, %s", self.graph.name, report)
         return call
 
 

@@ -8,6 +8,7 @@ Whether strides keep a buffer's ``unit`` promise is for the caller to see to, wh
 from __future__ import annotations
 
 import ctypes
+import math
 import struct
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -26,6 +27,7 @@ from tilewright.runtime.calls import (
     call_source,
     frame_format,
 )
+from tilewright.runtime.memory_limit import no_memory
 from tilewright.runtime.native import NativeFunction
 from tilewright.runtime.threads import num_threads, run_parallel
 
@@ -96,6 +98,7 @@ class Kernel:
             "empty": torch.empty,
             "cpu": torch.device("cpu"),
             "complain": self._complain,
+            "no_room": self._no_room,
             "solve": self.signature.solve,
             "check_memory": self._check_memory,
             "num_threads": num_threads,
@@ -128,6 +131,18 @@ class Kernel:
                 what = f"%{self.signature.hints[i]}" if given else "an output"
                 kind = f"it is a {type(tensor).__name__} without memory"
                 raise BindError(f"{self.name}: {what} must be a real tensor, {kind}")
+
+    def _no_room(self, error: Exception, shapes: tuple[tuple[int, ...], ...]) -> NoReturn:
+        """MemoryLimitError for outputs of these shapes, which could not be allocated."""
+        outputs = self.signature.params[len(self.signature.inputs) :]
+        texts = [f"{p.dtype}{list(shape)}" for p, shape in zip(outputs, shapes, strict=True)]
+        nbytes = sum(
+            math.prod(shape) * _torch_dtype(self.name, p).itemsize
+            for p, shape in zip(outputs, shapes, strict=True)
+        )
+        _free_scratch.clear()  # what calls have left may be what is missing next time
+        what = f"the results of {self.name}, {', '.join(texts)}, {nbytes:,} bytes"
+        raise no_memory(what, error) from error
 
     def _complain(self, tensors: tuple[object, ...]) -> NoReturn:
         refuse(self.name, self.signature, "is_cpu", tensors)
@@ -210,7 +225,12 @@ def _take_scratch(size: int) -> Scratch:
 
 
 def _new_scratch(size: int) -> Scratch:
-    owner = torch.empty(size + ALIGNMENT, dtype=torch.uint8, device="cpu")
+    try:
+        owner = torch.empty(size + ALIGNMENT, dtype=torch.uint8, device="cpu")
+    except (RuntimeError, MemoryError) as error:
+        _free_scratch.clear()  # what other calls have left may be what is missing next time
+        what = f"the scratch memory of a kernel's threads, {size:,} bytes"
+        raise no_memory(what, error) from error
     offset = -owner.data_ptr() % ALIGNMENT
     return owner.data_ptr() + offset, size, owner
 

@@ -3,7 +3,6 @@ of a call."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -20,6 +19,7 @@ from tilewright.passes.inner_products import Inner
 from tilewright.passes.rematerialise import Balance, Fused
 from tilewright.passes.rematerialise.programs import cost_inside, cost_through_memory, inside
 from tilewright.runtime.family import Call
+from tilewright.runtime.locks import Guard
 from tilewright.runtime.threads import num_threads
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class MadeAgain:
         self.target = target
         self.programs: dict[str, Program] = {}  # by their text
         self.choices: dict[tuple[int, ...], Choice] = {}  # by threads and sizes
-        self._lock = threading.Lock()
+        self._guard = Guard()
 
     def __call__(self, *tensors: torch.Tensor) -> Tensors:
         if not all(isinstance(x, torch.Tensor) for x in tensors):
@@ -120,7 +120,7 @@ class MadeAgain:
     def _program(self, fused: Fused) -> Program:
         module = Module((fused.graph,))
         text = print_module(module)
-        with self._lock:
+        with self._guard.lock:
             if text not in self.programs:
                 self.programs[text] = self.compiled(module)
             program = self.programs[text]

@@ -9,17 +9,21 @@ import ctypes
 import importlib
 import platform
 import struct
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 from tilewright.ir.errors import BackendMissingError, TargetError, UnsupportedError
+from tilewright.runtime.locks import GENERATORS
+from tilewright.runtime.memory_limit import LIBRARY, require_memory
 
 _ELF64_LITTLE = b"\x7fELF\x02\x01"
 _MACH_O = b"\xcf\xfa\xed\xfe"
 _ELF_MACHINES = {"x86_64": 62, "amd64": 62, "aarch64": 183, "arm64": 183}  # e_machine
 _SYMBOL_TABLE = 2  # sh_type of .symtab
+_LOADING = 16 << 20  # bytes that LLVM may take for an object file of any size
 
 
 @dataclass(frozen=True)
@@ -33,14 +37,17 @@ class NativeFunction:
 @cache
 def _llvm() -> Any:
     """llvmlite's binding, ready for this machine's code."""
-    try:
-        llvm = importlib.import_module("llvmlite.binding")
-    except ImportError as error:
-        message = f"machine code needs llvmlite: pip install llvmlite ({error})"
-        raise BackendMissingError(message) from error
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    return llvm
+    with GENERATORS.lock:
+        if "llvmlite.binding" not in sys.modules:
+            require_memory(LIBRARY, "loading LLVM (llvmlite)")
+        try:
+            llvm = importlib.import_module("llvmlite.binding")
+        except (ImportError, OSError) as error:
+            message = f"machine code needs llvmlite: pip install llvmlite ({error})"
+            raise BackendMissingError(message) from error
+        llvm.initialize_native_target()
+        llvm.initialize_native_asmprinter()
+        return llvm
 
 
 def host_cpu() -> tuple[str, str]:
@@ -55,13 +62,15 @@ def compile_llvm(llvm_ir: str, cpu: str, features: str, shared: bool = False) ->
 
     LLVM only warns about a CPU that it does not know: the caller has to know its targets.
     """
-    machine = _library_machine(cpu, features) if shared else _machine(cpu, features)
-    return bytes(machine.emit_object(_optimised(llvm_ir, machine)))
+    with GENERATORS.lock:
+        machine = _library_machine(cpu, features) if shared else _machine(cpu, features)
+        return bytes(machine.emit_object(_optimised(llvm_ir, machine)))
 
 
-def assembly(llvm_ir: str, cpu: str, features: str) -> str:
-    """The assembly text of the same code, for people to read."""
-    machine = _machine(cpu, features)
+def assembly(llvm_ir: str, cpu: str, features: str, triple: str = "") -> str:
+    """The assembly text of the same code, for people to read; ``triple``: LLVM's name of another
+    kind of machine than this one."""
+    machine = _machine(cpu, features, triple)
     return str(machine.emit_assembly(_optimised(llvm_ir, machine)))
 
 
@@ -76,11 +85,13 @@ def load_object(data: bytes, symbol: str) -> NativeFunction:
             f"{symbol}: the machine code calls {', '.join(missing)}, which this process does not "
             "have; the operation has to be decomposed before it reaches LLVM"
         )
-    host, features = host_cpu()
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine(host, features))
-    engine.add_object_file(llvm.ObjectFileRef.from_data(data))
-    engine.finalize_object()
-    address = engine.get_function_address(symbol)
+    require_memory(_LOADING + 2 * len(data), f"loading {symbol}")
+    with GENERATORS.lock:
+        host, features = host_cpu()
+        engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine(host, features))
+        engine.add_object_file(llvm.ObjectFileRef.from_data(data))
+        engine.finalize_object()
+        address = engine.get_function_address(symbol)
     if not address:
         raise TargetError(f"the object file has no function {symbol}")
     return NativeFunction(address, engine)
@@ -137,12 +148,25 @@ def _symbols(data: bytes) -> Iterator[tuple[str, int]]:
             yield data[start : data.index(b"\0", start)].decode(), section
 
 
-def _machine(cpu: str, features: str) -> Any:
+def _machine(cpu: str, features: str, triple: str = "") -> Any:
     """A target machine; MCJIT takes its own away, so that each has to be a new one."""
-    target = _llvm().Target.from_default_triple()
+    llvm = _llvm()
+    if triple:
+        return _foreign(llvm, triple).create_target_machine(cpu=cpu, features=features, opt=3)
+    target = llvm.Target.from_default_triple()
     return target.create_target_machine(
         cpu=cpu, features=features, opt=3, jit=True, codemodel="jitdefault"
     )
+
+
+def _foreign(llvm: Any, triple: str) -> Any:
+    """Another kind of machine, if this LLVM was built with it. Raises TargetError."""
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    try:
+        return llvm.Target.from_triple(triple)
+    except RuntimeError as error:
+        raise TargetError(f"llvmlite's LLVM makes no code for {triple}: {error}") from None
 
 
 def _library_machine(cpu: str, features: str) -> Any:

@@ -8,14 +8,16 @@ import torch
 
 from tilewright.ir.core import Graph
 from tilewright.runtime.family import Call
+from tilewright.runtime.locks import GENERATORS
 from tilewright.runtime.threads import num_threads
 
 
 def make_numba_kernel(program: Graph) -> Call:
     """A callable for a tile program of one lane. Raises BackendMissingError without Numba."""
-    from tilewright.backends.numba.kernel import NumbaKernel
+    with GENERATORS.lock:
+        from tilewright.backends.numba.kernel import NumbaKernel
 
-    kernel = NumbaKernel(program)
+        kernel = NumbaKernel(program)
 
     def call(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         arrays = kernel(*(_as_array(x) for x in tensors), threads=num_threads())

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import TypeVar
+
+from tilewright.runtime.locks import Guard
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -15,10 +16,10 @@ class Once(dict[K, V]):
 
     def __init__(self, make: Callable[[K], V]) -> None:
         super().__init__()
-        self.make, self.lock = make, threading.Lock()
+        self.make, self.guard = make, Guard()
 
     def __missing__(self, key: K) -> V:
-        with self.lock:
+        with self.guard.lock:
             if key not in self:
                 self[key] = self.make(key)
             return self[key]

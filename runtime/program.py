@@ -30,6 +30,7 @@ from tilewright.runtime.gpu_targets import (
     forced_schedule,
     pretended,
 )
+from tilewright.runtime.logs import PROGRAMS
 from tilewright.runtime.made_again import MadeAgain
 from tilewright.runtime.report import KernelReport, ProgramReport
 from tilewright.runtime.routing import with_few_tokens, with_shared_counts
@@ -84,6 +85,10 @@ class Program:
         self.inputs = tuple(p.hint for p in module.main.params)
         self.steps = [self._step(graph) for graph in kernels.graphs]
         self._single = self._made_again() or self._only_step() or self._routing(kernels)
+        names = ", ".join(step.graph.name for step in self.steps)
+        PROGRAMS.debug(
+            "%s for %s by %s: kernels %s", module.main.name, self.target.name, self.backend, names
+        )
 
     def _watch(self, name: str, module: Module) -> None:
         if name == "canonicalise":

@@ -41,6 +41,18 @@ class VariantReport:
     schedule: str = ""
     machine: list[MachineReport] = field(default_factory=list)
 
+    def __str__(self) -> str:
+        where = "from the disk cache" if self.from_cache else "compiled"
+        where = "compiled beforehand, loaded" if self.backend == "bundle" else where
+        fixed = ", ".join(f"{k} = {n}" for k, n in self.static_sizes.items())
+        memory = f", {self.scratch_bytes} bytes of scratch a worker" if not self.schedule else ""
+        return (
+            f"{self.layout_class} for {self.target} by {self.backend}: {where} in "
+            f"{self.seconds * 1e3:.0f} ms{memory}"
+            + (f", {fixed}" if fixed else "")
+            + (f", {self.schedule}" if self.schedule else "")
+        )
+
 
 @dataclass
 class KernelReport:
@@ -58,16 +70,7 @@ class KernelReport:
         lines.append(f"  {len(self.channels)} channels, {deep} of them deep")
         lines += [f"    {channel}" for channel in self.channels]
         for v in self.variants:
-            where = "from the disk cache" if v.from_cache else "compiled"
-            where = "compiled beforehand, loaded" if v.backend == "bundle" else where
-            fixed = ", ".join(f"{k} = {n}" for k, n in v.static_sizes.items())
-            memory = f", {v.scratch_bytes} bytes of scratch a worker" if not v.schedule else ""
-            lines.append(
-                f"  {v.layout_class} for {v.target} by {v.backend}: {where} in "
-                f"{v.seconds * 1e3:.0f} ms{memory}"
-                + (f", {fixed}" if fixed else "")
-                + (f", {v.schedule}" if v.schedule else "")
-            )
+            lines.append(f"  {v}")
             lines += [f"    {form}" for form in v.machine]
         return "\n".join(lines)
 

@@ -1,5 +1,7 @@
-"""Kernels of a call in every schedule that their spaces have: what measurements of schedules
-compare."""
+"""One form of a kernel and its schedules: what tuning, and measurements of schedules, know of it.
+
+The form is the one that calls of the task's sizes take. Nothing is compiled until it is called.
+"""
 
 from __future__ import annotations
 
@@ -18,21 +20,32 @@ from tilewright.passes.to_tile.choices import Choice, Space
 from tilewright.passes.to_tile.cost_model import ranked
 from tilewright.passes.to_tile.spaces import kernel_space
 from tilewright.runtime.backends import MAKERS, lower_variant
-from tilewright.runtime.family import Variant
+from tilewright.runtime.family import KernelFamily, Variant
 from tilewright.runtime.tuning.inputs import random_inputs
-from tilewright.runtime.tuning.task import KernelTask
+from tilewright.runtime.tuning.task import KernelTask, uninitialised
 from tilewright.runtime.tuning.traced import tasks_of_call
-from tilewright.runtime.tuning.tuner import form_of
+from tilewright.runtime.tuning.trial import kernel_family
 
 
 @dataclass(frozen=True)
 class KernelForm:
-    """One kernel of a call at the sizes of that call."""
+    """One kernel at the sizes of a call."""
 
     task: KernelTask
+    family: KernelFamily
     variant: Variant
-    target: Target
-    inputs: tuple[torch.Tensor, ...]
+
+    @staticmethod
+    def of(task: KernelTask) -> KernelForm:
+        """The form that a task is about."""
+        family = kernel_family(task.graph, task, {})
+        key = family.key(family.completed(uninitialised(family.source, task.inputs)))
+        return KernelForm(task, family, family.variant(key))
+
+    @property
+    def target(self) -> Target:
+        """What it is compiled for."""
+        return self.family.target
 
     @property
     def graph(self) -> Graph:
@@ -42,11 +55,13 @@ class KernelForm:
     @cached_property
     def sizes(self) -> Mapping[str, int]:
         """Of the call, by name."""
-        return bind_sizes(self.graph, [tuple(x.shape) for x in self.inputs])
+        given = self.family.completed(uninitialised(self.family.source, self.task.inputs))
+        return bind_sizes(self.graph, [tuple(x.shape) for x in given])
 
     @cached_property
     def space(self) -> Space:
-        """Its schedules, the default's fields among them."""
+        """Its schedules, the default's fields among them. Raises UnsupportedError for a kernel that
+        has one schedule only."""
         return kernel_space(self.graph, self.target, self.variant.rows)
 
     def ranked(self, threads: int) -> list[tuple[Choice, float]]:
@@ -58,6 +73,12 @@ class KernelForm:
         """The tile program of a choice: two choices with one program are one schedule."""
         return print_graph(lower_variant(replace(self.variant, choice=choice), self.target))
 
+    @cached_property
+    def inputs(self) -> tuple[torch.Tensor, ...]:
+        """Random values for a call."""
+        given = random_inputs(self.family.source, self.task.inputs)
+        return self.family.completed(tuple(given))
+
     def call(self, choice: Choice) -> Callable[[], tuple[torch.Tensor, ...]]:
         """Compiles a choice; gives what runs it on the inputs."""
         made, _ = MAKERS[self.task.backend](replace(self.variant, choice=choice), self.target)
@@ -65,13 +86,11 @@ class KernelForm:
 
 
 def kernel_forms(call: Callable[[], object]) -> list[KernelForm]:
-    """The kernels that a call runs and that have a space of schedules, on random inputs."""
+    """The kernels that a call runs and that have a space of schedules."""
     tasks, _ = tasks_of_call(call)
     found = []
     for task, _ in tasks:
-        family, variant = form_of(task)
-        inputs = family.completed(tuple(random_inputs(family.source, task.inputs)))
-        form = KernelForm(task, variant, family.target, inputs)
+        form = KernelForm.of(task)
         try:
             form.space  # noqa: B018  (refuses here)
         except UnsupportedError:

@@ -53,7 +53,13 @@ TUNING = Variable(
     "database of tuned schedules; off: programs use their default schedules",
     "tuning.sqlite3 in the folder of compiled kernels",
 )
-VARIABLES = (CACHE_DIR, CACHE_SIZE, NUM_THREADS, WAIT_POLICY, TRACE, BUNDLE, TUNING)
+LOG = Variable(
+    "TILEWRIGHT_LOG",
+    "least level of what is written to stderr: debug, info, warning or error; off is as unset",
+    "nothing is written; the program's own logging gets all of it",
+)
+VARIABLES = (CACHE_DIR, CACHE_SIZE, NUM_THREADS, WAIT_POLICY, TRACE, BUNDLE, TUNING, LOG)
+LEVELS = ("debug", "info", "warning", "error")
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,7 @@ class Settings:
     trace: Path | None = None
     bundle: Path | None = None
     tuning: Path | None = None  # off
+    log: str = ""  # off
 
 
 @cache
@@ -80,7 +87,24 @@ def settings() -> Settings:
         trace=_folder(TRACE),
         bundle=_folder(BUNDLE),
         tuning=_tuning(),
+        log=log_level(),
     )
+
+
+def log_level() -> str:
+    """One of LEVELS, or "". Raises SettingError. Apart, since it is wanted at the first import,
+    where what is wrong with another variable is not yet anybody's concern."""
+    chosen = _text(LOG).lower()
+    if chosen in {"", "off", "0"}:
+        return ""
+    if chosen not in LEVELS:
+        raise _wrong(LOG, f"one of {', '.join(LEVELS)}")
+    return chosen
+
+
+def in_force() -> dict[str, str]:
+    """What each variable is set to, "" where its default holds."""
+    return {variable.name: _text(variable) for variable in VARIABLES}
 
 
 def _text(variable: Variable) -> str:

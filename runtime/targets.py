@@ -7,7 +7,7 @@ from functools import cache
 import torch
 
 from tilewright.ir.errors import TargetError
-from tilewright.ir.target import GPUS, Target, from_features, named_target
+from tilewright.ir.target import GPUS, NAMED, Target, from_features, lanes_in, named_target
 from tilewright.runtime.bundle.active import bundle_in_use
 from tilewright.runtime.gpu_targets import GPU_BACKENDS, device_target
 from tilewright.runtime.native import host_cpu
@@ -25,8 +25,12 @@ def host_target() -> Target:
 
 
 def resolve_target(name: str | None) -> Target:
-    """A target by name; None or "host" is this machine. Raises TargetError with the known names."""
-    return host_target() if name in (None, "host") else named_target(str(name))
+    """A target by name; None or "host" is this machine, ``NAME:LANES`` one with vectors of another
+    width. Raises TargetError with the known names."""
+    plain, colon, lanes = str(name or "host").partition(":")
+    if plain != "host":
+        return named_target(str(name))
+    return host_target().with_lanes(lanes_in(str(name), lanes)) if colon else host_target()
 
 
 def program_target(name: str | None, backend: str) -> Target:
@@ -53,13 +57,17 @@ def program_target(name: str | None, backend: str) -> Target:
     return found
 
 
-_V3 = {"avx2", "fma", "bmi", "bmi2", "f16c", "lzcnt", "movbe"}
+_V2 = {"sse3", "ssse3", "sse4.1", "sse4.2", "popcnt", "cx16"}
+_V3 = _V2 | {"avx2", "fma", "bmi", "bmi2", "f16c", "lzcnt", "movbe"}
 _V4 = _V3 | {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}
 
 
 def needed_features(target: Target) -> set[str]:
-    """Instruction sets that code for a target uses."""
-    wide = {8: _V3, 16: _V4}.get(target.lanes, set())
+    """Instruction sets that code for a target uses: what its CPU has, of whatever width."""
+    plain = NAMED.get(target.name.partition(":")[0], target)
+    if plain.name == "scalar" or plain.triple:
+        return set()
+    wide = {4: _V2, 8: _V3, 16: _V4}.get(plain.lanes, set())
     wide = wide | {"avx512bf16"} if target.bf16_dot else set(wide)
     if target.int8_dot == "vnni":
         wide |= {"avx512vnni" if target.lanes == 16 else "avxvnni"}
@@ -67,12 +75,17 @@ def needed_features(target: Target) -> set[str]:
 
 
 def require_runnable(target: Target) -> None:
-    """Raises TargetError if this machine lacks an instruction set that the target's code uses."""
+    """Raises TargetError if this machine is of another kind than the target's, or lacks an
+    instruction set that its code uses."""
     bundle = bundle_in_use()
-    if target.name == "host" or (bundle is not None and bundle.target.isa == target.isa):
+    if target.name.partition(":")[0] == "host":
         return
-    have = {f[1:] for f in host_cpu()[1].split(",") if f.startswith("+")}
-    missing = sorted(needed_features(target) - have)
+    if bundle is not None and bundle.target.isa == target.isa:
+        return
+    missing = [f"a processor of {target.triple}"] if target.triple else []
+    if not missing:
+        have = {f[1:] for f in host_cpu()[1].split(",") if f.startswith("+")}
+        missing = sorted(needed_features(target) - have)
     if missing:
         raise TargetError(
             f"this machine cannot run code for {target.name}: it lacks {', '.join(missing)} "

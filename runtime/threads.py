@@ -139,7 +139,10 @@ def start_over() -> None:
 
 
 def _after_fork_in_child() -> None:
+    used = _state.region is not _first_region
     _state.region, _state.chosen = _serial, 1
+    if used:  # torch's own operators hang in the same pool; its data loaders do the same
+        torch.set_num_threads(1)
 
 
 if hasattr(os, "register_at_fork"):

@@ -8,7 +8,6 @@ schedules are used.
 from __future__ import annotations
 
 import os
-import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -19,6 +18,7 @@ import torch
 
 from tilewright.ir.errors import TilewrightError
 from tilewright.passes.to_tile.choices import Choice
+from tilewright.runtime.locks import Guard
 from tilewright.runtime.settings import settings
 
 LOOK_SECONDS = 1.0  # between two looks at the file: a call in between costs a comparison
@@ -27,6 +27,7 @@ WAIT_SECONDS = 0.2  # for another process's transaction: a call waits meanwhile
 FARTHEST = 2  # of a size class that lends its schedule, in powers of two, all lengths together
 
 SizeClass = tuple[int, ...]
+State = tuple[object, ...]  # of the file
 Known = Mapping[SizeClass, Choice]
 Call = Callable[..., tuple[torch.Tensor, ...]]
 
@@ -43,25 +44,21 @@ class TunedSchedules:
         self.look_at = 0.0  # the time of the next look, by time.monotonic
         self.off = False
         self._known: dict[str, dict[str, dict[SizeClass, Choice]]] = {}  # device, kernel
-        self._seen: tuple[object, ...] = ()
-        self._lock = threading.Lock()
+        self._seen: State = ()
+        self._guard = Guard()
         self._complained = False
 
     def look(self) -> None:
         """Sees whether the database has changed, if it is time to."""
         if time.monotonic() < self.look_at or self.off:
             return
-        with self._lock:
-            self.look_at = time.monotonic() + LOOK_SECONDS
+        self.look_at = time.monotonic() + LOOK_SECONDS  # first: calls of other threads go on
+        with self._guard.lock:
             seen = _state(settings().tuning)
             if seen != self._seen:
-                self._seen = seen
-                before, self._known = self._known, self._read()
+                before = self._known
+                self._known, self._seen = self._read(seen)
                 self.number += before != self._known
-
-    def renew(self) -> None:
-        """In a forked child: whoever held the lock is not there."""
-        self._lock = threading.Lock()
 
     def of(self, kernel: str, gpu: bool) -> Known:
         """The choices that won for a kernel on this device, by size class."""
@@ -76,7 +73,8 @@ class TunedSchedules:
         """Whether anything is known, for any device."""
         return bool(self._known)
 
-    def _read(self) -> dict[str, dict[str, dict[SizeClass, Choice]]]:
+    def _read(self, seen: State) -> tuple[dict[str, dict[str, dict[SizeClass, Choice]]], State]:
+        """What the file in a state knows, and the state to compare the next with."""
         from tilewright.runtime.tuning.database import Database
 
         known: dict[str, dict[str, dict[SizeClass, Choice]]] = {}
@@ -85,13 +83,13 @@ class TunedSchedules:
                 of_kernel = known.setdefault(winner.device, {}).setdefault(winner.kernel, {})
                 of_kernel[winner.size_class] = winner.choice
         except TilewrightError as error:
-            self._seen, self.look_at = ("unreadable",), time.monotonic() + AGAIN_SECONDS
+            self.look_at = time.monotonic() + AGAIN_SECONDS
             if not self._complained:
                 text = f"{error.message}; programs go on with the schedules that they have"
                 warnings.warn(text, TuningWarning, stacklevel=5)
             self._complained = True
-            return self._known
-        return known
+            return self._known, ("unreadable",)
+        return known, seen
 
 
 def nearest(known: Known, wanted: SizeClass) -> Choice | None:
@@ -119,6 +117,7 @@ class BySize:
     ) -> None:
         self.known, self.make = known, make
         self.dimensions = dimensions
+        self._guard = Guard()
         self._calls: dict[SizeClass, Call] = {}
         self._made: dict[tuple[tuple[str, int], ...], Call] = {}
 
@@ -137,12 +136,16 @@ class BySize:
         wanted = tuple(max(0, length).bit_length() for length in lengths)
         call = self._calls.get(wanted)
         if call is None:
-            choice = nearest(self.known, wanted) or {}
-            key = tuple(sorted(choice.items()))
+            call = self._calls[wanted] = self._of(nearest(self.known, wanted) or {})
+        return call
+
+    def _of(self, choice: Choice) -> Call:
+        """The form with a choice, made by one thread."""
+        key = tuple(sorted(choice.items()))
+        with self._guard.lock:
             if key not in self._made:
                 self._made[key] = self.make(choice)
-            call = self._calls[wanted] = self._made[key]
-        return call
+            return self._made[key]
 
     def made(self) -> dict[SizeClass, Call]:
         """The forms that calls of some size class have made so far (for bundles)."""
@@ -151,13 +154,10 @@ class BySize:
     def make_all(self) -> None:
         """Makes the forms of all size classes that there are schedules for (for bundles)."""
         for size_class, choice in self.known.items():
-            key = tuple(sorted(choice.items()))
-            if key not in self._made:
-                self._made[key] = self.make(choice)
-            self._calls[size_class] = self._made[key]
+            self._calls[size_class] = self._of(choice)
 
 
-def _state(path: Path | None) -> tuple[object, ...]:
+def _state(path: Path | None) -> State:
     """What changes whenever something is committed; () without a database."""
     found: list[object] = []
     for name in (path, path.with_name(path.name + "-wal")) if path else ():
@@ -168,6 +168,3 @@ def _state(path: Path | None) -> tuple[object, ...]:
 
 
 TUNED = TunedSchedules()
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=TUNED.renew)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -12,6 +13,10 @@ from hypothesis import HealthCheck, settings
 # they take the processor from what they wait for. Read when torch is loaded; processes inherit it.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # of NumPy, which is the oracle here
+# Compiled kernels are kept from run to run, but not among the user's, which they would push out.
+# Read when the first kernel is made; processes inherit it.
+KERNELS = Path(__file__).resolve().parent.parent / "build" / "test-kernels"
+os.environ.setdefault("TILEWRIGHT_CACHE_DIR", os.fspath(KERNELS))
 
 # Compilation makes an example's time vary too much for a deadline to mean anything.
 settings.register_profile("dev", deadline=None, suppress_health_check=[HealthCheck.too_slow])

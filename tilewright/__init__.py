@@ -25,6 +25,7 @@ from tilewright.ir.errors import (
     UnsupportedError,
     VerifyError,
 )
+from tilewright.runtime.logs import start as _start_logging
 
 if TYPE_CHECKING:
     from tilewright.evaluation import evaluate
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from tilewright.runtime.quantized.tensor import QuantizedTensor
 
 __version__ = "0.1.0"
+_start_logging()
 
 __all__ = [
     "BackendMissingError",

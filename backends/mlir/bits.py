@@ -8,6 +8,7 @@ import numpy as np
 
 from tilewright.backends.mlir.registers import Registers, held_type, physical
 from tilewright.backends.mlir.text import MlirText
+from tilewright.ir.core import Op
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.ops_lowbit import Lookup, LookupBytes, LookupHalves, View, bf16_bits
 from tilewright.ir.ops_tile import Dot
@@ -44,19 +45,30 @@ class BitEmitter:
         cast = [self.text.op(f"{name} {n} : {x.held} to {held}") for n in x.names]
         return Registers(result, cast)
 
+    def _permutes(self, lanes: int) -> bool:
+        """Whether the target has permutations of a register of so many lanes."""
+        return bool(self.target.named) if lanes == 8 else self.target.named == "avx512"
+
+    def _require(self, index: Registers, op: Op, widths: tuple[int, ...]) -> None:
+        """Raises UnsupportedError unless an index lies in lanes that the target can permute."""
+        if index.uniform or index.lanes not in widths or not self._permutes(index.lanes):
+            known = " or ".join(map(str, widths))
+            message = f"{op.name} needs vectors of {known} lanes and instructions that permute them"
+            raise UnsupportedError(f"{message}; {self.target.name} has none", op.loc)
+
     def lookup(self, op: Lookup, index: Registers) -> Registers:
-        """Permutations of a register of values, chosen between by the index's higher bits."""
+        """Permutations of a register of values, chosen between by the index's higher bits; where
+        there are none, all is chosen by bits."""
         result = op.result.type
         assert isinstance(result, RegisterType)
-        if index.uniform or index.lanes not in (8, 16):
-            raise UnsupportedError("tile.lookup needs vectors of 8 or 16 lanes", op.loc)
+        if index.uniform:
+            raise UnsupportedError("tile.lookup of an index that all lanes share", op.loc)
         names = [self._chosen(n, op.values, index.lanes) for n in index.names]
         return Registers(result, names)
 
     def lookup_bytes(self, op: LookupBytes, index: Registers) -> Registers:
         """A shuffle of bytes: within 16 bytes, or with VBMI among 64."""
-        if index.uniform or index.lanes not in (8, 16):
-            raise UnsupportedError("tile.lookup_bytes needs vectors of 8 or 16 lanes", op.loc)
+        self._require(index, op, (8, 16))
         count, width = len(op.values), 4 * index.lanes
         if count > 16 and index.lanes != 16:
             raise UnsupportedError("a table of more than 16 bytes", op.loc)
@@ -77,8 +89,7 @@ class BitEmitter:
 
     def lookup_halves(self, op: LookupHalves, index: Registers) -> Registers:
         """A permutation of 32 halves, or of those of two registers."""
-        if index.uniform or index.lanes != 16:
-            raise UnsupportedError("tile.lookup_halves needs vectors of 16 lanes", op.loc)
+        self._require(index, op, (16,))
         size = 32 if len(op.values) <= 32 else 64
         table = np.resize(bf16_bits(op.values), size).view(np.int16).tolist()
         held = "vector<32xi16>"
@@ -98,9 +109,12 @@ class BitEmitter:
 
     def _chosen(self, index: str, values: Sequence[float], lanes: int) -> str:
         count = len(values)
-        if count <= lanes:
+        if not self._permutes(lanes):
+            if count == 1:
+                return self._table(list(values) * lanes, lanes)
+        elif count <= lanes:
             return self._permute(index, list(values) * (lanes // count), lanes)
-        if count == 2 * lanes == 32:
+        elif count == 2 * lanes == 32:
             return self._permute_two(index, values)
         half = count // 2
         low = self._chosen(index, values[:half], lanes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import struct
+import sys
 from typing import Any
 
 from tilewright.ir.errors import BackendMissingError
@@ -29,6 +30,11 @@ def bindings(part: str) -> Any:
         "the mlir back end needs MLIR's Python bindings: pip install 'tilewright[mlir]' "
         "(the wheel torch-mlir has them), or choose backend='numba'"
     )
+
+
+def loaded() -> bool:
+    """Whether MLIR's bindings are in this process already."""
+    return any(f"{package}.ir" in sys.modules for package in ("mlir", "torch_mlir"))
 
 
 _TOKEN = re.compile(

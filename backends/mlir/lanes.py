@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tilewright.backends.mlir.bits import ByteDot
-from tilewright.backends.mlir.pointwise import Scalars, narrow_bf16
+from tilewright.backends.mlir.pointwise import Scalars, multiply_add, narrow_bf16
 from tilewright.backends.mlir.registers import (
     Registers,
     is_uniform,
@@ -51,16 +51,17 @@ class LaneEmitter:
                 if b.type.dtype == U8:
                     names.append(self.bytes.add_products(c, x, y, acc.lanes, op))
                 else:
-                    names.append(self._multiply_add(c, x, y, acc, a, b))
+                    names.append(self._multiply_add(op, (c, x, y), acc, a, b))
         return Registers(acc.type, names)
 
     def _multiply_add(
-        self, c: str, x: str, y: str, acc: Registers, a: Registers, b: Registers
+        self, op: t.Dot, names: tuple[str, str, str], acc: Registers, a: Registers, b: Registers
     ) -> str:
+        c, x, y = names
         if a.pack == 1:
             if a.type.dtype != F32:
                 raise UnsupportedError(f"tile.dot on {a.type.dtype} without pairs")
-            return self.text.op(f"math.fma {x}, {y}, {c} : {acc.held}")
+            return multiply_add(self.text, op.fused or self.target.fused, (x, y, c), acc.held)
         given = f"vector<{acc.lanes}xi32>" if a.uniform else a.held
         return self._add_pairs(acc, c, (x, given), (y, b.held))
 
@@ -116,14 +117,17 @@ class LaneEmitter:
         return found
 
     def reduce(self, op: t.Reduce, x: Registers) -> Registers:
-        """Registers first, as a tree, then lanes by exchanging halves."""
+        """Registers first, as a tree, then lanes by exchanging halves; ``halves``: halves of
+        registers, too, and the most distant lanes first."""
         result = op.result.type
         assert isinstance(result, RegisterType)
         groups: dict[int, list[str]] = {}
         for name, group in zip(x.names, register_map(result, x.type), strict=True):
             groups.setdefault(group, []).append(name)
-        names = [self._tree(op.kind, groups[g], x.held) for g in sorted(groups)]
-        for distance in lane_distances(x.type.layout, op.dim):
+        tree = self._halved if op.halves else self._tree
+        names = [tree(op.kind, groups[g], x.held) for g in sorted(groups)]
+        distances = lane_distances(x.type.layout, op.dim)
+        for distance in reversed(distances) if op.halves else distances:
             names = [self._exchange(op.kind, n, distance, x) for n in names]
         if is_uniform(result.layout) and not x.uniform:
             zero = self.text.i64(0)
@@ -139,6 +143,13 @@ class LaneEmitter:
                 for a, b in zip(names[::2], names[1::2], strict=False)
             ]
             names = paired + names[len(names) - len(names) % 2 :]
+        return names[0]
+
+    def _halved(self, kind: str, names: list[str], held: str) -> str:
+        while len(names) > 1:
+            half = len(names) // 2
+            pairs = zip(names[:half], names[half:], strict=True)
+            names = [self._combine(kind, a, b, held) for a, b in pairs]
         return names[0]
 
     def _combine(self, kind: str, a: str, b: str, held: str) -> str:

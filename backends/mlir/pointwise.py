@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from tilewright.backends.mlir.half_floats import narrow_f16, widen_f16
 from tilewright.backends.mlir.registers import element_type
 from tilewright.backends.mlir.text import MlirText
 from tilewright.ir import ops_math as m
@@ -45,6 +46,11 @@ class Scalars:
 
     def convert(self, name: str, x: str, source: str, target: str) -> str:
         return self.text.op(f"{name} {x} : {self.shaped(source)} to {self.shaped(target)}")
+
+    def choose(self, condition: str, a: str, b: str, type_: str) -> str:
+        """a where the condition holds, else b."""
+        tested = "" if self.lanes == 1 else f"{self.shaped('i1')}, "
+        return self.text.op(f"arith.select {condition}, {a}, {b} : {tested}{type_}")
 
 
 def _literal(value: float, element: str) -> str:
@@ -125,9 +131,9 @@ def _divide(s: Scalars, op: Op, inputs: list[str]) -> str:
     """Rounded down; 0 by zero, where the machine would stop the process."""
     zero, one = s.number(0, element_type(s.dtype)), s.number(1, element_type(s.dtype))
     none = s.text.op(f"arith.cmpi eq, {inputs[1]}, {zero} : {s.type}")
-    divisor = _choose(s, none, one, inputs[1], s.type)
+    divisor = s.choose(none, one, inputs[1], s.type)
     quotient = s.binary("arith.floordivsi", inputs[0], divisor)
-    return _choose(s, none, zero, quotient, s.type)
+    return s.choose(none, zero, quotient, s.type)
 
 
 def _remainder(s: Scalars, op: Op, inputs: list[str]) -> str:
@@ -154,7 +160,15 @@ _INTEGER: dict[type[Op], Emit] = {
 
 @emits(m.Fma)
 def _fma(s: Scalars, op: m.Fma, inputs: list[str]) -> str:
-    return s.text.op(f"math.fma {', '.join(inputs)} : {s.type}")
+    return multiply_add(s.text, op.fused or s.target.fused, inputs, s.type)
+
+
+def multiply_add(text: MlirText, fused: bool, inputs: Sequence[str], held: str) -> str:
+    """x * y + z, rounded once if ``fused``: by a call of libm where it is no instruction."""
+    x, y, z = inputs
+    if fused:
+        return text.op(f"math.fma {x}, {y}, {z} : {held}")
+    return text.op(f"arith.addf {text.op(f'arith.mulf {x}, {y} : {held}')}, {z} : {held}")
 
 
 @emits(m.Not)
@@ -166,25 +180,19 @@ def _not(s: Scalars, op: Op, inputs: list[str]) -> str:
 def _larger(s: Scalars, op: Op, inputs: list[str]) -> str:
     """lhs > rhs ? lhs : rhs is the machine's own maximum."""
     greater = s.text.op(f"arith.cmpf ogt, {inputs[0]}, {inputs[1]} : {s.type}")
-    return _choose(s, greater, inputs[0], inputs[1], s.type)
+    return s.choose(greater, inputs[0], inputs[1], s.type)
 
 
 @emits(m.Smaller)
 def _smaller(s: Scalars, op: Op, inputs: list[str]) -> str:
     """lhs < rhs ? lhs : rhs is the machine's own minimum."""
     less = s.text.op(f"arith.cmpf olt, {inputs[0]}, {inputs[1]} : {s.type}")
-    return _choose(s, less, inputs[0], inputs[1], s.type)
-
-
-def _choose(s: Scalars, condition: str, a: str, b: str, type_: str) -> str:
-    if s.lanes == 1:
-        return s.text.op(f"arith.select {condition}, {a}, {b} : {type_}")
-    return s.text.op(f"arith.select {condition}, {a}, {b} : {s.shaped('i1')}, {type_}")
+    return s.choose(less, inputs[0], inputs[1], s.type)
 
 
 @emits(m.Select)
 def _select(s: Scalars, op: m.Select, inputs: list[str]) -> str:
-    return _choose(s, inputs[0], inputs[1], inputs[2], s.type)
+    return s.choose(inputs[0], inputs[1], inputs[2], s.type)
 
 
 @emits(m.Compare)
@@ -199,16 +207,16 @@ def _compare(s: Scalars, op: m.Compare, inputs: list[str]) -> str:
 
 
 def _has_avx512(s: Scalars) -> bool:
-    return s.target.lanes == 16 and s.lanes == 16
+    return s.target.named == "avx512" and s.lanes == 16
 
 
 def _bounded(s: Scalars, x: str) -> str:
     """x within the exponents that matter: 2**-150 rounds to zero, 2**129 is infinite; NaN stays."""
     lowest, highest = s.number(-150.0, "f32"), s.number(129.0, "f32")
     above = s.text.op(f"arith.cmpf ogt, {lowest}, {x} : {s.type}")
-    x = _choose(s, above, lowest, x, s.type)
+    x = s.choose(above, lowest, x, s.type)
     below = s.text.op(f"arith.cmpf olt, {highest}, {x} : {s.type}")
-    return _choose(s, below, highest, x, s.type)
+    return s.choose(below, highest, x, s.type)
 
 
 @emits(m.Fraction)
@@ -264,6 +272,11 @@ def convert(s: Scalars, x: str, source: DType, target: DType) -> str:
     if target.name == "bf16":
         narrow = x if a == "f32" else convert(s, x, source, _f32())
         return narrow_bf16(s, narrow)
+    if source.name == "f16" and not s.target.halves:
+        wide = widen_f16(s, x)
+        return wide if b == "f32" else convert(s, wide, _f32(), target)
+    if target.name == "f16" and not s.target.halves:
+        return narrow_f16(s, x if a == "f32" else convert(s, x, source, _f32()))
     if source.is_float and target.is_float:
         return s.convert("arith.extf" if target.bits > source.bits else "arith.truncf", x, a, b)
     if source.is_float:
@@ -316,5 +329,5 @@ def narrow_bf16(s: Scalars, x: str) -> str:
     half = s.binary("arith.addi", odd, s.number(0x7FFF, "i32"), "i32")
     rounded = s.binary("arith.shrui", s.binary("arith.addi", bits, half, "i32"), shift, "i32")
     nan = s.text.op(f"arith.cmpf uno, {x}, {x} : {s.shaped('f32')}")
-    kept = _choose(s, nan, s.number(0x7FC0, "i32"), rounded, s.shaped("i32"))
+    kept = s.choose(nan, s.number(0x7FC0, "i32"), rounded, s.shaped("i32"))
     return s.convert("arith.trunci", kept, "i32", "i16")

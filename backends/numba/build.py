@@ -30,6 +30,12 @@ def jit(function: F) -> F:
     return compiled
 
 
+def intrinsic(function: F) -> F:
+    """What writes LLVM's operations itself (``numba.extending.intrinsic``)."""
+    made: F = importlib.import_module("numba.extending").intrinsic(function)
+    return made
+
+
 def build(source: str, symbol: str) -> Callable[..., None]:
     """The function ``symbol`` of a source (``emit.emit_source``), compiled when first called.
 

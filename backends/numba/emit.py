@@ -53,6 +53,7 @@ NUMERICS = (
     "floor_mod",
     "fraction_f32",
     "fraction_f64",
+    "fused",
     "largest_number",
     "maximum",
     "minimum",

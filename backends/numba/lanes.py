@@ -26,6 +26,10 @@ class LaneEmitter:
         dtype, out = dtype_of(op.result.type), Elements()
         for index in indices(op.result.type):
             row, column = index
+            if op.fused:
+                x, y = a.at((row, 0, 0)), b.at((0, column, 0))
+                out[index] = f"fused({x}, {y}, {acc.at(index)})"
+                continue
             products = [f"{a.at((row, 0, k))} * {b.at((0, column, k))}" for k in range(a.shape[2])]
             out[index] = settle(" + ".join([acc.at(index), *products]), dtype)
         return out
@@ -51,12 +55,29 @@ class LaneEmitter:
         dtype = dtype_of(op.x.type)
         if len(names) == 1:
             return names[0]
+        if op.halves:
+            return self._by_halves(op, len(names)) + f"({', '.join(names)})"
         if dtype == BOOL:
             return (" & " if op.kind == "min" else " | ").join(names)
         if op.kind == "sum":
             return settle(" + ".join(names), dtype)
         name = op.kind if dtype.is_int else self._extreme(op.kind, len(names))
         return settle(f"{name}({', '.join(names)})", dtype)
+
+    def _by_halves(self, op: t.Reduce, count: int) -> str:
+        """A function of ``count`` numbers: the first half with the second until one is left."""
+        dtype = dtype_of(op.x.type)
+        inputs, body = [f"x{i}" for i in range(count)], []
+        form = {"sum": "{0} + {1}", "max": "{0} if {0} > {1} else {1}"}
+        form["min"] = "{0} if {0} < {1} else {1}"
+        size = count
+        while size > 1:
+            size //= 2
+            for i in range(size):
+                text = form[op.kind].format(inputs[i], inputs[i + size])
+                body.append(f"    {inputs[i]} = {settle(text, dtype)}")
+        body.append(f"    return {inputs[0]}")
+        return self.functions.add(f"{op.kind}_of_halves", inputs, body)
 
     def _extreme(self, kind: str, count: int) -> str:
         """A function of ``count`` floats: their maximum or minimum, NaN only if all are NaN."""

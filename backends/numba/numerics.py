@@ -6,11 +6,13 @@ A 16-bit float lies in memory as ``uint16`` bits and is held in a variable as th
 
 from __future__ import annotations
 
+import importlib
 import math
+from typing import Any
 
 import numpy as np
 
-from tilewright.backends.numba.build import jit
+from tilewright.backends.numba.build import intrinsic, jit
 
 # ---- 16-bit floats
 
@@ -200,3 +202,17 @@ def truncated(x: np.float64) -> np.int64:
     if -9223372036854775808.0 <= x < 9223372036854775808.0:
         return np.int64(x)
     return np.int64(-9223372036854775808)
+
+
+# ---- one rounding
+
+
+@intrinsic
+def fused(typing: Any, x: Any, y: Any, z: Any) -> Any:
+    """x * y + z of f32, rounded once: LLVM's own operation, an instruction or a call of fmaf."""
+
+    def write(context: Any, builder: Any, signature: Any, inputs: Any) -> Any:
+        return builder.fma(*inputs)
+
+    f32 = importlib.import_module("numba").types.float32
+    return f32(f32, f32, f32), write

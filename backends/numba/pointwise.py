@@ -24,7 +24,6 @@ _FLOAT: dict[type[Op], str] = {
     m.Max: "maximum({0}, {1})",
     m.Min: "minimum({0}, {1})",
     m.Pow: "{0} ** {1}",
-    m.Fma: "{0} * {1} + {2}",
     m.Larger: "{0} if {0} > {1} else {1}",
     m.Smaller: "{0} if {0} < {1} else {1}",
     m.Neg: "-{0}",
@@ -49,7 +48,6 @@ _INTEGER: dict[type[Op], str] = {
     m.Mod: "floor_mod({0}, {1})",
     m.Max: "max({0}, {1})",
     m.Min: "min({0}, {1})",
-    m.Fma: "{0} * {1} + {2}",
     m.Larger: "max({0}, {1})",
     m.Smaller: "min({0}, {1})",
     m.Neg: "-{0}",
@@ -159,6 +157,12 @@ def _shift_right_signed(op: Op, inputs: list[str], dtype: DType) -> str:
         high = 1 << dtype.bits - 1
         x = f"(({x} ^ {high}) - {high})"
     return settle(f"{x} >> {distance}", dtype)
+
+
+@_special(m.Fma)
+def _fma(op: m.Fma, inputs: list[str], dtype: DType) -> str:
+    x, y, z = inputs
+    return f"fused({x}, {y}, {z})" if op.fused else settle(f"{x} * {y} + {z}", dtype)
 
 
 @_special(m.Cast)

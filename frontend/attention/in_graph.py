@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import itertools
 import random
-import threading
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from tilewright.ir.errors import UnsupportedError
+from tilewright.runtime.locks import Guard
 
 Function = Callable[..., Any]
 Pair = tuple[Function | None, Function | None]
 
-_lock = threading.Lock()
+_guard = Guard()
 _numbers: dict[Pair, int] = {(None, None): 0}
 _functions: dict[int, Pair] = {0: (None, None)}
 # Torch keeps compiled graphs on disk, with the numbers in them: another process's must not fit.
@@ -29,7 +29,7 @@ _counter = itertools.count(random.SystemRandom().randrange(1 << 40, 1 << 62))
 
 def number_of(score_mod: Function | None, mask_mod: Function | None) -> int:
     """The number of two functions, kept from now on: how graphs name them."""
-    with _lock:
+    with _guard.lock:
         pair = score_mod, mask_mod
         if pair not in _numbers:
             number = _numbers[pair] = next(_counter)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-import threading
+import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -19,6 +19,7 @@ from tilewright.frontend.attention.source import definition
 from tilewright.frontend.programs import ProgramLike, shared_program
 from tilewright.ir.core import Module
 from tilewright.ir.errors import UnsupportedError
+from tilewright.runtime.locks import Guard
 
 INTERPRETED: Counter[str] = Counter()  # why attention ran in the interpreter, and how often
 GATHERED: Counter[str] = Counter()  # why torch copied pages together, and how often
@@ -104,7 +105,7 @@ def make_program(module: Module) -> ProgramLike | Interpreted:
 
 
 _plans: dict[Hashable, list[Plan]] = {}
-_lock = threading.RLock()
+_guard = Guard()
 TRACES: Counter[str] = Counter()  # how often functions were traced, for tests and reports
 
 Function = Callable[..., Any]
@@ -138,7 +139,7 @@ def plan_for(
     for plan in _plans.get(key, ()):
         if not plan.recipe.guards or plan.recipe.holds(closure.tensors):
             return plan
-    with _lock, _no_collection():
+    with _guard.lock, _no_collection():
         TRACES["attention"] += 1
         traced = build(make_form(), score_mod, mask_mod, closure, torch.device("cpu"))
         if check:
@@ -166,11 +167,27 @@ def _no_collection() -> Iterator[None]:
     if not gc.isenabled():
         yield
         return
-    gc.disable()
     try:
+        gc.disable()
+        _paused.append(True)
         yield
     finally:
+        _paused.clear()
         gc.enable()
+
+
+_paused: list[bool] = []
+
+
+def _after_fork_in_child() -> None:
+    """The thread that would switch collection on again is not there."""
+    if _paused:
+        _paused.clear()
+        gc.enable()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def _refuse_side_effects(
@@ -195,5 +212,5 @@ def _side_effect(function: Any, what: str) -> UnsupportedError:
 
 def forget_plans() -> None:
     """Drops all traces (tests; freeing memory)."""
-    with _lock:
+    with _guard.lock:
         _plans.clear()

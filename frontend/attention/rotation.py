@@ -5,11 +5,10 @@ head in another order."""
 
 from __future__ import annotations
 
-import threading
-
 import torch
 
 from tilewright.ir.errors import BindError
+from tilewright.runtime.locks import Guard
 
 
 class Rotation:
@@ -23,7 +22,7 @@ class Rotation:
             raise BindError(f"inv_freq must be head/2 finite numbers, it is {tuple(steps.shape)}")
         self.steps = steps.detach().to("cpu", torch.float64)
         self._tables = torch.zeros(2, 0, 2 * len(steps))
-        self._lock = threading.Lock()
+        self._guard = Guard()
 
     @staticmethod
     def of_base(base: float, head: int) -> torch.Tensor:
@@ -34,7 +33,7 @@ class Rotation:
     def tables(self, first: int, last: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines of positions ``first`` to before ``last``, [positions, head] in f32,
         each angle twice."""
-        with self._lock:
+        with self._guard.lock:
             if last > self._tables.shape[1]:
                 count = max(last, 2 * self._tables.shape[1], 128)
                 at = torch.arange(count, dtype=torch.float64)[:, None] * self.steps

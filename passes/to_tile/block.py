@@ -358,9 +358,18 @@ class BlockLowering:
     ) -> Value:
         x = self._full(self._tile_value(block, tile, op.x, phase))
         x = self._masked(tile, x, IDENTITY[op.kind])
+        if self.schedule.in_order:
+            return self._one_by_one(op, x, carried)
         if self.schedule.rows_on_lanes:
             x = self.build(t.Reduce, x, kind=op.kind, dim=0, hint=op.kind)
         return self.state.combine(op.kind, x, carried)
+
+    def _one_by_one(self, op: s.Scan | s.Reduce, x: Value, carried: Value) -> Value:
+        """A tile's positions in turn: whatever its size, the same sums."""
+        for number in range(self.state.tile_positions):
+            row = self.build(t.Take, x, at=number, hint=op.kind)
+            carried = self.state.combine(op.kind, row, carried)
+        return carried
 
     def _settle(self, block: Block, op: s.Scan | s.Reduce, partial: Value) -> None:
         """Brings a block's statistic into the running state."""

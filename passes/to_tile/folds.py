@@ -76,6 +76,8 @@ def _fold(
         raise UnsupportedError("a reduction of a matrix for every row", op.loc)
     (axis,) = state.info.element(op.x)
     length = axis.size.constant or 0
+    if state.schedule.row_parts:
+        return _in_parts(state, points, op, at, row, done)
     width = max(1, min(FOLD_VECTORS, length // lanes))
     step = width * lanes
     layout = state.lane_layout(width)
@@ -115,3 +117,34 @@ def _rest(
         part = b(t.Reduce, x, kind=op.kind, dim=1, hint=op.result.hint)
         total = state.combine(op.kind, part, total)
     return total
+
+
+def _in_parts(
+    state: LoweringState,
+    points: Points,
+    op: s.Fold,
+    at: dict[str, Value],
+    row: Value | None,
+    done: dict[Value, Value],
+) -> Value:
+    """One reduction over a row as ``row_parts`` partial results, element i in part i modulo their
+    number: on every machine the same, whatever its lanes."""
+    b, y = state.build, state.schedule
+    axis = next(a for a in state.info.element(op.x) if a.name == op.axis)
+    length, parts = axis.size.constant or 0, y.row_parts
+    layout, dtype = state.lane_layout(parts // y.lanes), state.dtype(op.x)
+    whole = length // parts * parts
+    acc = b.filled(IDENTITY[op.kind], dtype, layout)
+    with b.loop(b.index(0), b.index(whole), parts, [acc], hint=axis.name) as loop:
+        here = {**at, axis.name: loop.counter}
+        x = points.at_point(op.x, here, layout, row, memo=dict(done))
+        loop.next = (state.combine(op.kind, x, loop.carried[0]),)
+    total = loop.results[0]
+    if whole < length:
+        here = {**at, axis.name: b.index(whole)}
+        x = points.at_point(op.x, here, layout, row, memo=dict(done))
+        lane = b(t.Coordinate, dim=1, layout=layout)
+        inside = b(m.Compare, lane, b.splat(b.index(length - whole)), relation="lt")
+        x = b(m.Select, inside, x, b.number(IDENTITY[op.kind], dtype))
+        total = state.combine(op.kind, x, total)
+    return b(t.Reduce, total, kind=op.kind, dim=1, halves=True, hint=op.result.hint)

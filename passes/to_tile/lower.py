@@ -18,6 +18,7 @@ from tilewright.ir.target import Target
 from tilewright.ir.types import StreamType, TensorType
 from tilewright.passes.canonicalise import canonicalise_graph
 from tilewright.passes.expand_math import expand_math_graph
+from tilewright.passes.fixed_order import expand_logarithms, fix_order
 from tilewright.passes.to_tile.block import BlockLowering
 from tilewright.passes.to_tile.cached.info import cached_ops, cached_schedule
 from tilewright.passes.to_tile.choices import DEFAULT, Choice, with_choice
@@ -35,6 +36,7 @@ from tilewright.passes.to_tile.lowbit.kernel import PackedKernel
 from tilewright.passes.to_tile.lowbit.schedule import PackedSchedule, packed_schedule
 from tilewright.passes.to_tile.made import remakes
 from tilewright.passes.to_tile.narrow import narrow_positions
+from tilewright.passes.to_tile.orders import ANY, FIXED, ordered_schedule
 from tilewright.passes.to_tile.parameters import kernel_parameters
 from tilewright.passes.to_tile.routing.program import routing_program
 from tilewright.passes.to_tile.row_kernel import lower_row_kernel
@@ -71,14 +73,22 @@ def static(size: Size, axis: str) -> int:
 
 
 def kernel_to_tile(
-    graph: Graph, target: Target, rows: int, units: dict[str, int], choice: Choice = DEFAULT
+    graph: Graph,
+    target: Target,
+    rows: int,
+    units: dict[str, int],
+    choice: Choice = DEFAULT,
+    order: str = ANY,
 ) -> Graph:
     """The tile program of one kernel for up to ``rows`` rows (0: any number).
 
     ``units`` maps a parameter's name to the dimension known to have stride one; ``choice`` has the
-    fields of the schedule that are not to be the analytic model's. Raises UnsupportedError for
+    fields of the schedule that are not to be the analytic model's; ``order``: what its numbers may
+    depend on (orders.py, whose ``ordered_target`` the target is then). Raises UnsupportedError for
     kernels that no schedule covers, ScheduleError for fields that the kernel's schedule has not.
     """
+    if order != ANY:
+        return _in_order(graph, target, rows, units, order)
     if target.gpu:
         return gpu_program(graph, target, units, rows=rows, choice=choice)
     graph = prepared(graph)
@@ -92,6 +102,21 @@ def kernel_to_tile(
         return _finished(lambda: _Program(info, plain, units).run(target, packed))
     chosen = with_choice(schedule, choice)
     return _finished(lambda: _Program(info, chosen, units).run(target))
+
+
+def _in_order(
+    graph: Graph, target: Target, rows: int, units: dict[str, int], order: str
+) -> Graph:
+    """The program of a kernel whose sums have a known order."""
+    if target.gpu:
+        raise UnsupportedError(f"{graph.name}: programs for {target.name} have no known order")
+    info = analyse(prepared(graph))
+    check_covered(info)
+    schedule = ordered_schedule(info, target, rows, order)
+    program = _finished(lambda: _Program(info, schedule, units).run(target))
+    if order != FIXED:
+        return program
+    return fix_order(canonicalise_graph(expand_logarithms(program)))
 
 
 def prepared(graph: Graph) -> Graph:

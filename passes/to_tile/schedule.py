@@ -41,6 +41,8 @@ class Schedule:
     positions_on_lanes: bool = False  # rows in registers: keys of a cache lie on lanes
     signed_bytes: bool = False  # the 8-bit dot instruction overflows on unsigned bytes
     kept_by_row: bool = False  # what phases keep lies [row, position] in scratch
+    in_order: bool = False  # statistics of a block take position after position (orders.py)
+    row_parts: int = 0  # sums of a row formed beside each other, 0: as lanes and registers suit
 
 
 def row_classes(target: Target) -> tuple[int, ...]:

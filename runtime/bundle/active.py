@@ -7,7 +7,6 @@ process' target is, since code of one process is for one processor.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from tilewright.runtime.bundle.bundle import Bundle
 from tilewright.runtime.bundle.forget import forget_target
 from tilewright.runtime.bundle.forms import class_text
 from tilewright.runtime.bundle.manifest import Buffer, Code, Sized
+from tilewright.runtime.locks import Guard
 from tilewright.runtime.settings import settings
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class _State:
 
 
 _state = _State()
-_lock = threading.Lock()
+_guard = Guard()
 
 
 def use_bundle(bundle: Bundle | Path | str | None) -> Bundle | None:
@@ -51,7 +51,7 @@ def use_bundle(bundle: Bundle | Path | str | None) -> Bundle | None:
         )
     if loaded is not None:
         loaded.address(loaded.manifest.codes[0].symbol)  # damage shows now, not at the first call
-    with _lock:
+    with _guard.lock:
         _put(loaded)
     return loaded
 

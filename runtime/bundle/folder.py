@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tilewright.ir.errors import BundleError
+from tilewright.runtime.bundle.exchange import exchanged, put_back, remove_leftovers
 from tilewright.runtime.bundle.manifest import MANIFEST, File, Manifest
 from tilewright.runtime.bundle.manifest_reading import read_manifest
 
@@ -28,6 +29,7 @@ class Folder:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path).expanduser().absolute()
+        put_back(self.path)
         self.manifest: Manifest = read_manifest(
             self._bytes(MANIFEST, MOST_MANIFEST), str(self.path / MANIFEST)
         )
@@ -94,6 +96,7 @@ def write_folder(
     check_place(path, force)
     with _fails_as_bundle_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path)
         fresh = path.with_name(f".{path.name}.{secrets.token_hex(8)}.new")
         try:
             fresh.mkdir(mode=0o700)
@@ -108,6 +111,7 @@ def check_place(path: Path, force: bool) -> None:
     """BundleError if a bundle may not be written there: found out before anything is compiled."""
     if path.is_symlink():
         raise BundleError(f"{path} is a symbolic link; name the folder itself")
+    put_back(path)
     if not path.exists():
         return
     if not path.is_dir():
@@ -157,8 +161,11 @@ def _put(fresh: Path, path: Path) -> None:
     if not path.exists() or not os.listdir(path):
         os.rename(fresh, path)
         return
+    if exchanged(fresh, path):
+        shutil.rmtree(fresh, ignore_errors=True)  # the old one by now
+        return
     old = path.with_name(f".{path.name}.{secrets.token_hex(8)}.old")
-    os.rename(path, old)
+    os.rename(path, old)  # killed here: the next use of the bundle puts it back
     try:
         os.rename(fresh, path)
     except OSError:

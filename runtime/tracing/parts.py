@@ -92,7 +92,8 @@ class Part:
 
 
 def read_parts(folder: Path) -> Trace:
-    """The trace of a folder, also while processes write into it. Raises TraceError."""
+    """The trace of a folder, also while processes write into it. Raises TraceError, also for parts
+    that different machines wrote: their times and targets do not go together."""
     try:
         paths = sorted(p for p in folder.iterdir() if p.suffix == ROWS)
     except OSError as error:
@@ -116,12 +117,26 @@ def _read_part(path: Path, machine: dict[str, str]) -> Iterator[TracedKernel]:
         fields = parse_object(line, f"{path}:{number}", TraceError)
         if number == 1:
             check_version(fields, SCHEMA, VERSION, "a part of a trace")
-            machine.update({k: str(v) for k, v in fields.entries("machine").items()})
+            _same_machine(path, machine, {k: str(v) for k, v in fields.entries("machine").items()})
         elif "text" in fields.value:
             text = fields.text("text", most=16 << 20)
             texts[text_hash(text)] = text
         else:
             yield _counted(fields, texts, counts)
+
+
+def _same_machine(path: Path, machine: dict[str, str], found: dict[str, str]) -> None:
+    """Adds a part's machine to that of the others. What is empty (a process without LLVM does not
+    know its processor's name) fits all."""
+    for key, value in found.items():
+        before = machine.get(key, "")
+        if value and before and value != before:
+            raise TraceError(
+                f"{path.parent} holds parts of different machines: {path.name} has "
+                f"{key} {value[:60]!r}, others have {before[:60]!r}; give each machine a folder "
+                "of its own, and tune or bundle them one by one"
+            )
+        machine[key] = value or before
 
 
 def _counted(fields: Fields, texts: dict[str, str], counts: bytes) -> TracedKernel:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
@@ -27,7 +27,7 @@ from tilewright.runtime import threads
 from tilewright.runtime.bundle.active import use_bundle
 from tilewright.runtime.tuning.device import device_fingerprint
 from tilewright.runtime.tuning.trial import Outcome, run_trial
-from tilewright.runtime.tuning.workers import Done, Job, Run, failed
+from tilewright.runtime.tuning.workers import Done, Job, Run, failed, stopped
 
 MEMORY_SHARE = 0.8  # of what is free when a trial begins
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux' prctl
@@ -99,8 +99,7 @@ class LocalWorkers:
             limits = threads.num_threads(), self.memory or _free_memory()
             arguments = theirs, self.run, job, limits
             process = self._context.Process(target=_child, args=arguments, daemon=True)
-            seconds = (self.timeout + job.effort.seconds) * len(job.choices)
-            limit = seconds + (_STARTING if self._first else 0.0)
+            limit = job.limit(self.timeout) + (_STARTING if self._first else 0.0)
             self._first = False
             with _no_main_module(), _no_interrupts():
                 process.start()
@@ -131,7 +130,7 @@ class LocalWorkers:
         if seconds > each.limit:
             each.process.kill()
             each.process.join()
-            return failed(each.job, "timeout", f"stopped after {each.limit:.0f} s", seconds)
+            return stopped(each.job, self.timeout, seconds)
         return None
 
 
@@ -151,6 +150,7 @@ def _no_main_module() -> Iterator[None]:
 def _no_interrupts() -> Iterator[None]:
     """Ctrl-C reaches this process afterwards, and what was started meanwhile never: a terminal
     sends it to all, and only the tuner has to answer."""
+    resource_tracker.ensure_running()  # starting it later, within, would unblock the signal again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -172,6 +172,7 @@ def _why_ended(code: int | None) -> tuple[str, str]:
 def _child(pipe: Connection, run: Run, job: Job, limits: tuple[int, int]) -> None:
     """The process of a job. ``limits``: threads, bytes."""
     count, memory = limits
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # also where another library has unblocked it
     _die_with_server(pipe)
     _limit_memory(memory)
     threads.start_over()

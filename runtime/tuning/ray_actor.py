@@ -11,12 +11,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from tempfile import TemporaryDirectory
 
 from tilewright.runtime import threads
 from tilewright.runtime.fingerprint import source_hash
 from tilewright.runtime.settings import settings
 from tilewright.runtime.tuning.local import LocalWorkers
+from tilewright.runtime.tuning.scratch import ScratchFolder
 from tilewright.runtime.tuning.trial import Outcome
 from tilewright.runtime.tuning.workers import Job, Run
 
@@ -49,7 +49,7 @@ class TrialActor:
         threads.set_num_threads(usual_threads(cpus))
         self._facts = Facts(describe(gpu), source_hash(), platform.node(), os.getpid())
         self._workers = LocalWorkers(1, timeout, run=run)
-        self._folder = TemporaryDirectory(prefix="tilewright-tune-")
+        self._folder = ScratchFolder()
 
     def facts(self) -> Facts:
         """Who this is."""
@@ -57,7 +57,7 @@ class TrialActor:
 
     def run(self, job: Job) -> tuple[Outcome, ...]:
         """The outcomes of a job, however it ends. Its folder is one of this machine."""
-        self._workers.submit(replace(job, folder=self._folder.name))
+        self._workers.submit(replace(job, folder=self._folder.path))
         while True:
             for done in self._workers.wait(LOOK_SECONDS):
                 return done.outcomes
@@ -65,7 +65,7 @@ class TrialActor:
     def close(self) -> None:
         """Removes what is on the disk; nothing runs any more."""
         self._workers.__exit__()
-        self._folder.cleanup()
+        self._folder.remove()
 
 
 def usual_threads(cpus: int) -> int:

@@ -306,7 +306,7 @@ class RayWorkers:
 
     def _is_silent(self, each: _Running) -> bool:
         job = each.waiting.job
-        limit = (self.timeout + job.effort.seconds) * len(job.choices)
+        limit = job.limit(self.timeout)
         return time.monotonic() > each.start + limit + SILENT_SECONDS
 
     def _result(self, reference: Any) -> Done | None:

@@ -22,7 +22,7 @@ from tilewright.ir.errors import EvaluationError, TilewrightError
 from tilewright.ir.evaluate import evaluate_graph
 from tilewright.ir.types import StreamType, TensorType
 from tilewright.passes.to_tile.choices import Choice
-from tilewright.runtime.accuracy import bound_of, relative_error
+from tilewright.runtime.accuracy import bound_of, errors_over_bounds
 from tilewright.runtime.backends import MAKERS
 from tilewright.runtime.family import KernelFamily, Variant
 from tilewright.runtime.report import VariantReport
@@ -132,8 +132,15 @@ class _Oracle:
                 self._full = default(*inputs)
             full = call(*inputs)
         bound = bound_of(*self.inputs, *ours) or 1e-10
-        pairs = [*zip(ours, self.results, strict=True), *zip(full, self._full, strict=True)]
-        return max((relative_error(a.cpu(), b.cpu()) / bound for a, b in pairs), default=0.0)
+        pairs = (ours, self.results), (full, self._full)
+        found = [
+            error
+            for mine, right in pairs
+            for error in errors_over_bounds(
+                self.graph, [x.cpu() for x in mine], [x.cpu() for x in right], bound
+            )
+        ]
+        return max(found, default=0.0)
 
     @property
     def results(self) -> list[torch.Tensor]:

@@ -11,27 +11,28 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from tempfile import TemporaryDirectory
 
-from tilewright.ir.bind import bind_sizes
 from tilewright.ir.errors import TilewrightError
-from tilewright.passes.to_tile.choices import Choice, Space
-from tilewright.passes.to_tile.cost_model import ranked
-from tilewright.passes.to_tile.spaces import kernel_space
-from tilewright.runtime.family import KernelFamily, Variant
+from tilewright.passes.to_tile.choices import Choice
+from tilewright.runtime.compiled_ranking import compile_ahead, compiled_first
 from tilewright.runtime.fingerprint import source_hash
+from tilewright.runtime.schedule_forms import KernelForm
 from tilewright.runtime.threads import num_threads
 from tilewright.runtime.tuning.database import Database, Trial, Winner, choice_text
+from tilewright.runtime.tuning.scratch import ScratchFolder
 from tilewright.runtime.tuning.search import Search
-from tilewright.runtime.tuning.task import KernelTask, uninitialised
-from tilewright.runtime.tuning.trial import Effort, kernel_family
-from tilewright.runtime.tuning.workers import Done, Job, Workers
+from tilewright.runtime.tuning.task import KernelTask
+from tilewright.runtime.tuning.trial import Effort, small_shapes
+from tilewright.runtime.tuning.workers import CUT, Done, Job, Workers
 
 FINALISTS = 3
 FINAL_SHARE, FINAL_MOST = 0.25, 10.0  # of a kernel's budget, for the last comparison; seconds
 MEASURED = 0.6  # of what is left for it: making the kernels takes the rest
 GAIN = 0.98  # of the default's time: what is not faster by more is not worth another form
 LOOK_SECONDS = 0.5  # between two looks at the clock
+COMPILING_SHARE = 0.2  # of a kernel's budget, for compiling a GPU's first choices ahead
+SAME_ERRORS = 4  # first trials that end in the same error: so would all others
+SHORTEST_FINAL = 1.0  # seconds that the last comparison gets in any case
 
 
 @dataclass
@@ -48,6 +49,7 @@ class TaskState:
     winner: Winner | None = None
     ends: float = 0.0  # by time.monotonic
     reason: str = ""  # why it was not tuned
+    errors: set[tuple[str, str]] = field(default_factory=set)  # states and reasons of its trials
 
     @property
     def left(self) -> float:
@@ -70,7 +72,9 @@ class Tuner:
         resume: bool = False,
         effort: Effort = Effort(),  # noqa: B008 - frozen
         seed: int = 0,
+        compilers: Callable[[], Workers] = compile_ahead,
     ) -> None:
+        self.compilers = compilers  # of a GPU's schedules, on this machine
         self.workers, self.database, self.watch = workers, database, watch
         self.resume, self.effort, self.seed = resume, effort, seed
         self._jobs = 0
@@ -103,20 +107,37 @@ class Tuner:
     def _tune(self, state: TaskState) -> None:
         task = state.task
         state.ends = time.monotonic() + state.seconds
-        space, order = _space(task)
+        try:
+            small_shapes(task)
+        except TilewrightError as error:
+            state.reason = error.message
+            self.watch(state)
+            return
+        form = KernelForm.of(task)
+        order = self._order(form, COMPILING_SHARE * state.seconds)
         state.schedules = len(order) + 1
         self.database.add_all(tasks=[task])
-        search = Search(space, order, self.seed)
+        search = Search(form.space, order, self.seed)
         earlier = self._earlier(task)
         state.known = search.know(earlier) if self.resume else 0
         for trial in earlier if self.resume else ():
             _improve(state, trial)
         self.watch(state)
-        with TemporaryDirectory(prefix="tilewright-tune-") as folder:
+        with ScratchFolder() as folder:
             final = min(FINAL_MOST, FINAL_SHARE * state.seconds)
             self._search(state, search, folder, final)
             self._final(state, search, folder, self._finalists(task, search))
         self.watch(state)
+
+    def _order(self, form: KernelForm, seconds: float) -> list[Choice]:
+        """The schedules other than the default, as the cost model ranks them; the first ones of a
+        GPU put right by what they compile to."""
+        ranked = [x for x in form.ranked(num_threads()) if x[0] != form.space.default]
+        if form.target.gpu:
+            with self.compilers() as workers:
+                limits = workers, seconds, self._look
+                ranked, _ = compiled_first(form.task, form.target, ranked, *limits)
+        return [choice for choice, _ in ranked]
 
     def _earlier(self, task: KernelTask) -> list[Trial]:
         """Trials of the same kernel and device by this very compiler."""
@@ -129,10 +150,11 @@ class Tuner:
         while running or more:
             self._look()
             while more and running < self.workers.slots:
-                choice = search.next() if self._has_time(state, final) else None
+                wanted = self._has_time(state, final) and not state.reason
+                choice = search.next() if wanted else None
                 more = choice is not None
                 if choice is not None:
-                    self._submit(state.task, [choice], self.effort, folder)
+                    self._submit(state.task, [choice], self.effort, folder, state.left)
                     running += 1
             if running:
                 done = self.workers.wait(LOOK_SECONDS)
@@ -167,10 +189,11 @@ class Tuner:
         self, state: TaskState, search: Search, folder: str, finalists: list[Choice]
     ) -> None:
         """The best, and the default, in turns; the winner is kept."""
-        if not finalists or (not state.trials and state.left < self._longest):
+        if not finalists or state.reason or (not state.trials and state.left < self._longest):
             return
         seconds = max(1.0, min(state.left, FINAL_MOST) * MEASURED) / len(finalists)
-        self._submit(state.task, finalists, Effort(seconds, 10_000), folder)
+        left = max(state.left, SHORTEST_FINAL)
+        self._submit(state.task, finalists, Effort(seconds, 10_000), folder, left)
         done: Sequence[Done] = ()
         while not done:
             self._look()
@@ -209,13 +232,13 @@ class Tuner:
         self.database.add_all(winners=[state.winner])
 
     def _submit(
-        self, task: KernelTask, choices: Iterable[Choice], effort: Effort, folder: str
+        self, task: KernelTask, choices: Iterable[Choice], effort: Effort, folder: str, left: float
     ) -> None:
         self._jobs += 1
-        self.workers.submit(Job(self._jobs, task, tuple(choices), effort, folder))
+        self.workers.submit(Job(self._jobs, task, tuple(choices), effort, folder, left))
 
     def _keep(self, state: TaskState, search: Search, done: Done) -> list[Trial]:
-        """Commits the outcomes of a job."""
+        """Commits the outcomes of a job, but for those that the end of the budget cut short."""
         trials = [
             Trial(
                 done.job.task.kernel,
@@ -229,6 +252,7 @@ class Tuner:
                 source_hash(),
             )
             for choice, outcome in zip(done.job.choices, done.outcomes, strict=True)
+            if outcome.state != CUT
         ]
         self.database.add_all(trials)
         for trial in trials:
@@ -237,6 +261,7 @@ class Tuner:
             if trial.state != "ok":
                 state.failures[trial.state] = state.failures.get(trial.state, 0) + 1
             _improve(state, trial)
+            _give_up(state, trial)
         return trials
 
 
@@ -247,20 +272,9 @@ def _improve(state: TaskState, trial: Trial) -> None:
             state.best = trial
 
 
-def _space(task: KernelTask) -> tuple[Space, list[Choice]]:
-    """The schedules of a task's kernel, and those other than the default as the cost model ranks
-    them."""
-    family, variant = form_of(task)
-    space = kernel_space(variant.graph, family.target, variant.rows)
-    given = family.completed(uninitialised(family.source, task.inputs))
-    sizes = bind_sizes(variant.graph, [tuple(x.shape) for x in given])
-    rows, units = variant.rows, variant.unit_dims
-    order = ranked(variant.graph, family.target, rows, sizes, num_threads(), units)
-    return space, [choice for choice, _ in order if choice != space.default]
-
-
-def form_of(task: KernelTask) -> tuple[KernelFamily, Variant]:
-    """The form of the kernel that a task is about."""
-    family = kernel_family(task.graph, task, {})
-    key = family.key(family.completed(uninitialised(family.source, task.inputs)))
-    return family, family.variant(key)
+def _give_up(state: TaskState, trial: Trial) -> None:
+    """Says why no choice of the kernel can be tried, once the first ones have failed alike."""
+    state.errors.add((trial.state, trial.reason))
+    alike = len(state.errors) == 1 and trial.state == "error"
+    if alike and state.trials == SAME_ERRORS and state.best is None:
+        state.reason = f"the first {SAME_ERRORS} schedules failed alike: {trial.reason}"

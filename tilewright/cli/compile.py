@@ -44,7 +44,7 @@ def compile_(
     emit: Annotated[Stage, typer.Option(help="The stage to print.")] = Stage.asm,
     target: Annotated[
         str,
-        typer.Option(metavar="NAME", help="Processor: host, x86-64-v3, znver5 …, cuda-sm90 …"),
+        typer.Option(metavar="NAME", help="Processor: host, x86-64-v3, x86-64-v3:16 (lanes), aarch64 …, cuda-sm90 …"),
     ] = "host",
     rows: Annotated[
         int,
@@ -110,7 +110,7 @@ def _text(program: Graph, stage: Stage, target: Target) -> str:
     llvm_ir = to_llvm_ir(mlir)
     if stage == Stage.llvm:
         return llvm_ir
-    return assembly(llvm_ir, target.cpu, target.features)
+    return assembly(llvm_ir, target.cpu, target.features, target.triple)
 
 
 def _gpu_text(program: Graph, stage: Stage, target: Target) -> str:

@@ -109,12 +109,12 @@ def explanation(module: Module, target: Target) -> Explanation:
         module.main.name,
         target.name,
         deep,
-        _rules(streams),
-        tuple(_kernel(graph, target) for graph in kernels),
+        rule_facts(streams),
+        tuple(kernel_facts(graph, target) for graph in kernels),
     )
 
 
-def _rules(graph: Graph) -> tuple[RuleFacts, ...]:
+def rule_facts(graph: Graph) -> tuple[RuleFacts, ...]:
     """What each rule does to the stream graph, one after the other; in later rounds only those that
     apply again."""
     out: list[RuleFacts] = []
@@ -149,7 +149,7 @@ def _channel(channel: Channel) -> ChannelFacts:
     return ChannelFacts(name, str(channel.depth), channel.deep, str(channel.least))
 
 
-def _kernel(graph: Graph, target: Target) -> KernelFacts:
+def kernel_facts(graph: Graph, target: Target) -> KernelFacts:
     channels = find_channels(graph)
     deepest = max((c.depth.constant or 0 for c in channels), default=0)
     facts = tuple(_channel(c) for c in channels)

@@ -32,15 +32,19 @@ def read_program(name: str) -> Module:
     """The module in a file, or on stdin for ``-``. Raises SettingError, ParseError, VerifyError."""
     from tilewright.ir.parser import parse
 
+    return parse(read_text(name), "<stdin>" if name == "-" else name)
+
+
+def read_text(name: str) -> str:
+    """The text of a file, or of stdin for ``-``. Raises SettingError."""
     shown = "<stdin>" if name == "-" else name
     data = sys.stdin.buffer.read() if name == "-" else _read(Path(name))
     try:
-        text = data.decode("utf-8")
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         message = f"{shown}: byte {error.start} (line {line}) is not UTF-8: a program is text"
         raise SettingError(message) from None
-    return parse(text, shown)
 
 
 def _read(path: Path) -> bytes:

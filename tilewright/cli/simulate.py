@@ -20,7 +20,7 @@ from tilewright.ir.errors import SettingError, VerifyError
 from tilewright.ir.sizes import product
 from tilewright.ir.types import TensorType
 from tilewright.passes.channels.depth import channel_depths
-from tilewright.passes.channels.nodes import NodeRules
+from tilewright.passes.channels.nodes import Edge, NodeRules
 from tilewright.passes.channels.throughput import Times
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def simulate(  # noqa: PLR0913, PLR0917 (Typer wants each option as a parameter)
     machine.check_names(found)
     if plot:
         check_plot(plot)
-    inputs = _inputs(graph, sizes, seed) if check else None
+    inputs = random_arrays(graph, sizes, seed) if check else None
     plan = Plan(found, machine, sizes, inputs, BINS if plot else 0, MOST_SPANS if trace else 0)
     _check_work(plan)
     outcome = _run(plan, depth or ())
@@ -156,7 +156,8 @@ def _cycles(texts: Sequence[str] | None, option: str) -> tuple[int, dict[str, in
     return every, single
 
 
-def _inputs(graph: Graph, sizes: Mapping[str, int], seed: int) -> tuple[Array, ...]:
+def random_arrays(graph: Graph, sizes: Mapping[str, int], seed: int) -> tuple[Array, ...]:
+    """Random inputs of a stream graph, floats in f64. Raises SettingError if they are too large."""
     import numpy as np
 
     shapes = input_shapes(graph, sizes)
@@ -182,9 +183,18 @@ def _check_work(plan: Plan) -> None:
 
 def _run(plan: Plan, depths: Sequence[str]) -> Outcome:
     """The run, and the same without limits. Raises DeadlockError."""
+    from tilewright.runtime.simulator.deadlock import deadlock_error
+
+    outcome, capacities = outcome_of(plan, depths)
+    if outcome.run.stuck:
+        raise deadlock_error(outcome.run, capacities)
+    return outcome
+
+
+def outcome_of(plan: Plan, depths: Sequence[str]) -> tuple[Outcome, dict[Edge, int | None]]:
+    """The run with depths as ``--depth`` gives them, which may be stuck; all channels' places."""
     from dataclasses import replace
 
-    from tilewright.runtime.simulator.deadlock import deadlock_error
     from tilewright.runtime.simulator.depths import parse_depths
     from tilewright.runtime.simulator.run import run_plan
 
@@ -199,10 +209,10 @@ def _run(plan: Plan, depths: Sequence[str]) -> Outcome:
         for edge, channel in zip(plan.nodes.edges, here, strict=True)
     }
     run = run_plan(plan, capacities)
-    if run.stuck:
-        raise deadlock_error(run, capacities)
+    checked = plan.inputs is not None and not run.stuck
+    error = largest_error(run) if checked else None
     free = run_plan(replace(plan, inputs=None, bins=0, spans=0), dict.fromkeys(plan.nodes.edges))
-    return Outcome(run, free, general, here, _error(run) if plan.inputs is not None else None)
+    return Outcome(run, free, general, here, error), capacities
 
 
 def _write(run: Simulation, plot: Path | None, trace: Path | None) -> None:
@@ -223,7 +233,7 @@ def _write(run: Simulation, plot: Path | None, trace: Path | None) -> None:
         note(f"{trace} shows the beginning only: it would hold too many waits")
 
 
-def _error(run: Simulation) -> float | None:
+def largest_error(run: Simulation) -> float | None:
     """The largest error against the reference, relative to the largest result; None if that
     would take too much memory."""
     import numpy as np

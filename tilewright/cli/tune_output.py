@@ -98,6 +98,9 @@ class Live:
             rows.append((x.task.name, x.task.shapes, schedule, gain, tried, failed))
         columns = ("kernel", "inputs", "schedule", "gain", "tried", "failed")
         table(columns, rows, right=("gain", "tried"))
+        for x in self.states:
+            if x.reason:
+                note(f"{x.task.name} {x.task.shapes}: not tuned: {x.reason}")
         better = sum(1 for x in self.states if x.winner and x.winner.choice)
         say(f"{plural(better, 'better schedule')} for {plural(len(self.states), 'kernel')}")
 

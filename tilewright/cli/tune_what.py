@@ -10,11 +10,10 @@ from tilewright.cli.output import note
 from tilewright.cli.programs import only_tensor_level, read_program
 from tilewright.cli.sizes import choose_sizes, parse_sizes
 from tilewright.ir.errors import TilewrightError, TuningError
-from tilewright.passes.to_tile.spaces import kernel_space
 from tilewright.runtime.program import Program
+from tilewright.runtime.schedule_forms import KernelForm
 from tilewright.runtime.tracing.file import read_trace
 from tilewright.runtime.tuning.traced import Skipped, Weighted, tasks_of_call, tasks_of_trace
-from tilewright.runtime.tuning.tuner import form_of
 
 
 def kernels_to_tune(
@@ -32,8 +31,7 @@ def kernels_to_tune(
     tunable = []
     for task, weight in tasks:
         try:
-            family, variant = form_of(task)
-            kernel_space(variant.graph, family.target, variant.rows)
+            KernelForm.of(task).space  # noqa: B018  (refuses here)
         except TilewrightError as error:
             skipped[task.name] = error.message
         else:

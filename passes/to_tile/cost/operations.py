@@ -41,7 +41,7 @@ def pointwise(op: Op, operand: DType | None, target: Target) -> Counts:
         return NOTHING
     if isinstance(op, m.Cast):
         return conversion(operand, op.dtype, target)
-    if isinstance(op, m.Fraction | m.Scale2) and target.lanes < 16:
+    if isinstance(op, m.Fraction | m.Scale2) and target.named != "avx512":
         return Counts(alu=6, add=1) if isinstance(op, m.Fraction) else Counts(alu=10, fma=2)
     if isinstance(op, Lookup):
         return Counts(shuffle=slots(op, target))

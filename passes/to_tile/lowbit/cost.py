@@ -22,12 +22,12 @@ def slots(op: Op, target: Target) -> int:
     """Instructions that an operation takes."""
     if isinstance(op, View | m.Const):
         return 0
-    if isinstance(op, m.BitAnd) and target.lanes == 16:
+    if isinstance(op, m.BitAnd) and target.named == "avx512":
         # the mask of a part that is combined: one ternary instruction does both
         return 0 if op.result.hint == PART else 1
     if isinstance(op, Lookup):
         tables = max(1, len(op.values) // target.lanes)
-        wide = 2 if target.lanes == 16 else 1  # registers that one permutation chooses from
+        wide = 2 if target.named == "avx512" else 1  # registers that one permutation chooses from
         permutations = max(1, tables // wide)
         return permutations + 3 * (permutations - 1)  # shift, test and blend
     return 1

@@ -71,7 +71,7 @@ def decoder(
     zeros that are whole numbers."""
     signed = dtype.is_float and dtype.bits == 1 + dtype.exponent + dtype.mantissa
     ways = ["integer"] if dtype.is_int else ["float", "signed"] if signed else []
-    if not ways or target.lanes > 4:
+    if not ways or target.named:
         ways.append("table")
     halves = half_table(packing, dtype, zero, target)
     if halves is not None:

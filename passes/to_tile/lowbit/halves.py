@@ -52,7 +52,7 @@ class HalfTable:
 def half_table(packing: Packing, dtype: DType, zero: int, target: Target) -> HalfTable | None:
     """The table of a dtype's values less a constant zero; None if it is no table of a register or
     two, values are finer than bf16's, or the target has no such instruction."""
-    if target.lanes != 16:
+    if target.named != "avx512":
         return None
     every = decoded(np.arange(1 << packing.bits, dtype=np.uint8), dtype) - zero
     kept = from_bits(bf16_bits(every).astype(np.uint64), BF16).astype(np.float64)

@@ -16,13 +16,12 @@ import tilewright
 from tests.runtime.tuning.kernels import attention, prefill, product, softmax
 from tilewright.ir.core import Graph
 from tilewright.passes.to_tile.choices import Space
-from tilewright.passes.to_tile.spaces import kernel_space
 from tilewright.runtime import backends
+from tilewright.runtime.schedule_forms import KernelForm
 from tilewright.runtime.tuned import TUNED
 from tilewright.runtime.tuning import trial
 from tilewright.runtime.tuning.task import KernelTask, TensorShape, order_of, uninitialised
 from tilewright.runtime.tuning.trial import Effort, run_trial, small_shapes
-from tilewright.runtime.tuning.tuner import form_of
 
 BRIEF = Effort(0.0, 1)
 TASKS = {
@@ -47,8 +46,7 @@ def tuned_as_before() -> Any:
 @cache
 def task_and_space(name: str) -> tuple[KernelTask, Space]:
     task = TASKS[name]()
-    family, variant = form_of(task)
-    return task, kernel_space(variant.graph, family.target, variant.rows)
+    return task, KernelForm.of(task).space
 
 
 @settings(max_examples=12, phases=[Phase.explicit, Phase.generate])
@@ -71,8 +69,9 @@ def test_a_task_is_the_same_in_another_process_and_checked_at_a_size_of_its_form
     again = KernelTask.from_json(task.to_json())
     assert again == task and isinstance(again.graph, Graph)
     small = replace(task, inputs=small_shapes(task))
-    family, variant = form_of(task)
-    smaller, other = form_of(small)
+    form, other_form = KernelForm.of(task), KernelForm.of(small)
+    family, smaller = form.family, other_form.family
+    variant, other = form.variant, other_form.variant
     assert (variant.rows, variant.units) == (other.rows, other.units)
     assert family.key(uninitialised(family.source, task.inputs)) == smaller.key(
         uninitialised(smaller.source, small.inputs)
