@@ -57,7 +57,7 @@ def main(
     torch.set_num_threads(threads)
     here = machine.describe_machine(threads)
     file = path or RESULTS / here.kind / f"tuning-{machine.now()[:10]}.json"
-    record = _opened(file, threads, clock)
+    record = opened(file, threads, clock)
     ends = time.monotonic() + 60 * minutes
     for name, make in workloads().items():
         if only not in name or report:
@@ -67,7 +67,7 @@ def main(
     show(record)
 
 
-def _opened(file: Path, threads: int, clock: str) -> dict[str, Any]:
+def opened(file: Path, threads: int, clock: str) -> dict[str, Any]:
     """What an earlier run has written, or a new record. Raises BadParameter for other
     conditions."""
     if not file.exists():
@@ -132,9 +132,9 @@ class Survey:
                 return
             if self._is_again(values):
                 continue
-            known.append([values, self._ratios([values], seconds)[0]])
+            known.append([values, self.ratios([values], seconds)[0]])
             done.add(tuple(values))
-            self._write()
+            self.write()
         self._finals(known, first, seconds)
 
     def _is_again(self, values: list[int]) -> bool:
@@ -154,11 +154,11 @@ class Survey:
         have = [v for v, _ in self.entry.get("finals", [])]
         if all(v in have for v in wanted) or time.monotonic() > self.ends:
             return
-        ratios = self._ratios(wanted, 3 * seconds * len(wanted))
+        ratios = self.ratios(wanted, 3 * seconds * len(wanted))
         self.entry["finals"] = [[v, r] for v, r in zip(wanted, ratios, strict=True)]
-        self._write()
+        self.write()
 
-    def _ratios(self, choices: list[list[int]], seconds: float) -> list[float]:
+    def ratios(self, choices: list[list[int]], seconds: float) -> list[float]:
         """Times over the default's, which has its turn before and after each."""
         fields = list(self.default)
         calls = [self.form.call(dict(zip(fields, c, strict=True))) for c in choices]
@@ -184,7 +184,8 @@ class Survey:
             call()
         return self.clock() - start
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Keeps what is known so far."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
         partial = self.file.with_suffix(".partial")
         partial.write_text(json.dumps(self.record) + "\n", encoding="utf-8")
