@@ -29,7 +29,11 @@ WAIVERS: dict[str, str] = {
 
 FILES = sorted(path for folder in MAY_IMPORT for path in (ROOT / folder).rglob("*.py"))
 FACE_FILES = sorted(
-    [*(ROOT / "tilewright").glob("*.py"), *(ROOT / "tilewright" / "cli").glob("*.py")]
+    [
+        *(ROOT / "tilewright").glob("*.py"),
+        *(ROOT / "tilewright" / "cli").glob("*.py"),
+        *(ROOT / "tilewright" / "playground").rglob("*.py"),
+    ]
 )
 TEST_FILES = sorted((ROOT / "tests").rglob("*.py"))
 

@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 import tilewright
 from tilewright.cli import (
     bench,
+    bisect,
     bundle,
     cache,
     checkpoint,
@@ -19,10 +20,12 @@ from tilewright.cli import (
     layout,
     opt,
     place,
+    playground,
     run,
     simulate,
     trace,
     tune,
+    verify,
 )
 from tilewright.cli.output import complain, friendly_warnings, say
 from tilewright.ir.errors import TilewrightError
@@ -47,7 +50,6 @@ app = typer.Typer(
     name="tilewright",
     help="A compiler for attention, low-bit matmul and expert-routing kernels.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -75,9 +77,12 @@ app.command("explain")(explain.explain)
 app.command("simulate")(simulate.simulate)
 app.command("layout")(layout.layout)
 app.command("place")(place.place)
+app.command("playground")(playground.playground)
 app.command("trace")(trace.trace)
 app.command("bundle")(bundle.bundle)
 app.command("doctor")(doctor.show)
+app.command("verify")(verify.verify)
+app.command("bisect")(bisect.bisect)
 app.add_typer(bench.app, name="bench")
 app.add_typer(cache.app, name="cache")
 app.add_typer(checkpoint.app, name="checkpoint")
