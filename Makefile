@@ -5,9 +5,9 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
-SOURCES := ir passes backends frontend runtime bench tilewright tests examples
+SOURCES := ir passes backends frontend runtime bench tilewright tests examples .ci
 
-.PHONY: help demo test lint format gpu-site clean
+.PHONY: help demo test lint format docs gpu-site clean
 .DEFAULT_GOAL := help
 
 help:
@@ -16,6 +16,7 @@ help:
 	@echo "make test    the whole test suite"
 	@echo "make lint    ruff, format check, mypy"
 	@echo "make format  rewrite the sources in the project's format"
+	@echo "make docs    the documentation site, in build/site"
 	@echo "make gpu-site  build/gpu_site: what bench/gpu_session.sh carries to a lent GPU's machine"
 	@echo "make clean   remove the environment and the caches of the checkout"
 
@@ -31,6 +32,9 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
+
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix-only $(SOURCES)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-TEXT = Path(__file__).resolve().parent.parent / "examples" / "data" / "alice.txt"
+TEXT = Path(__file__).resolve().parent / "data" / "alice.txt"
 _BYTES = 256  # the vocabulary: every byte is a token
 
 

@@ -32,7 +32,8 @@ def payload_bytes(trace: Trace, placement: Placement) -> dict[str, int]:
         start_processes(  # type: ignore[no-untyped-call]
             _rank, args=(folder, trace, placement), nprocs=ranks, start_method="forkserver"
         )
-        found = [torch.load(Path(folder) / f"{rank}.pt") for rank in range(ranks)]
+        files = [Path(folder) / f"{rank}.pt" for rank in range(ranks)]
+        found = [torch.load(file, weights_only=True) for file in files]
     return {mode: sum(each[mode] for each in found) for mode in found[0]}
 
 

@@ -1,4 +1,4 @@
-"""Writes the README's table of figures: ``python -m tilewright.bench.readme``.
+"""Writes the README's table of figures and docs/results.md: ``python -m tilewright.bench.readme``.
 
 It takes the newest results of each machine class, and replaces what stands between the two markers.
 """
@@ -12,7 +12,10 @@ from typing import Annotated
 
 import typer
 
+from tilewright.bench.beside import PAGE as PEERS
+from tilewright.bench.beside import beside_table
 from tilewright.bench.records import RESULTS, Comparison, Quantity, Record, newest_records
+from tilewright.bench.results_page import PAGE, results_page
 from tilewright.bench.tables import seconds_text
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -38,27 +41,36 @@ def readme(
         bool, typer.Option("--check", help="Write nothing; fail if it would change.")
     ] = False,
 ) -> None:
-    """Writes the table of the newest results into README.md."""
-    before = README.read_text(encoding="utf-8")
+    """Writes the newest results: tables in README.md and docs/peers.md, and docs/results.md."""
     try:
-        after = with_figures(before, figures_text(RESULTS))
+        table = with_figures(README.read_text(encoding="utf-8"), figures_text(RESULTS))
+        peers = with_figures(PEERS.read_text(encoding="utf-8"), beside_table())
     except ValueError as error:
         raise typer.BadParameter(str(error)) from None
+    pages = (README, table), (PAGE, results_page()), (PEERS, peers)
+    stale = [_stale(path, text, check) for path, text in pages]
+    if check and any(stale):
+        raise typer.Exit(1)
+
+
+def _stale(path: Path, after: str, check: bool) -> bool:
+    """Whether a file lacks the newest figures; writes them unless it is only to be checked."""
+    before = path.read_text(encoding="utf-8") if path.exists() else ""
     if after == before:
-        typer.echo("README.md has the newest figures")
+        typer.echo(f"{path.name} has the newest figures")
     elif check:
         lines = difflib.unified_diff(before.splitlines(), after.splitlines(), lineterm="")
         typer.echo("\n".join(lines), err=True)
-        raise typer.Exit(1)
     else:
-        README.write_text(after, encoding="utf-8")
-        typer.echo("wrote the newest figures into README.md")
+        path.write_text(after, encoding="utf-8")
+        typer.echo(f"wrote the newest figures into {path.name}")
+    return after != before
 
 
 def with_figures(text: str, figures: str) -> str:
     """The text with ``figures`` between its markers. Raises ValueError if it has not both, once."""
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"the README needs the lines {BEGIN} and {END}, each once, in this order")
+        raise ValueError(f"the page needs the lines {BEGIN} and {END}, each once, in this order")
     head, _, rest = text.partition(BEGIN)
     return f"{head}{BEGIN}\n{figures}{END}{rest.partition(END)[2]}"
 

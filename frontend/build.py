@@ -18,6 +18,7 @@ from tilewright.ir.core import Graph, Module, Value, size_names
 from tilewright.ir.core import Region as Body
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.types import TensorType
+from tilewright.runtime.locks import GENERATORS
 
 Order = tuple[int, ...]
 
@@ -97,7 +98,8 @@ def _guard_floats(floats: Sequence[torch.SymFloat]) -> None:
     """
     if not floats:
         return
-    from torch.utils._sympy.symbol import SymT, symbol_is_type  # brings sympy, half a second
+    with GENERATORS.lock:
+        from torch.utils._sympy.symbol import SymT, symbol_is_type  # brings sympy, half a second
 
     for value in floats:
         expr = value.node.expr

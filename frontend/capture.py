@@ -6,14 +6,15 @@ Registered as ``torch.compile(model, backend="tilewright")``; ``tilewright.compi
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from torch.fx import GraphModule, Node
 
 from tilewright.frontend.build import Built, build_module
 from tilewright.frontend.classify import Analysis, is_weight
+from tilewright.frontend.exact import refuse_inexact
 from tilewright.frontend.functionalise import functionalise_scores
 from tilewright.frontend.op_map import FILLED
 from tilewright.frontend.op_map.kept import kept_reason, operation_name
@@ -26,7 +27,8 @@ from tilewright.frontend.replace import Rewriter
 from tilewright.frontend.report import GraphReport, LeftRow, RegionReport, Report
 from tilewright.frontend.strictness import is_bookkeeping, offences, refuse
 from tilewright.frontend.translate import operand_nodes
-from tilewright.ir.errors import UnsupportedError
+from tilewright.ir.errors import SettingError, UnsupportedError
+from tilewright.runtime.determinism import Level, in_force, level, using
 from tilewright.runtime.logs import CAPTURE
 
 assert FILLED, "importing the op map fills its registry"
@@ -57,15 +59,16 @@ class Capture:
 
     def __call__(self, gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         """Rewrites the graph in place and returns what runs it."""
-        self.graphs.append(self._rewrite(gm))
+        kept = level(self.options.deterministic, self.options.reproducible or None)
+        self.graphs.append(self._rewrite(gm, kept))
         gm.graph.lint()
         gm.recompile()
-        return gm.forward
+        return gm.forward if kept == in_force() else _keeping(kept, gm.forward)
 
     def report(self) -> Report:
         return Report([graph.report() for graph in self.graphs])
 
-    def _rewrite(self, gm: GraphModule) -> CapturedGraph:
+    def _rewrite(self, gm: GraphModule, kept: Level) -> CapturedGraph:
         functionalise_scores(gm)
         _call_directly(gm)
         analysis = Analysis(gm.graph)
@@ -85,8 +88,19 @@ class Capture:
             captured.calls.append(rewriter.replace(region, result, name))
         _drop_unused_numbers(gm)
         captured.left = _left(gm, reasons)
+        refuse_inexact(kept, (n for n in gm.graph.nodes if n in reasons))
         _log(captured)
         return captured
+
+
+def _keeping(kept: Level, forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A graph whose calls keep a level."""
+
+    def run(*inputs: Any) -> Any:
+        with using(kept):
+            return forward(*inputs)
+
+    return run
 
 
 def _log(captured: CapturedGraph) -> None:
@@ -100,16 +114,54 @@ def _log(captured: CapturedGraph) -> None:
 
 
 DEFAULT = Capture(Options(), keep=64)
+_by_options: dict[Options, Capture] = {Options(): DEFAULT}
 
 
-def dynamo_backend(gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-    """The backend ``"tilewright"`` of ``torch.compile``; ``last_report()`` tells what it did."""
-    return DEFAULT(gm, example_inputs)
+def dynamo_backend(
+    gm: GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    mode: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Callable[..., Any]:
+    """The backend ``"tilewright"`` of ``torch.compile``; ``last_report()`` tells what it did.
+
+    ``options`` are those of ``tilewright.compile``: ``torch.compile(f, backend="tilewright",
+    options={"strict": True})``. Raises SettingError for others, and for a ``mode``: modes are
+    Inductor's.
+    """
+    if mode is not None:
+        raise SettingError(
+            f"torch.compile(mode={mode!r}): modes are those of backend='inductor'; "
+            "backend='tilewright' takes options (schedules are tuned by `tilewright tune`)"
+        )
+    chosen = _options(options or {})
+    return _by_options.setdefault(chosen, Capture(chosen, keep=64))(gm, example_inputs)
+
+
+def _options(given: Mapping[str, Any]) -> Options:
+    """Options by their names. Raises SettingError for unknown ones and for wrong types."""
+    known = {field.name: field for field in fields(Options)}
+    if unknown := sorted(set(map(str, given)) - set(known)):
+        raise SettingError(
+            f"torch.compile(options=…): unknown option {unknown[0]!r}; "
+            f"backend='tilewright' has {', '.join(known)}"
+        )
+    for name, value in given.items():
+        default = known[name].default
+        wanted = (str, type(None)) if default is None else (type(default),)
+        if not isinstance(value, wanted):
+            raise SettingError(
+                f"torch.compile(options={{{name!r}: {value!r}}}): "
+                f"a {wanted[0].__name__} is expected, not a {type(value).__name__}"
+            )
+    return Options(**given)
 
 
 def last_report() -> Report:
     """The report of graphs captured through ``torch.compile(…, backend="tilewright")``."""
-    return DEFAULT.report()
+    graphs = [graph for capture in _by_options.values() for graph in capture.graphs]
+    return Report([graph.report() for graph in graphs])
 
 
 def register_backend() -> None:

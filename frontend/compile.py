@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import types
@@ -14,8 +15,10 @@ import torch
 from tilewright.frontend.capture import Capture, register_backend
 from tilewright.frontend.options import Options
 from tilewright.frontend.report import Report
-from tilewright.ir.errors import TilewrightError
+from tilewright.ir.errors import DeterminismError, TilewrightError
+from tilewright.runtime.determinism import level
 from tilewright.runtime.locks import Guard
+from tilewright.runtime.verification.first_calls import checked_option
 
 Function = Callable[..., Any]
 
@@ -26,22 +29,43 @@ class _Compiled:
     def __init__(self, function: Function, options: Options, dynamic: bool | None) -> None:
         register_backend()
         self.capture = Capture(options)
-        self.run = torch.compile(function, backend=self.capture, dynamic=dynamic)
+        self.kept = level(options.deterministic, options.reproducible or None)
+        whole = self.kept.promises("threads")  # what Dynamo leaves out would run as torch runs it
+        self.run = torch.compile(function, backend=self.capture, dynamic=dynamic, fullgraph=whole)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         try:
             return self.run(*args, **kwargs)
+        except (torch._dynamo.exc.Unsupported, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
+            raise self._not_captured(error) from error
         except torch._dynamo.exc.BackendCompilerFailed as failure:
             if isinstance(failure.inner_exception, TilewrightError):
                 raise failure.inner_exception from None
             raise
+
+    def _not_captured(self, error: Exception) -> Exception:
+        """What Dynamo cannot capture, or not any more, has no level."""
+        if not self.kept.promises("threads"):
+            return error
+        limit = isinstance(error, torch._dynamo.exc.FailOnRecompileLimitHit)
+        advice = (
+            "raise torch._dynamo.config.recompile_limit (counts of threads, and sizes of 1, make "
+            "graphs of their own)"
+            if limit
+            else "write it so that it is one graph, or ask for deterministic='run'"
+        )
+        reason = str(error).strip().split("\n")[0]
+        return DeterminismError(
+            f"deterministic={self.kept.name!r}, but torch would run this call itself: {reason}; "
+            f"{advice}"
+        )
 
 
 class CompiledFunction:
     """A compiled function. ``explain()`` says what became of it."""
 
     def __init__(self, function: Function, options: Options, dynamic: bool | None) -> None:
-        self._compiled = _Compiled(function, options, dynamic)
+        self._compiled = _Compiled(_with_own_code(function), options, dynamic)
         functools.update_wrapper(self, function)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -114,7 +138,25 @@ def _entry(self: torch.nn.Module) -> Function:
     def forward(*args: Any, **kwargs: Any) -> Any:
         return self._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
 
-    return forward
+    return _with_own_code(forward)
+
+
+def _with_own_code(function: Function) -> Function:
+    """The same function with a copy of its code: Dynamo counts what it has compiled for a piece of
+    code, and would leave the ninth module, or the ninth closure of one definition, to torch."""
+    if inspect.ismethod(function):
+        return types.MethodType(_with_own_code(function.__func__), function.__self__)
+    if not inspect.isfunction(function):
+        return function
+    copy = types.FunctionType(
+        function.__code__.replace(),
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return functools.update_wrapper(copy, function)
 
 
 class _Installed:
@@ -155,7 +197,9 @@ def compile(  # type: ignore[overload-overlap]  # a module is callable, but gets
     target: str | None = ...,
     dynamic: bool | None = ...,
     strict: bool = ...,
-    verify: bool = ...,
+    verify: bool | str = ...,
+    deterministic: str | None = ...,
+    reproducible: bool = ...,
 ) -> CompiledModule: ...
 
 
@@ -166,7 +210,9 @@ def compile(
     target: str | None = ...,
     dynamic: bool | None = ...,
     strict: bool = ...,
-    verify: bool = ...,
+    verify: bool | str = ...,
+    deterministic: str | None = ...,
+    reproducible: bool = ...,
 ) -> CompiledFunction: ...
 
 
@@ -177,7 +223,9 @@ def compile(
     target: str | None = ...,
     dynamic: bool | None = ...,
     strict: bool = ...,
-    verify: bool = ...,
+    verify: bool | str = ...,
+    deterministic: str | None = ...,
+    reproducible: bool = ...,
 ) -> Callable[[Function], CompiledFunction]: ...
 
 
@@ -187,21 +235,25 @@ def compile(
     target: str | None = None,
     dynamic: bool | None = True,
     strict: bool = False,
-    verify: bool = False,
+    verify: bool | str = False,
+    deterministic: str | None = None,
+    reproducible: bool = False,
 ) -> Any:
     """Compiles a function of tensors or a module; also a decorator, with or without arguments.
 
     What we have kernels for runs in them, everything else runs in torch as before; ``.explain()``
     of the result lists both. ``target`` names a processor (None: this one). ``dynamic=True``
     compiles once for all lengths and batch sizes. ``strict=True`` raises FallbackError where an
-    operation would unexpectedly stay with torch. ``verify=True`` compares all results with torch in
-    float64 and raises EvaluationError if they differ.
+    operation would unexpectedly stay with torch. ``verify=True`` compares a kernel's results with
+    torch in float64 when it is first called with inputs of a kind (docs/verify.md), "always" at
+    every call, and raises EvaluationError if they differ. ``deterministic`` ("run", "threads",
+    "batch") and ``reproducible=True`` say what bits may not depend on (docs/determinism.md):
+    DeterminismError names what cannot keep it.
     """
-    options = Options(target=target, strict=strict, verify=verify)
+    level(deterministic, reproducible)  # refuses unknown ones
+    options = Options(target, strict, checked_option(verify), deterministic, reproducible)
     if fn_or_module is None:
-        return functools.partial(
-            compile, target=target, dynamic=dynamic, strict=strict, verify=verify
-        )
+        return functools.partial(compile, dynamic=dynamic, **dataclasses.asdict(options))
     if isinstance(fn_or_module, torch.nn.Module):
         return CompiledModule(fn_or_module, options, dynamic)
     return CompiledFunction(fn_or_module, options, dynamic)

@@ -19,7 +19,8 @@ from tilewright.frontend.attention.form import DENSE, Form, Given
 from tilewright.frontend.attention.plans import plan_for
 from tilewright.frontend.region_call import refusal
 from tilewright.frontend.torch_dtypes import has_ir_dtype
-from tilewright.ir.errors import UnsupportedError
+from tilewright.ir.errors import BackendMissingError, UnsupportedError
+from tilewright.runtime.determinism import in_force, refuse_unordered
 
 FALLBACKS: Counter[str] = Counter()  # why attention ran in torch instead, and how often
 _TENSORS = {"s_aux": "sinks", "position_bias": "bias"}  # transformers' name -> ours
@@ -56,6 +57,7 @@ def attention_forward(
             return _run(module, given, function, closure, options), None
         except UnsupportedError as error:
             reason = error.message
+    refuse_unordered(in_force(), UnsupportedError(reason))
     FALLBACKS[reason] += 1
     return in_torch(module, query, key, value, attention_mask, **options)
 
@@ -201,9 +203,14 @@ def _spelled_out(
 def register_attention(name: str = "tilewright") -> None:
     """Makes ``attn_implementation=name`` known to transformers: attention and, under the same name,
     its masks. Call it once before ``from_pretrained(…, attn_implementation="tilewright")`` or
-    ``model.set_attn_implementation("tilewright")``. Raises ImportError without transformers."""
-    from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface
+    ``model.set_attn_implementation("tilewright")``. Raises BackendMissingError without
+    transformers."""
+    try:
+        from transformers import AttentionInterface
+        from transformers.masking_utils import AttentionMaskInterface
+    except ModuleNotFoundError as error:
+        message = "register_attention needs transformers: pip install 'tilewright[huggingface]'"
+        raise BackendMissingError(message) from error
 
     from tilewright.frontend.huggingface_mask import function_mask
 

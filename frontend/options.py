@@ -8,8 +8,12 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Options:
     """``target``: the processor to compile for (None: this one). ``strict``: falling back to torch
-    is an error. ``verify``: every kernel's result is compared with torch in float64 (slow)."""
+    is an error. ``verify``: a kernel's results are compared with torch in float64, True: at the
+    first call of every class (verify.py), "always": at every call (slow). ``deterministic`` and
+    ``reproducible``: what bits may not depend on (docs/determinism.md)."""
 
     target: str | None = None
     strict: bool = False
-    verify: bool = False
+    verify: bool | str = False
+    deterministic: str | None = None
+    reproducible: bool = False

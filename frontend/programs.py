@@ -9,7 +9,8 @@ import torch
 
 from tilewright.ir.core import Module
 from tilewright.ir.errors import UnsupportedError
-from tilewright.runtime.locks import Guard
+from tilewright.runtime.determinism import Level, in_force
+from tilewright.runtime.locks import GENERATORS, Guard
 
 
 class ProgramLike(Protocol):
@@ -24,12 +25,13 @@ class ProgramLike(Protocol):
 
 
 _guard = Guard()
-_programs: dict[tuple[str, str | None], ProgramLike | UnsupportedError] = {}
+_programs: dict[tuple[str, str | None, Level], ProgramLike | UnsupportedError] = {}
 
 
 def make_program(module: Module, target: str | None) -> ProgramLike:
     """A new program; the runtime is imported on the first call only."""
-    from tilewright.runtime.program import Program
+    with GENERATORS.lock:
+        from tilewright.runtime.program import Program
 
     program: ProgramLike = Program(module, target=target)
     return program
@@ -43,11 +45,12 @@ def refuse_interpreted(program: ProgramLike) -> None:
 
 
 def shared_program(module: Module, target: str | None) -> ProgramLike:
-    """The program for a module's text and target, built once.
+    """The program for a module's text, target and level of determinism in force, built once.
 
-    Raises UnsupportedError, again on every call, if no kernels can be made of it.
+    Raises UnsupportedError, again on every call, if no kernels can be made of it; DeterminismError
+    if they cannot keep the level.
     """
-    key = (str(module), target)
+    key = (str(module), target, in_force())
     with _guard.lock:
         if key not in _programs:
             try:

@@ -21,7 +21,9 @@ from tilewright.ir.errors import (
     TargetError,
     UnsupportedError,
 )
+from tilewright.runtime.determinism import in_force, refuse_unordered
 from tilewright.runtime.logs import CAPTURE
+from tilewright.runtime.verification.first_calls import FirstCalls
 
 GRADIENTS = "inputs require gradients: stays with torch; use torch.no_grad()"
 
@@ -70,6 +72,7 @@ class RegionCall:
         self.failure: str | None = None
         self.calls = 0
         self.fallbacks: Counter[str] = Counter()
+        self.first = FirstCalls(options.verify)
 
     def __call__(self, *args: Any) -> Any:
         self.calls += 1
@@ -85,8 +88,9 @@ class RegionCall:
             if self.instead is not None:
                 self.failure = reason
             return self._with_torch(reason, args)
-        if self.options.verify:
+        if self.options.verify and self.first.wanted(self.program, inputs):
             check_against(self.fallback, args, self._ordered(results), self.locations[-1])
+            self.first.passed(self.program, inputs)
         return self._unpacked(self._ordered(results))
 
     def _build(self) -> str | None:
@@ -99,6 +103,8 @@ class RegionCall:
         return self.failure
 
     def _with_torch(self, reason: str, args: tuple[Any, ...]) -> Any:
+        if self.instead is None or in_force().promises("batch"):
+            refuse_unordered(in_force(), UnsupportedError(reason, self.locations[-1]))
         self.fallbacks[reason] += 1
         if self.fallbacks[reason] == 1:
             CAPTURE.info("%s runs with torch: %s", self.__name__, reason)

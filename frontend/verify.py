@@ -1,4 +1,7 @@
-"""``verify=True``: a kernel's results against the same torch operations in float64."""
+"""``verify=True``: a kernel's results against the same torch operations in float64.
+
+Which calls are checked: runtime/verification/first_calls.py.
+"""
 
 from __future__ import annotations
 

@@ -201,3 +201,10 @@ class MemoryLimitError(TilewrightError, MemoryError):
     of the process. Nothing was changed, and a smaller call works."""
 
     code = "TW025"
+
+
+class DeterminismError(TilewrightError):
+    """A level of determinism that was asked for cannot be kept: names the part that does not keep
+    it, and what to leave out or which level there is. Nothing was computed."""
+
+    code = "TW026"

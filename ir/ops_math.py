@@ -11,8 +11,8 @@ import numpy as np
 
 from tilewright.ir.core import Op, Value, attribute, operand
 from tilewright.ir.dtypes import BOOL, I64, DType
-from tilewright.ir.fused import fused_multiply_add
 from tilewright.ir.layout import Layout
+from tilewright.ir.rounding import fraction_below, fused_multiply_add
 from tilewright.ir.sizes import Size
 from tilewright.ir.types import (
     Axis,
@@ -244,11 +244,15 @@ class Fma(Pointwise, name="math.fma"):
 
 
 class Fraction(Unary, name="math.fraction"):
-    """x - floor(x), in [0, 1]; 0 for infinities."""
+    """x - floor(x), in [0, 1]; 0 for infinities. ``down``: rounded down (f32), as AVX-512 does."""
+
+    down: bool = attribute(default=False)
 
     kinds = FLOATS
 
     def reference(self, x: Any) -> Any:
+        if self.down and np.asarray(x).dtype == np.float32:  # the oracle computes in f64
+            return fraction_below(x)
         with np.errstate(all="ignore"):
             return np.where(np.isinf(x), 0.0, x - np.floor(x))
 

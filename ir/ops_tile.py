@@ -15,7 +15,6 @@ import numpy as np
 
 from tilewright.ir.core import Value, attribute, operand
 from tilewright.ir.dtypes import BF16, F16, F32, I8, I32, I64, U8, DType
-from tilewright.ir.fused import fused_multiply_add
 from tilewright.ir.layout import Layout
 
 # every operation of a tile program is found under this module's name
@@ -45,6 +44,7 @@ from tilewright.ir.ops_tile_threads import GroupBegin as GroupBegin  # noqa: PLC
 from tilewright.ir.ops_tile_threads import GroupProduct as GroupProduct  # noqa: PLC0414
 from tilewright.ir.ops_tile_threads import GroupWait as GroupWait  # noqa: PLC0414
 from tilewright.ir.ops_tile_threads import MatrixProduct as MatrixProduct  # noqa: PLC0414
+from tilewright.ir.rounding import fused_multiply_add
 from tilewright.ir.types import INDEX, RegisterType, ScratchType, Type
 
 Bounds = tuple[tuple[int, str], ...]
@@ -164,7 +164,7 @@ class Splat(TileOp, name="tile.splat", traits=("pure",)):
 
     def infer(self) -> Type:
         self.require_indices((self.x,))
-        self.require(self.rank > 0, "rank must be positive")
+        self.require(0 < self.rank <= 32, "rank must lie between 1 and 32")
         return RegisterType(I64, Layout(self.rank))
 
 
@@ -186,8 +186,8 @@ class Dot(TileOp, name="tile.dot", traits=("pure",)):
 
     def infer(self) -> Type:
         acc, a, b = (self.register(v) for v in self.operands)
-        self.require(not self.fused or a.shape[2] == 1, "fused products have k = 1")
         self.require(len(a.shape) == len(b.shape) == 3, "a is [m, 1, k], b is [1, n, k]")
+        self.require(not self.fused or a.shape[2] == 1, "fused products have k = 1")
         fits = a.shape[1] == b.shape[0] == 1 and a.shape[2] == b.shape[2]
         self.require(fits and acc.shape == (a.shape[0], b.shape[1]), "shapes do not match")
         bytes_ = (acc.dtype, a.dtype, b.dtype) == (I32, I8, U8)

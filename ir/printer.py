@@ -59,7 +59,7 @@ def print_graph(graph: Graph) -> str:
     params = ", ".join(f"{names(p)}: {p.type}" for p in graph.params)
     attrs = f" with {print_attrs(graph.attrs)}" if graph.attrs else ""
     name = _NOT_IN_NAMES.sub("_", graph.name)
-    name = name if name[:1].isalpha() else f"_{name}"
+    name = f"_{name}" if not name or name[0].isdigit() else name
     lines = [f"{graph.level} {name}{sizes}({params}){attrs} {{"]
     _print_body(graph.body, names, lines, "  ", "return")
     return "\n".join([*lines, "}"])

@@ -4,10 +4,10 @@ torch's products of bf16 and f16 sum in f32 and round once at the end; so does
 
     %s = tensor.contract %q, %k : bf16   ->   cast to f32, contract, cast to bf16
 
-and so does other arithmetic on them. Then a value narrowed and widened again keeps its f32 form
-(more precise than asked), unless a product takes it: there the narrow form lets the dot instruction
-of 16-bit floats be used. Nor where something is chosen by it: numbers that rounding made equal are
-ties, and have to stay so.
+and so do sums along an axis, and other arithmetic on them. Then a value narrowed and widened again
+keeps its f32 form (more precise than asked), unless a product takes it: there the narrow form lets
+the dot instruction of 16-bit floats be used. Nor where something is chosen by it: numbers that
+rounding made equal are ties, and have to stay so.
 """
 
 from __future__ import annotations
@@ -46,6 +46,15 @@ def widen_arithmetic(b: Rewriter, op: Op) -> Value | None:
     return b(m.Cast, b(type(op), *wide, hint=op.result.hint, **op.attrs), dtype=dtype)
 
 
+def widen_reductions(b: Rewriter, op: Op) -> Value | None:
+    """reduce(x): 16 bit -> cast(reduce(cast x)): sums round once, at the end"""
+    if not isinstance(op, t.Reduce) or not _narrow(op.x):
+        return None
+    wide = b(t.Reduce, b(m.Cast, op.x, dtype=F32, hint=op.x.hint), hint=op.result.hint, **op.attrs)
+    assert isinstance(op.x.type, TensorType)
+    return b(m.Cast, wide, dtype=op.x.type.dtype, hint=op.result.hint)
+
+
 def keep_wide(graph: Graph) -> Graph:
     """cast(cast(x: f32, 16 bit), f32) -> x, unless a product takes it or something is chosen"""
     if any(isinstance(op, TopK | SortOrder) for op in graph.body.ops):
@@ -71,6 +80,8 @@ def precision(module: Module) -> Module:
     """All rules on every tensor graph."""
 
     def widen(graph: Graph) -> Graph:
-        return keep_wide(rewrite_graph(rewrite_graph(graph, widen_products), widen_arithmetic))
+        for rule in (widen_products, widen_reductions, widen_arithmetic):
+            graph = rewrite_graph(graph, rule)
+        return keep_wide(graph)
 
     return for_each_graph(module, widen, "graph")

@@ -24,6 +24,7 @@ from tilewright.runtime.bundle.bundle import Bundle
 from tilewright.runtime.bundle.keys import stream_key, tile_key
 from tilewright.runtime.bundle.manifest import Code
 from tilewright.runtime.cache import Cache
+from tilewright.runtime.determinism import refuse_flushing
 from tilewright.runtime.family import Call, Variant
 from tilewright.runtime.fingerprint import cache_key
 from tilewright.runtime.graph_text import anonymous, table_text
@@ -79,7 +80,9 @@ def layout_class(rows: int) -> str:
 
 def lower_variant(variant: Variant, target: Target) -> Graph:
     """The tile program of a variant."""
-    return kernel_to_tile(variant.graph, target, variant.rows, variant.unit_dims, variant.choice)
+    return kernel_to_tile(
+        variant.graph, target, variant.rows, variant.unit_dims, variant.choice, variant.order
+    )
 
 
 def make_mlir(variant: Variant, target: Target) -> tuple[Call, VariantReport]:
@@ -89,6 +92,7 @@ def make_mlir(variant: Variant, target: Target) -> tuple[Call, VariantReport]:
         return bundled[:2]
     options = f"rows {variant.rows}, units {variant.units}{table_text(variant.graph)}"
     options += "".join(f", {field} {value}" for field, value in sorted(variant.choice.items()))
+    options += f", order {variant.order}" if variant.order else ""
     key = cache_key(print_graph(anonymous(variant.graph)), "mlir", options, target.isa)
     try:
         parts, native, cached = _native_parts(key, variant, target)
@@ -118,10 +122,11 @@ def _kernel(variant: Variant, parts: NativeParts, native: NativeFunction) -> Cal
 def _bundled(variant: Variant, target: Target) -> tuple[Call, VariantReport, Choice] | None:
     """The code of a variant in the bundle in use, if it has it, and the choice that it was made
     with; by size class if it has several."""
-    bundle = bundle_in_use()
-    form, _ = stream_key(variant.graph, variant.rows, variant.units) if bundle else ("", "")
-    sized = codes_for(form, target)
-    if bundle is None or sized is None:
+    bundle = bundle_in_use()  # once: another thread may put another one in its place
+    if bundle is None or variant.order:  # bundles hold forms in any order
+        return None
+    sized = codes_for(bundle, stream_key(variant.graph, variant.rows, variant.units)[0], target)
+    if sized is None:
         return None
     codes = [bundle.codes[symbol] for _, symbol in sized.codes]
     if same := [code for code in codes if variant.choice and code.choice == variant.choice]:
@@ -139,7 +144,7 @@ def _bundled(variant: Variant, target: Target) -> tuple[Call, VariantReport, Cho
 def bundled_tile(program: Graph, target: Target) -> NativeFunction | None:
     """The code of a tile program in the bundle in use, if it has it."""
     bundle = bundle_in_use()
-    sized = None if bundle is None else codes_for(tile_key(program), target)
+    sized = None if bundle is None else codes_for(bundle, tile_key(program), target)
     if bundle is None or sized is None:
         return None
     return _from_bundle(bundle, bundle.codes[sized.codes[0][1]])[1]
@@ -168,13 +173,14 @@ def _native_parts(
     if key in _loaded:
         return (*_loaded[key], True)
     entry = kernel_cache().get(key)
-    if entry is None:
+    kept = None if entry is None else _from_metadata(entry.metadata, variant)
+    if entry is None or kept is None:
         parts, data = _compile_mlir(variant, target)
         kernel_cache().put(key, _to_metadata(variant, target, parts), data)
     else:
-        parts, data = _from_metadata(entry.metadata, variant), entry.payload
+        parts, data = kept, entry.payload
     _loaded[key] = parts, load_object(data, SYMBOL)
-    return (*_loaded[key], entry is not None)
+    return (*_loaded[key], kept is not None)
 
 
 def _compile_mlir(variant: Variant, target: Target) -> tuple[NativeParts, bytes]:
@@ -184,7 +190,8 @@ def _compile_mlir(variant: Variant, target: Target) -> tuple[NativeParts, bytes]
 
 def native_parts(program: Graph) -> NativeParts:
     """What a tile program's code needs besides."""
-    from tilewright.backends.mlir.emit import scratch_bytes
+    with GENERATORS.lock:
+        from tilewright.backends.mlir.emit import scratch_bytes
 
     outputs = (p.type for p in program.params[-int(program.attrs["outputs"]) :])
     grid = tuple((Size.of(size), int(tile)) for size, tile in program.attrs["grid"])
@@ -194,8 +201,9 @@ def native_parts(program: Graph) -> NativeParts:
 
 def machine_code(program: Graph, target: Target) -> bytes:
     """A tile program through MLIR and LLVM."""
-    from tilewright.backends.mlir.build import loaded, to_llvm_ir
-    from tilewright.backends.mlir.emit import emit_module
+    with GENERATORS.lock:
+        from tilewright.backends.mlir.build import loaded, to_llvm_ir
+        from tilewright.backends.mlir.emit import emit_module
 
     text = emit_module(program, target, SYMBOL)
     with GENERATORS.lock:
@@ -224,14 +232,18 @@ def _to_metadata(variant: Variant, target: Target, parts: NativeParts) -> dict[s
     }
 
 
-def _from_metadata(facts: dict[str, Any], variant: Variant) -> NativeParts:
-    grid = tuple((parse_size(size), int(tile)) for size, tile in facts["grid"])
-    outputs = []
-    for value, shape in zip(variant.graph.results, facts["outputs"], strict=True):
-        assert isinstance(value.type, TensorType)
-        sizes = tuple(parse_size(s) for s in shape)
-        outputs.append(BufferType(sizes, value.type.dtype, len(sizes) - 1))
-    return NativeParts(int(facts["scratch_bytes"]), grid, tuple(outputs))
+def _from_metadata(facts: dict[str, Any], variant: Variant) -> NativeParts | None:
+    """What was kept beside the code; None for what we did not write."""
+    try:
+        grid = tuple((parse_size(size), int(tile)) for size, tile in facts["grid"])
+        outputs = []
+        for value, shape in zip(variant.graph.results, facts["outputs"], strict=True):
+            assert isinstance(value.type, TensorType)
+            sizes = tuple(parse_size(s) for s in shape)
+            outputs.append(BufferType(sizes, value.type.dtype, len(sizes) - 1))
+        return NativeParts(int(facts["scratch_bytes"]), grid, tuple(outputs))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
 
 
 def _report(
@@ -277,7 +289,8 @@ def make_interpreter(variant: Variant, target: Target) -> tuple[Call, VariantRep
     """The tile program run by the interpreter: slow, the oracle of the others."""
     program = lower_variant(variant, target)
     types = [v.type for v in variant.graph.results]
-    call = partial(interpreted, program, types)
+    call: Call = partial(interpreted, program, types)
+    call = refuse_flushing(call, "interpreter") if variant.order else call
     return call, _report(variant, target.name, "interpreter", 0, False)
 
 
@@ -294,7 +307,8 @@ def run_from_device(graph: Graph, *tensors: torch.Tensor) -> tuple[torch.Tensor,
 
 def make_numba(variant: Variant, target: Target) -> tuple[Call, VariantReport]:
     """Plain loops compiled by Numba."""
-    from tilewright.runtime.numba_kernel import make_numba_kernel
+    with GENERATORS.lock:
+        from tilewright.runtime.numba_kernel import make_numba_kernel
 
     kernel = make_numba_kernel(lower_variant(variant, target))
     return kernel, _report(variant, target.name, "numba", 0, False)
@@ -302,28 +316,42 @@ def make_numba(variant: Variant, target: Target) -> tuple[Call, VariantReport]:
 
 def make_triton(variant: Variant, target: Target) -> tuple[Call, VariantReport]:
     """A kernel for a GPU, written in Triton."""
-    from tilewright.runtime.triton_kernel import make_triton as make
+    with GENERATORS.lock:
+        from tilewright.runtime.triton_kernel import make_triton as make
 
     return make(variant, target)
 
 
 def make_cuda(variant: Variant, target: Target) -> tuple[Call, VariantReport]:
     """A kernel for a CUDA device, written in CUDA C++."""
-    from tilewright.runtime.cuda_kernel import make_cuda as make
+    if variant.order:
+        with GENERATORS.lock:
+            from tilewright.runtime.cuda_ordered import make_ordered
+
+        return make_ordered(variant, target, emulated=False)
+    with GENERATORS.lock:
+        from tilewright.runtime.cuda_kernel import make_cuda as make
 
     return make(variant, target)
 
 
 def make_cuda_host(variant: Variant, target: Target) -> tuple[Call, VariantReport]:
     """The same kernel, its threads run by the host's emulation of a CUDA device."""
-    from tilewright.runtime.cuda_kernel import make_cuda as make
+    if variant.order:
+        with GENERATORS.lock:
+            from tilewright.runtime.cuda_ordered import make_ordered
+
+        return make_ordered(variant, target, emulated=True)
+    with GENERATORS.lock:
+        from tilewright.runtime.cuda_kernel import make_cuda as make
 
     return make(variant, target, emulated=True)
 
 
 def make_export(variant: Variant, target: Target) -> tuple[Call, VariantReport]:
     """Code for a bundle, which is not run (runtime/bundle/collect.py)."""
-    from tilewright.runtime.bundle.collect import make_export as make
+    with GENERATORS.lock:
+        from tilewright.runtime.bundle.collect import make_export as make
 
     return make(variant, target)
 

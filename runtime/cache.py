@@ -7,7 +7,7 @@ reaches the caller, but it is said once. Nothing here knows what a payload means
 
 from __future__ import annotations
 
-import json
+import errno
 import os
 import secrets
 import time
@@ -21,12 +21,29 @@ from typing import Any, BinaryIO
 
 from tilewright.runtime import entry_file
 from tilewright.runtime.entry_file import Entry
-from tilewright.runtime.settings import settings
+from tilewright.runtime.own_files import READ, UnsafeError, create_own, read_own
+from tilewright.runtime.settings import CACHE_DIR, settings
 
 SUFFIX = ".twk"
 _TEMPORARY = ".tmp"
 _ABANDONED_SECONDS = 3600.0
+_MOST_BYTES = 1 << 30  # of an entry that is read
 _NEW_SHARE = 64  # the folder is looked through again when one in so many of its entries is new
+
+
+_OCCUPIED = "Move away the file that lies in the folder's place"
+_PERMIT = "Let this user write to it"
+_ROOM = "Make room there"
+_WAYS = {  # what helps against which error of the system
+    errno.EEXIST: _OCCUPIED,
+    errno.ENOTDIR: _OCCUPIED,
+    errno.EACCES: _PERMIT,
+    errno.EPERM: _PERMIT,
+    errno.EROFS: _PERMIT,
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EFBIG: "Raise the limit of file sizes (ulimit -f)",
+}
 
 
 class CacheWarning(UserWarning):
@@ -72,7 +89,7 @@ class Cache:
         self.limit = settings().cache_size if limit is None else limit
         # One name an event: append is atomic, and unlike a lock it survives a fork at any time.
         self._events: list[str] = []
-        self._complained = False
+        self._said: set[str] = set()  # what the user was told to do
         self._unseen = 0, 0  # entries and bytes to be written before the folder is looked through
 
     def get(self, key: str) -> Entry | None:
@@ -95,6 +112,9 @@ class Cache:
             self._write(self._path(key), data)
         except OSError as error:
             self._complain("write", error)
+            return False
+        except UnsafeError as error:
+            self._refuse(error)
             return False
         self._events.append("written")
         entries, room = self._unseen[0] - 1, self._unseen[1] - len(data)
@@ -125,11 +145,13 @@ class Cache:
     def _read(self, key: str) -> Entry | None:
         path = self._path(key)
         try:
-            return entry_file.unpack(key, path.read_bytes())
+            return entry_file.unpack(key, read_own(path, _MOST_BYTES))
         except FileNotFoundError:
             return None
         except OSError as error:
             self._complain("read", error)
+        except UnsafeError as error:
+            self._refuse(error)
         except ValueError as error:
             self._events.append("damaged")
             _unlink(path)  # first, since a warning may be turned into an exception
@@ -186,11 +208,23 @@ class Cache:
                         yield file.name, file.stat()
 
     def _complain(self, what: str, error: OSError) -> None:
-        if self._complained:
+        way = _WAYS.get(error.errno or 0, "See what is wrong with it")
+        self._say(way, f"cannot {what} the kernel cache {self.root}: {error.strerror or error}")
+
+    def _refuse(self, error: UnsafeError) -> None:
+        """Says that others could have written what would run here."""
+        self._say(error.way, f"the kernel cache is not used: {error}")
+
+    def _say(self, way: str, what: str) -> None:
+        """A warning, once for each way out."""
+        if way in self._said:
             return
-        self._complained = True
-        text = f"cannot {what} the kernel cache {self.root}: {error.strerror or error}; "
-        warnings.warn(text + "kernels are compiled in each process", CacheWarning, stacklevel=3)
+        self._said.add(way)
+        text = (
+            f"{what}; kernels are compiled in each process. {way}, or set {CACHE_DIR.name} to "
+            "another folder"
+        )
+        warnings.warn(text, CacheWarning, stacklevel=4)
 
 
 def _create(path: Path) -> BinaryIO:
@@ -198,20 +232,19 @@ def _create(path: Path) -> BinaryIO:
     for _ in range(8):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with suppress(FileNotFoundError):
-            return open(path, "xb")
-    return open(path, "xb")
+            return create_own(path)
+    return create_own(path)
 
 
 def _describe(path: Path) -> EntryInfo | None:
     """Facts about one file from its head, without reading its payload."""
     try:
-        with open(path, "rb") as file:
+        with open(os.open(path, READ), "rb") as file:
             size = entry_file.metadata_bytes(file.read(entry_file.HEADER_BYTES))
-            metadata = json.loads(file.read(size))
+            facts = entry_file.metadata(file.read(size))
             status = os.fstat(file.fileno())
     except (OSError, ValueError):
         return None
-    facts = metadata if isinstance(metadata, dict) else {}
     return EntryInfo(path.stem, facts, status.st_size, status.st_mtime)
 
 

@@ -250,10 +250,11 @@ def _outputs(signature: Signature, device: str = "cpu") -> Iterator[str]:
 
 
 def _with_room(signature: Signature) -> Iterator[str]:
-    """Outputs, or in words what there is no memory for. Where nothing is raised it costs nothing."""
+    """Outputs, or in words what there is no memory for. It costs nothing unless that is so."""
+    if not signature.outputs:
+        return
     shapes = [
-        tuple_text(list(map(size_text, p.shape)))
-        for p in signature.params[len(signature.inputs) :]
+        tuple_text(list(map(size_text, p.shape))) for p in signature.params[len(signature.inputs) :]
     ]
     yield "try:"
     yield from indented(_outputs(signature), 4)

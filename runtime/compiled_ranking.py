@@ -19,6 +19,8 @@ from tilewright.ir.target import Target
 from tilewright.passes.to_tile import kernel_to_tile
 from tilewright.passes.to_tile.choices import Choice
 from tilewright.passes.to_tile.gpu_spaces import SHARED_BYTES
+from tilewright.passes.to_tile.lowbit.info import has_packed_weights
+from tilewright.runtime.lowbit.gpu_products import product_programs
 from tilewright.runtime.schedule_forms import KernelForm
 from tilewright.runtime.tuning.local import LocalWorkers
 from tilewright.runtime.tuning.task import KernelTask
@@ -62,12 +64,20 @@ def resources(
     compiler is not installed."""
     if not target.gpu:
         raise UnsupportedError(f"{target.name} is no GPU: its schedules are not compiled ahead")
-    program = kernel_to_tile(graph, target, rows, units, choice)
     if backend == "triton":
-        return _by_triton(program, target)
+        return _by_triton(_program(graph, target, rows, units, choice), target)
     if backend == "cuda":
-        return _by_cuda(program, target)
+        return _by_cuda(kernel_to_tile(graph, target, rows, units, choice), target)
     raise UnsupportedError(f"back end {backend!r} compiles no schedules ahead")
+
+
+def _program(
+    graph: Graph, target: Target, rows: int, units: dict[str, int], choice: Choice
+) -> Graph:
+    """The program that Triton gets; of packed weights the first one, which may take tables."""
+    if has_packed_weights(graph):
+        return product_programs(graph, target, rows, units, choice=choice).main
+    return kernel_to_tile(graph, target, rows, units, choice)
 
 
 def _by_triton(program: Graph, target: Target) -> Resources:
@@ -142,7 +152,8 @@ def put_right(
     ranked: Sequence[tuple[Choice, float]], made: dict[int, Outcome], shared_bytes: int
 ) -> tuple[Ranked, dict[int, str]]:
     """The order of ``ranked`` by what those at some places compile to: seconds grow with spills,
-    what takes more than ``shared_bytes`` goes, what could not be compiled comes last. Also why."""
+    what takes more than ``shared_bytes`` goes, what could not be compiled comes last (unless none
+    could, which says nothing of the schedules). Also why."""
     found: Ranked = []
     failed: Ranked = []
     reasons: dict[int, str] = {}
@@ -153,10 +164,12 @@ def put_right(
             if takes.shared_bytes > shared_bytes:
                 reasons[at] = f"takes {takes.shared_bytes} bytes of {shared_bytes} of shared memory"
                 continue
-            seconds *= 1 + PER_SPILLED_BYTE * takes.spills
+            found.append((choice, seconds * (1 + PER_SPILLED_BYTE * takes.spills)))
         elif outcome is not None:
             reasons[at] = outcome.reason or outcome.state
             failed.append((choice, seconds))
-            continue
-        found.append((choice, seconds))
+        else:
+            found.append((choice, seconds))
+    if not any(isinstance(x, Compiled) for x in made.values()):
+        return list(ranked), reasons
     return [*sorted(found, key=lambda x: x[1]), *ranked[FEW:], *failed], reasons

@@ -132,7 +132,7 @@ class CudaKernel(GpuKernel):
         sizes: tuple[int, ...],
     ) -> None:
         """Runs the kernel's threads on the CPU."""
-        arrays = [_memory(x) for x in tensors]
+        arrays = [memory_of(x) for x in tensors]
         odd = any(x.data_ptr() % 16 for x in tensors)
         for (buffer, _), step in zip(self.source(True).strides, strides, strict=True):
             odd = odd or step * self.widths[buffer] % 16 != 0
@@ -155,7 +155,7 @@ class CudaKernel(GpuKernel):
         )
 
 
-def _memory(x: torch.Tensor) -> Any:
+def memory_of(x: torch.Tensor) -> Any:
     """The memory that a tensor's elements lie in, as plain numbers of its width, without a copy."""
     numbers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
     size = (

@@ -10,7 +10,7 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from tilewright.ir.errors import BackendMissingError, SettingError
 from tilewright.runtime import native, threads
 from tilewright.runtime.cache import Cache, CacheStats
 from tilewright.runtime.cuda.found import gpu_lines, toolkit_lines
-from tilewright.runtime.settings import Settings, settings
+from tilewright.runtime.settings import Settings, in_force, settings
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,7 @@ class DoctorReport:
     machine: Machine
     cache: CacheStats | None
     setting_problem: str
+    variables: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """The report in types that JSON has."""
@@ -125,8 +126,11 @@ class DoctorReport:
         yield from _machine_lines(self.machine)
         if self.cache:
             yield f"kernel cache     {_cache_line(self.cache)}"
+        chosen = [f"{name}={value}" for name, value in self.variables.items() if value]
+        for i, line in enumerate(chosen or ["the defaults (docs/environment.md lists them)"]):
+            yield f"{'' if i else 'settings':<16} {line}"
         if self.setting_problem:
-            yield f"settings         {self.setting_problem}"
+            yield f"{'':<16} {self.setting_problem}"
 
 
 def doctor() -> DoctorReport:
@@ -142,6 +146,7 @@ def doctor() -> DoctorReport:
         machine=machine,
         cache=None if problem else Cache().stats(),
         setting_problem=problem,
+        variables=in_force(),
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 MAGIC = b"TWKERNEL"
 VERSION = 1
+MOST_METADATA = 1 << 20  # bytes
 # magic, version, bytes of metadata, bytes of payload, sha256 of key + metadata + payload
 _HEADER = struct.Struct("<8sIIQ32s")
 HEADER_BYTES = _HEADER.size
@@ -44,7 +45,18 @@ def unpack(key: str, data: bytes) -> Entry:
     facts, payload = data[HEADER_BYTES:][:facts_bytes], data[HEADER_BYTES + facts_bytes :]
     if _digest(key, facts, payload) != digest:
         raise ValueError("checksum does not match")
-    return Entry(json.loads(facts), payload)
+    return Entry(metadata(facts), payload)
+
+
+def metadata(data: bytes) -> dict[str, Any]:
+    """The facts in an entry's metadata; ValueError says what is wrong with them."""
+    try:
+        facts = json.loads(data)
+    except RecursionError:
+        raise ValueError("its metadata are nested too deeply") from None
+    if not isinstance(facts, dict):
+        raise ValueError("its metadata are no JSON object")
+    return facts
 
 
 def metadata_bytes(head: bytes) -> int:
@@ -58,6 +70,8 @@ def _header(data: bytes) -> tuple[int, int, bytes]:
     magic, version, facts_bytes, payload_bytes, digest = _HEADER.unpack_from(data)
     if magic != MAGIC or version != VERSION:
         raise ValueError(f"not an entry of version {VERSION}")
+    if facts_bytes > MOST_METADATA:
+        raise ValueError(f"it says that it has {facts_bytes} bytes of metadata")
     return facts_bytes, payload_bytes, digest
 
 

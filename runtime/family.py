@@ -27,15 +27,21 @@ from tilewright.ir.types import BufferType, StreamType, TensorType
 from tilewright.passes.specialise import specialise
 from tilewright.passes.to_tile.choices import Choice
 from tilewright.passes.to_tile.kernel_info import KernelInfo, analyse, is_routing, is_row_kernel
+from tilewright.passes.to_tile.lowbit.info import has_packed_weights
 from tilewright.passes.to_tile.narrow import LONGEST
+from tilewright.passes.to_tile.orders import ANY, ordered_classes, ordered_target
 from tilewright.passes.to_tile.routing.info import token_classes
 from tilewright.passes.to_tile.schedule import row_classes
 from tilewright.passes.to_tile.spaces import kernel_space
 from tilewright.passes.to_tile.tables import tables_of, with_tables
+from tilewright.passes.to_tile.whole_blocks.lowbit.schedule import (
+    ROW_CLASSES as PRODUCT_ROW_CLASSES,
+)
 from tilewright.passes.to_tile.whole_blocks.schedule import row_classes as block_row_classes
 from tilewright.runtime.calls import Signature, key_source
 from tilewright.runtime.cuda.repeat import bound
-from tilewright.runtime.locks import Guard
+from tilewright.runtime.determinism import NONE, Level
+from tilewright.runtime.locks import GENERATORS, Guard
 from tilewright.runtime.logs import KERNELS
 from tilewright.runtime.report import VariantReport
 from tilewright.runtime.tables import block_extremes
@@ -49,13 +55,15 @@ Key = tuple[tuple[int, ...], tuple[int, ...], int]  # units, static sizes, row c
 @dataclass(frozen=True)
 class Variant:
     """What to compile: a specialised stream graph, its row class and unit strides; ``choice``:
-    fields of its schedule that are not to be the default's."""
+    fields of its schedule that are not to be the default's; ``order``: what its numbers may depend
+    on."""
 
     graph: Graph
     rows: int
     units: tuple[int, ...]
     static_sizes: dict[str, int]
     choice: Choice = field(default_factory=dict)
+    order: str = ANY  # of its sums (passes/to_tile/orders.py)
 
     @property
     def unit_dims(self) -> dict[str, int]:
@@ -77,12 +85,14 @@ class KernelFamily:
         make: Maker,
         empty: Call | None = None,
         backend: str = "mlir",
+        level: Level = NONE,
     ) -> None:
-        """``backend``: its name, under which tuning knows the kernel. ``empty`` is called instead
+        """``backend``: its name, under which tuning knows the kernel. ``level``: what bits may not
+        depend on. ``empty`` is called instead
         of a kernel when the axis that is summed along has no elements: quotients of sums moved past
         each other are 0 / 0 then."""
         self.given = len(graph.params)
-        self.source, self.backend = graph, backend
+        self.source, self.backend, self.level = graph, backend, level
         graph = with_tables(graph)
         self.graph, self.target, self.make, self.empty = graph, target, make, empty
         self.tables = [source for source, _, _ in tables_of(graph)]
@@ -91,7 +101,7 @@ class KernelFamily:
         self.inner: Size = info.inner.size if not info.splits else Size.of(1)
         self.static_names = tuple(sorted(_static_names(graph)))
         self.row_count: Size = info.row_count
-        self.classes = _classes(graph, target, info)
+        self.classes = _classes(graph, target, info, level)
         self.forms: dict[Key, Call] = {}
         self.reports: list[VariantReport] = []
         self.guard = Guard()
@@ -218,13 +228,14 @@ class KernelFamily:
         """What to compile for calls with a key."""
         units, static, rows = key
         values = dict(zip(self.static_names, static, strict=True))
-        return Variant(specialise(self.graph, values), rows, units, values)
+        return Variant(specialise(self.graph, values), rows, units, values, order=self.level.order)
 
     def _chosen(self, variant: Variant) -> Call:
         """The form of a variant; where tuning has found schedules for some sizes, forms by size."""
-        if not TUNED.any:
+        if not TUNED.any or self.level.promises("run"):  # the database changes while programs run
             return self._compiled(variant)
-        from tilewright.runtime.tuning.task import changing, kernel_key
+        with GENERATORS.lock:
+            from tilewright.runtime.tuning.task import changing, kernel_key
 
         key = kernel_key(variant, self.target, self.backend)
         known = TUNED.of(key, bool(self.target.gpu))
@@ -245,19 +256,23 @@ class KernelFamily:
 
     def _compiled(self, variant: Variant) -> Call:
         start = time.perf_counter()
-        call, report = self.make(variant, self.target)
+        target = ordered_target(variant.graph, self.target, variant.rows, variant.order)
+        call, report = self.make(variant, target)
         report.seconds = time.perf_counter() - start
         self.reports.append(report)
         KERNELS.info("%s, %s", self.graph.name, report)
         return call
 
 
-def _classes(graph: Graph, target: Target, info: KernelInfo) -> tuple[int, ...]:
+def _classes(graph: Graph, target: Target, info: KernelInfo, level: Level) -> tuple[int, ...]:
     """Numbers of rows that have layouts of their own."""
+    if level.order != ANY:
+        return ordered_classes(graph, target)
     if is_routing(graph):
         return token_classes(graph, target)
     if target.gpu:
-        return block_row_classes(info)
+        packed = has_packed_weights(graph)
+        return PRODUCT_ROW_CLASSES if packed else block_row_classes(info)
     return () if is_row_kernel(graph) else row_classes(target)
 
 

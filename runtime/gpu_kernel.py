@@ -12,6 +12,7 @@ from tilewright.ir.sizes import Size
 from tilewright.ir.target import Target
 from tilewright.ir.types import BufferType
 from tilewright.passes.to_tile.kernel_info import is_routing
+from tilewright.passes.to_tile.lowbit.info import has_packed_weights
 from tilewright.passes.to_tile.lower import gpu_program, gpu_programs_in_parts, routing_programs
 from tilewright.runtime.calls import Signature
 from tilewright.runtime.cuda.gpus import gpus, refuse_capture
@@ -20,6 +21,7 @@ from tilewright.runtime.gpu_parts import InParts
 from tilewright.runtime.gpu_routing import routing_call
 from tilewright.runtime.gpu_targets import forced_schedule
 from tilewright.runtime.kernel import TORCH_DTYPES, refuse
+from tilewright.runtime.locks import GENERATORS
 from tilewright.runtime.report import MachineReport, VariantReport
 
 
@@ -93,15 +95,22 @@ def make_gpu(
     refuse_capture(variant.graph.name)
     units = variant.unit_dims
     given = variant.graph, target, units, forced_schedule(), variant.rows, variant.choice
-    program = gpu_program(*given)
     reports: list[MachineReport] = []
 
     def made(program: Graph) -> Call:
         return make(program, reports)
 
-    if is_routing(variant.graph):
+    if backend == "triton" and has_packed_weights(variant.graph):
+        with GENERATORS.lock:
+            from tilewright.runtime.lowbit.gpu_products import PackedCall
+
+        packed = PackedCall(variant, target, forced_schedule(), made)
+        call, program = packed.call, packed.program
+    elif is_routing(variant.graph):
+        program = gpu_program(*given)
         call = routing_call(routing_programs(variant.graph, target, units), made)
     else:
+        program = gpu_program(*given)
         parts = InParts(variant.graph, program, lambda: gpu_programs_in_parts(*given), made)
         call = parts.call
     rows = f"up to {variant.rows} rows" if variant.rows else "any number of rows"

@@ -15,6 +15,7 @@ from tilewright.ir.errors import TilewrightError
 
 IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}", re.ASCII)
 SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 MOST = 1 << 62  # numbers that 64 bits hold with room to add
 _KINDS = {str: "a text", int: "a number", list: "a list", dict: "an object", float: "a number"}
 
@@ -122,6 +123,8 @@ def parse_object(data: bytes, place: str, error: type[TilewrightError]) -> Field
     """The object that a file's bytes hold as JSON in UTF-8."""
     try:
         value = json.loads(data.decode("utf-8"), parse_constant=_no_constant)
+        if _SURROGATE.search(data):  # half a character: no file and no hash can take it
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as problem:
         raise error(f"{place} is damaged: it is not JSON ({str(problem)[:200]})") from None
     return Fields(value, place, error)

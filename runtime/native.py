@@ -22,7 +22,9 @@ from tilewright.runtime.memory_limit import LIBRARY, require_memory
 _ELF64_LITTLE = b"\x7fELF\x02\x01"
 _MACH_O = b"\xcf\xfa\xed\xfe"
 _ELF_MACHINES = {"x86_64": 62, "amd64": 62, "aarch64": 183, "arm64": 183}  # e_machine
+_SECTION = struct.Struct("<IIQQQQIIQQ")  # a section's header
 _SYMBOL_TABLE = 2  # sh_type of .symtab
+_WITHOUT_BYTES = (0, 8)  # sh_type of none, and of memory that begins as zeros
 _LOADING = 16 << 20  # bytes that LLVM may take for an object file of any size
 
 
@@ -52,8 +54,9 @@ def _llvm() -> Any:
 
 def host_cpu() -> tuple[str, str]:
     """This machine's CPU name and its features, as LLVM writes them (``znver4``, ``+avx2,…``)."""
-    llvm = _llvm()
-    return llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
+    with GENERATORS.lock:  # llvmlite has a lock of its own around every call
+        llvm = _llvm()
+        return llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
 
 
 def compile_llvm(llvm_ir: str, cpu: str, features: str, shared: bool = False) -> bytes:
@@ -70,15 +73,17 @@ def compile_llvm(llvm_ir: str, cpu: str, features: str, shared: bool = False) ->
 def assembly(llvm_ir: str, cpu: str, features: str, triple: str = "") -> str:
     """The assembly text of the same code, for people to read; ``triple``: LLVM's name of another
     kind of machine than this one."""
-    machine = _machine(cpu, features, triple)
-    return str(machine.emit_assembly(_optimised(llvm_ir, machine)))
+    with GENERATORS.lock:
+        machine = _machine(cpu, features, triple)
+        return str(machine.emit_assembly(_optimised(llvm_ir, machine)))
 
 
 def load_object(data: bytes, symbol: str) -> NativeFunction:
     """Put an object file into this process and find a function in it."""
     llvm = _llvm()
     _check_form(data, symbol)
-    missing = [n for n in undefined_symbols(data) if not _resolve(llvm, n)]
+    with GENERATORS.lock:
+        missing = [n for n in undefined_symbols(data) if not _resolve(llvm, n)]
     if missing:
         # MCJIT would end the process with a message of its own
         raise UnsupportedError(
@@ -119,7 +124,7 @@ def _check_form(data: bytes, symbol: str) -> None:
             machine = struct.unpack_from("<H", data, 18)[0]
             good = machine == _ELF_MACHINES.get(platform.machine().lower(), machine)
             undefined_symbols(data)
-        except (struct.error, ValueError, IndexError):
+        except (struct.error, ValueError, IndexError, OverflowError):
             good = False
     if not good:
         raise TargetError(f"{symbol}: not an object file for {platform.machine()}")
@@ -137,7 +142,12 @@ def _symbols(data: bytes) -> Iterator[tuple[str, int]]:
     """Name and section number of every symbol; section 0 means that it is defined elsewhere."""
     at = struct.unpack_from("<Q", data, 40)[0]
     entry_bytes, count = struct.unpack_from("<HH", data, 58)
-    headers = [struct.unpack_from("<IIQQQQIIQQ", data, at + i * entry_bytes) for i in range(count)]
+    if entry_bytes != _SECTION.size:
+        raise ValueError(f"section headers of {entry_bytes} bytes")
+    headers = [_SECTION.unpack_from(data, at + i * entry_bytes) for i in range(count)]
+    for _, kind, _, _, offset, size, *_ in headers:
+        if kind not in _WITHOUT_BYTES and offset + size > len(data):
+            raise ValueError("a section lies beyond the file's end")
     for _, kind, _, _, offset, size, link, _, _, entry in headers:
         if kind != _SYMBOL_TABLE:
             continue

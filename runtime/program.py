@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, partial
+from typing import NoReturn
 
 import torch
 
@@ -20,8 +21,16 @@ from tilewright.passes.split_sums import result_names
 from tilewright.passes.to_tile import kernel_to_tile
 from tilewright.passes.to_tile.kernel_info import is_routing
 from tilewright.passes.to_tile.made import remakes
+from tilewright.passes.to_tile.orders import ordered_target
 from tilewright.runtime.backends import MAKERS, choose_backend, run_from_device, run_on_host
 from tilewright.runtime.cuda.repeat import Repeated
+from tilewright.runtime.determinism import (
+    check_backend,
+    device_backend,
+    level,
+    refuse_unordered,
+    using,
+)
 from tilewright.runtime.family import Call, KernelFamily
 from tilewright.runtime.gpu_targets import (
     GPU_BACKENDS,
@@ -37,6 +46,7 @@ from tilewright.runtime.routing import with_few_tokens, with_shared_counts
 from tilewright.runtime.targets import program_target, require_runnable
 from tilewright.runtime.tracing.recorder import now
 from tilewright.runtime.tuned import TUNED
+from tilewright.runtime.verification.first_calls import CheckedCall, checked_option
 
 
 @dataclass
@@ -59,17 +69,29 @@ class Step:
 class Program:
     """A compiled module, callable with torch tensors on the CPU.
 
-    ``module`` holds one tensor-level graph. ``target`` and ``backend`` default to this machine
-    and to
-    the fastest back end installed. Raises TargetError, UnsupportedError, BackendMissingError.
+    ``module`` holds one tensor-level graph. ``target`` and ``backend`` default to this machine and
+    to the fastest back end installed. ``verify=True`` holds the first call of every kind on the CPU
+    to the oracle's bound, "always" every call (docs/verify.md): EvaluationError. ``deterministic``
+    ("run", "threads", "batch") and ``reproducible`` say what bits may not depend on
+    (docs/determinism.md). Raises TargetError, UnsupportedError, BackendMissingError, and
+    DeterminismError for what does not keep that level.
     """
 
     def __init__(
-        self, module: Module, *, target: str | None = None, backend: str | None = None
+        self,
+        module: Module,
+        *,
+        target: str | None = None,
+        backend: str | None = None,
+        verify: bool | str = False,
+        deterministic: str | None = None,
+        reproducible: bool | None = None,
     ) -> None:
         self.module = module
         self._asked = target, backend
+        self.level = level(deterministic, reproducible)
         self.backend = choose_backend(backend)
+        check_backend(self.level, self.backend)
         self.target = program_target(target, self.backend)
         self._on_gpu: dict[object, Program] = {}
         self._on_device = Repeated(lambda x: self._for_device(x.device)._call, _depends_on)
@@ -84,7 +106,11 @@ class Program:
         kernels = run_passes(module, TO_KERNELS, after=lambda step, m: self._watch(step.name, m))
         self.inputs = tuple(p.hint for p in module.main.params)
         self.steps = [self._step(graph) for graph in kernels.graphs]
-        self._single = self._made_again() or self._only_step() or self._routing(kernels)
+        again = self._made_again()
+        self._choices = again
+        self._single = again or self._only_step() or self._routing(kernels)
+        if checked_option(verify):
+            self._single = CheckedCall(self, module, self._call, verify)
         names = ", ".join(step.graph.name for step in self.steps)
         PROGRAMS.debug(
             "%s for %s by %s: kernels %s", module.main.name, self.target.name, self.backend, names
@@ -109,21 +135,28 @@ class Program:
         inputs = tuple(p.hint for p in graph.params)
         outputs = tuple(v.hint for v in graph.results)
         try:
-            whole = self._on_host(self.module.main) if inputs == self.inputs else None
+            alone = inputs == self.inputs and outputs == self.results
+            whole = self._on_host(self.module.main) if alone else _as_a_whole
             make = with_shared_counts(MAKERS[self.backend])
-            family = KernelFamily(graph, self.target, make, whole, self.backend)
-            if is_routing(graph) and not family.static_names:
+            family = KernelFamily(graph, self.target, make, whole, self.backend, self.level)
+            wanted = is_routing(graph) or self.level.order
+            if wanted and not family.static_names:
                 self._try(graph)
         except UnsupportedError as error:
+            refuse_unordered(self.level, error)
             if self.backend in GPU_BACKENDS:
                 raise
             return Step(graph, inputs, outputs, self._on_host(graph), None, error.message)
+        except BindError as error:
+            return Step(graph, inputs, outputs, _as_a_whole, None, error.message)
         return Step(graph, inputs, outputs, family, family)
 
     def _try(self, graph: Graph) -> None:
         """Raises UnsupportedError now for what no form of a routing kernel covers."""
         units = {p.hint: len(getattr(p.type, "shape", ())) - 1 for p in graph.params}
-        kernel_to_tile(graph, self.target, 0, units)
+        order = self.level.order
+        target = ordered_target(graph, self.target, 0, order)
+        kernel_to_tile(graph, target, 0, units, order=order)
 
     def _on_host(self, graph: Graph) -> Call:
         if self.backend in GPU_BACKENDS:
@@ -134,24 +167,26 @@ class Program:
         """The call of the single kernel if its inputs and results are the program's own."""
         if len(self.steps) != 1 or self.steps[0].inputs != self.inputs:
             return None
-        if self.steps[0].outputs != self.results:
+        if self.steps[0].outputs != self.results or self.steps[0].call is _as_a_whole:
             return None
         return self.steps[0].call
 
     def _routing(self, kernels: Module) -> Call | None:
         """One kernel for few tokens where all route them, the steps for more."""
         whole = whole_routing(self._uncut, kernels)
-        if whole is None or not self.supported:
+        if whole is None or not self.supported or self.level.promises("batch"):
             return None
         fits = tuple(p.hint for p in whole.params) == self.inputs
         if not fits or tuple(v.hint for v in whole.results) != self.results:
             return None
         make = with_few_tokens(MAKERS[self.backend], self._in_steps)
         empty = self._on_host(self.module.main)
-        return KernelFamily(whole, self.target, make, empty, self.backend)
+        return KernelFamily(whole, self.target, make, empty, self.backend, self.level)
 
     def _made_again(self) -> MadeAgain | None:
         """Keys and values that the program makes itself: in memory or inside a kernel."""
+        if self.level.promises("threads"):  # the choice depends on how many there are
+            return None
         graph = self._tensors.main
         some = len(self.steps) > 1 or bool(remakes(self.steps[0].graph))
         inner = inner_products(graph) if some and self.backend not in GPU_BACKENDS else None
@@ -159,7 +194,9 @@ class Program:
             return None
 
         def compiled(module: Module) -> Program:
-            return Program(module, target=self._asked[0], backend=self._asked[1])
+            target, backend = self._asked
+            with using(self.level):
+                return Program(module, target=target, backend=backend)
 
         return MadeAgain(graph, inner, self._in_steps, self.target, compiled)
 
@@ -186,7 +223,9 @@ class Program:
         target = device_target(device.index)
         key = target.name, forced_schedule(), pretended.backend
         if key not in self._on_gpu:
-            self._on_gpu[key] = Program(self.module, target=target.name, backend=pretended.backend)
+            backend = device_backend(self.level, pretended.backend)
+            with using(self.level):
+                self._on_gpu[key] = Program(self.module, target=target.name, backend=backend)
         return self._on_gpu[key]
 
     def _in_steps(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -195,9 +234,12 @@ class Program:
             given = len(tensors)
             raise BindError(f"{self.module.main.name} takes {names}; {given} inputs given")
         values = dict(zip(self.inputs, tensors, strict=True))
-        for step in self.steps:
-            results = step.call(*(values[n] for n in step.inputs))
-            values.update(zip(step.outputs, results, strict=True))
+        try:
+            for step in self.steps:
+                results = step.call(*(values[n] for n in step.inputs))
+                values.update(zip(step.outputs, results, strict=True))
+        except _AsAWholeError:
+            return self._on_host(self.module.main)(*tensors)
         return tuple(values[n] for n in self.results)
 
     @property
@@ -218,11 +260,22 @@ class Program:
             kernels.append(report)
         shallow = self.deep if len(self.steps) == 1 else []
         choices = []
-        if isinstance(self._single, MadeAgain):
-            choices = self._single.described()
-            for program in self._single.programs.values():
+        if self._choices is not None:
+            choices = self._choices.described()
+            for program in self._choices.programs.values():
                 kernels += program.explain().kernels
-        return ProgramReport(self.module.main.name, kernels, shallow, choices)
+        words = self.level.words if self.level.name else ""
+        return ProgramReport(self.module.main.name, kernels, shallow, choices, words)
+
+
+class _AsAWholeError(Exception):
+    """The host has to run the program as it is written: a kernel of several is called with an empty
+    axis (its quotients of sums, moved past each other, would be 0 / 0), or has results of a size
+    that only inputs of the program have that the kernel does not read."""
+
+
+def _as_a_whole(*_: torch.Tensor) -> NoReturn:
+    raise _AsAWholeError
 
 
 def _depends_on() -> object:

@@ -84,9 +84,11 @@ class ProgramReport:
     kernels: list[KernelReport]
     made_shallow: list[str]
     choices: list[str] = field(default_factory=list)
+    level: str = ""  # of determinism, in words, if one was asked for
 
     def __str__(self) -> str:
         lines = [f"program {self.name}: {len(self.kernels)} kernel(s)"]
+        lines += [f"  deterministic: {self.level}"] if self.level else []
         for channel in self.made_shallow:
             place = channel.split("  ")[0]
             lines.append(f"  was deep, made shallow by reordering: {place}")

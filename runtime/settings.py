@@ -58,7 +58,23 @@ LOG = Variable(
     "least level of what is written to stderr: debug, info, warning or error; off is as unset",
     "nothing is written; the program's own logging gets all of it",
 )
-VARIABLES = (CACHE_DIR, CACHE_SIZE, NUM_THREADS, WAIT_POLICY, TRACE, BUNDLE, TUNING, LOG)
+DETERMINISTIC = Variable(
+    "TILEWRIGHT_DETERMINISTIC",
+    "what bits of results may depend on: run, threads, batch or reproducible (docs/determinism.md)",
+    "none of them: the fastest form",
+)
+VARIABLES = (
+    CACHE_DIR,
+    CACHE_SIZE,
+    NUM_THREADS,
+    WAIT_POLICY,
+    TRACE,
+    BUNDLE,
+    TUNING,
+    LOG,
+    DETERMINISTIC,
+)
+DETERMINISTIC_LEVELS = ("run", "threads", "batch", "reproducible")
 LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -74,6 +90,7 @@ class Settings:
     bundle: Path | None = None
     tuning: Path | None = None  # off
     log: str = ""  # off
+    deterministic: str = ""  # none of DETERMINISTIC_LEVELS
 
 
 @cache
@@ -88,6 +105,7 @@ def settings() -> Settings:
         bundle=_folder(BUNDLE),
         tuning=_tuning(),
         log=log_level(),
+        deterministic=_deterministic(),
     )
 
 
@@ -102,9 +120,22 @@ def log_level() -> str:
     return chosen
 
 
+def as_markdown() -> str:
+    """The table of docs/environment.md (`tilewright doctor --variables` prints it)."""
+    rows = [f"| `{v.name}` | {v.meaning} | {v.default} |" for v in VARIABLES]
+    return "\n".join(["| variable | what it sets | unset |", "|---|---|---|", *rows])
+
+
 def in_force() -> dict[str, str]:
     """What each variable is set to, "" where its default holds."""
     return {variable.name: _text(variable) for variable in VARIABLES}
+
+
+def _deterministic() -> str:
+    chosen = _text(DETERMINISTIC).lower()
+    if chosen and chosen not in DETERMINISTIC_LEVELS:
+        raise _wrong(DETERMINISTIC, f"one of {', '.join(DETERMINISTIC_LEVELS)}")
+    return chosen
 
 
 def _text(variable: Variable) -> str:

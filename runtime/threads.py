@@ -11,6 +11,7 @@ import ctypes
 import os
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,12 +83,24 @@ def _serial(fn_address: int, args_address: int, threads: int, flags: int) -> Non
 def _python_threads(fn_address: int, args_address: int, threads: int, flags: int) -> None:
     """Where torch has no libgomp (macOS, Windows): ctypes releases the GIL, but 50 µs a thread."""
     entry = _entry(fn_address)
-    helpers = [threading.Thread(target=entry, args=(args_address,)) for _ in range(threads - 1)]
+    helpers: list[threading.Thread] = []
+    with suppress(RuntimeError):  # no more threads: those that there are do the work
+        for _ in range(threads - 1):
+            helpers.append(threading.Thread(target=entry, args=(args_address,)))
+            helpers[-1].start()
+    interrupted: BaseException | None = None
+    try:
+        entry(args_address)
+    except BaseException as error:
+        interrupted = error
     for helper in helpers:
-        helper.start()
-    entry(args_address)
-    for helper in helpers:
-        helper.join()
+        while helper.is_alive():  # whatever comes: the memory that it works on would be freed
+            try:
+                helper.join()
+            except BaseException as error:
+                interrupted = error
+    if interrupted is not None:
+        raise interrupted
 
 
 @dataclass

@@ -25,6 +25,7 @@ from tilewright.runtime.bundle.keys import tile_key
 from tilewright.runtime.family import Call
 from tilewright.runtime.fingerprint import cache_key
 from tilewright.runtime.kernel import Kernel
+from tilewright.runtime.locks import GENERATORS
 from tilewright.runtime.native import NativeFunction, load_object
 from tilewright.runtime.tracing.recorder import traced_tile
 
@@ -42,7 +43,8 @@ def make_tile_kernel(program: Graph, target: Target, backend: str) -> Call:
 
 def _made(program: Graph, target: Target, backend: str) -> Call:
     if backend == "numba":
-        from tilewright.runtime.numba_kernel import make_numba_kernel
+        with GENERATORS.lock:
+            from tilewright.runtime.numba_kernel import make_numba_kernel
 
         return make_numba_kernel(program)
     count = int(program.attrs["outputs"])

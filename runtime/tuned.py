@@ -18,7 +18,7 @@ import torch
 
 from tilewright.ir.errors import TilewrightError
 from tilewright.passes.to_tile.choices import Choice
-from tilewright.runtime.locks import Guard
+from tilewright.runtime.locks import GENERATORS, Guard
 from tilewright.runtime.settings import settings
 
 LOOK_SECONDS = 1.0  # between two looks at the file: a call in between costs a comparison
@@ -64,7 +64,8 @@ class TunedSchedules:
         """The choices that won for a kernel on this device, by size class."""
         if not self._known:
             return {}
-        from tilewright.runtime.tuning.device import device_fingerprint
+        with GENERATORS.lock:
+            from tilewright.runtime.tuning.device import device_fingerprint
 
         return self._known.get(device_fingerprint(gpu), {}).get(kernel, {})
 
@@ -75,7 +76,8 @@ class TunedSchedules:
 
     def _read(self, seen: State) -> tuple[dict[str, dict[str, dict[SizeClass, Choice]]], State]:
         """What the file in a state knows, and the state to compare the next with."""
-        from tilewright.runtime.tuning.database import Database
+        with GENERATORS.lock:
+            from tilewright.runtime.tuning.database import Database
 
         known: dict[str, dict[str, dict[SizeClass, Choice]]] = {}
         try:

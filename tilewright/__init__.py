@@ -13,6 +13,7 @@ from tilewright.ir.errors import (
     BindError,
     BundleError,
     DataError,
+    DeterminismError,
     EvaluationError,
     ExpertError,
     FallbackError,
@@ -25,6 +26,7 @@ from tilewright.ir.errors import (
     UnsupportedError,
     VerifyError,
 )
+from tilewright.runtime.locks import GENERATORS as _GENERATORS
 from tilewright.runtime.logs import start as _start_logging
 
 if TYPE_CHECKING:
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from tilewright.ir.parser import parse
     from tilewright.runtime.bundle.active import use_bundle
     from tilewright.runtime.bundle.bundle import Bundle, load_bundle
+    from tilewright.runtime.determinism import deterministic
     from tilewright.runtime.kv_cache.cache import KVCache
     from tilewright.runtime.program import Program
     from tilewright.runtime.quantized.tensor import QuantizedTensor
@@ -58,6 +61,7 @@ __all__ = [
     "Bundle",
     "BundleError",
     "DataError",
+    "DeterminismError",
     "EvaluationError",
     "ExpertBank",
     "ExpertError",
@@ -79,6 +83,7 @@ __all__ = [
     "attention",
     "compile",
     "convert_checkpoint",
+    "deterministic",
     "evaluate",
     "linear",
     "load_bundle",
@@ -103,6 +108,7 @@ _LAZY = {
     "attention": "tilewright.frontend.attention.api",
     "compile": "tilewright.frontend.compile",
     "convert_checkpoint": "tilewright.frontend.checkpoints",
+    "deterministic": "tilewright.runtime.determinism",
     "evaluate": "tilewright.evaluation",
     "linear": "tilewright.frontend.quantize.linear",
     "load_bundle": "tilewright.runtime.bundle.bundle",
@@ -121,7 +127,15 @@ if not TYPE_CHECKING:  # type checkers take the imports above
     def __getattr__(name: str) -> object:
         if name not in _LAZY:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(_LAZY[name]), name)
+        try:
+            with _GENERATORS.lock:  # a fork waits: a child would keep the import's locks
+                module = importlib.import_module(_LAZY[name])
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] != "transformers":
+                raise
+            message = f"tilewright.{name} needs transformers: pip install 'tilewright[huggingface]'"
+            raise BackendMissingError(message) from error
+        value = getattr(module, name)
         globals()[name] = value  # the next use is an ordinary look-up
         return value
 

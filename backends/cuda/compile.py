@@ -10,7 +10,6 @@ import ctypes
 import importlib.util
 import re
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from functools import cache
@@ -18,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from tilewright.backends.cuda.host import HEADERS
+from tilewright.backends.tool import run_tool, why_failed
 from tilewright.ir.errors import BackendMissingError, KernelCompileError
 
 ARCHITECTURES = ("sm_80", "sm_90a", "sm_100a")
 _OPTIONS = ("-std=c++17", "--diag-suppress=177")  # 177: a function that this kernel does not use
 _MISSING = (
-    "compiling CUDA kernels needs NVRTC or nvcc: pip install 'nvidia-cuda-nvrtc>=13', or install "
+    "compiling CUDA kernels needs NVRTC or nvcc: pip install 'tilewright[cuda]', or install "
     "the CUDA toolkit and put nvcc on PATH"
 )
 
@@ -138,10 +138,8 @@ def _with_nvcc(source: str, architecture: str, symbol: str, what: str) -> bytes:
         text, out = Path(folder) / f"{symbol}.cu", Path(folder) / f"{symbol}.{what}"
         text.write_text(source, encoding="utf-8")
         command = [nvcc, *_OPTIONS, f"-arch={architecture}", f"-{what}", f"-I{HEADERS}"]
-        done = subprocess.run(
-            [*command, str(text), "-o", str(out)], capture_output=True, text=True, check=False
-        )
+        done = run_tool([*command, str(text), "-o", str(out)])
         if done.returncode:
-            words = (done.stderr + done.stdout).strip()
+            words = why_failed(done)
             raise KernelCompileError(f"nvcc does not compile kernel {symbol}:\n{words}")
         return out.read_bytes()

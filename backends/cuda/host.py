@@ -14,11 +14,12 @@ import os
 import platform
 import re
 import shutil
-import subprocess
+import stat
 import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,6 +27,7 @@ from typing import Any
 
 import numpy as np
 
+from tilewright.backends.tool import run_tool, why_failed
 from tilewright.ir.errors import (
     BackendMissingError,
     BindError,
@@ -64,7 +66,34 @@ _SCALARS: dict[str, Any] = {
     "f4": ctypes.c_float,
     "f8": ctypes.c_double,
 }
-_running = threading.Lock()  # the emulator has one block, in global variables
+_FORK_WAITS = 10.0  # seconds for a run of the emulator to end
+
+
+class _Running:
+    """Whose ``lock`` is held while the emulator runs: it has one block, in global variables. A fork
+    waits for a run to end, which no child could take up; the child begins with a new lock."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(
+                before=self._before_fork,
+                after_in_parent=self._after_fork_in_parent,
+                after_in_child=self._after_fork_in_child,
+            )
+
+    def _before_fork(self) -> None:
+        self.lock.acquire(timeout=_FORK_WAITS)
+
+    def _after_fork_in_parent(self) -> None:
+        with suppress(RuntimeError):  # it took too long: not ours
+            self.lock.release()
+
+    def _after_fork_in_child(self) -> None:
+        self.lock = threading.RLock()
+
+
+_running = _Running()
 
 
 @dataclass(frozen=True)
@@ -193,7 +222,7 @@ def run_on_host(
     launch.buffers, launch.buffer_count = memory.buffers, len(memory.arrays)
     text = ctypes.create_string_buffer(_TEXT)
     launch.text, launch.text_bytes = ctypes.cast(text, ctypes.c_char_p), _TEXT
-    with _running:
+    with _running.lock:
         fault = getattr(library, f"{symbol}_on_host")(ctypes.byref(launch))
     if fault:
         lines = [n for n in (launch.line, launch.other_line) if n]
@@ -288,9 +317,17 @@ def _folder() -> Path:
     """Where compiled code is kept: this user's own folder among the temporary ones."""
     user = os.getuid() if hasattr(os, "getuid") else 0
     folder = Path(tempfile.gettempdir()) / f"tilewright-host-{user}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if hasattr(os, "getuid") and folder.stat().st_uid != user:
-        raise DataError(f"{folder} belongs to somebody else; set TMPDIR to a folder of your own")
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()  # of itself: a link could lead to where others write
+    except OSError as error:
+        raise DataError(f"{folder} cannot be used ({error}); set TMPDIR to another one") from None
+    own = stat.S_ISDIR(found.st_mode) and found.st_uid == user and not found.st_mode & 0o022
+    if hasattr(os, "getuid") and not own:
+        raise DataError(
+            f"{folder} must be a folder that only you may write to, since code in it is run; "
+            "remove it, or set TMPDIR to a folder of your own"
+        )
     return folder
 
 
@@ -319,9 +356,9 @@ def _compile(target: Path, arguments: Sequence[str], what: str) -> Path:
     with tempfile.TemporaryDirectory(dir=_folder()) as folder:
         made = Path(folder) / "made.so"
         command = [_compiler(), *_OPTIONS, *arguments, "-o", str(made)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = run_tool(command)
         if done.returncode:
-            raise KernelCompileError(f"g++ does not compile {what}:\n{done.stderr.strip()}")
+            raise KernelCompileError(f"g++ does not compile {what}:\n{why_failed(done)}")
         os.replace(made, target)
     return target
 

@@ -20,6 +20,7 @@ from tilewright.backends.mlir.registers import (
     register_map,
     spread,
 )
+from tilewright.backends.mlir.rounding import in_ieee_mode
 from tilewright.backends.mlir.text import MlirText
 from tilewright.ir import ops_math as m
 from tilewright.ir import ops_tile as t
@@ -76,6 +77,16 @@ class _Program(ControlFlow):
         text = self.text
         total = self._arguments()
         counter = self._word(COUNTER, "!llvm.ptr")
+        with in_ieee_mode(text, self.graph, self.target):
+            self._work(counter, total)
+        body = "\n".join(text.lines)
+        return (
+            f"module {{\n  func.func @{symbol}(%args: !llvm.ptr) {{\n{body}\n    return\n  }}\n}}\n"
+        )
+
+    def _work(self, counter: str, total: str) -> None:
+        """The loop over work items, which workers claim from a counter."""
+        text = self.text
         one = text.i64(1)
         first = text.op(f"llvm.atomicrmw add {counter}, {one} monotonic : !llvm.ptr, i64")
         text.line(f"%end = scf.while (%item = {first}) : (i64) -> i64 {{")
@@ -90,10 +101,6 @@ class _Program(ControlFlow):
             following = text.op(f"llvm.atomicrmw add {counter}, {one} monotonic : !llvm.ptr, i64")
             text.line(f"scf.yield {following} : i64")
         text.line("}")
-        body = "\n".join(text.lines)
-        return (
-            f"module {{\n  func.func @{symbol}(%args: !llvm.ptr) {{\n{body}\n    return\n  }}\n}}\n"
-        )
 
     # ---- arguments
 

@@ -166,6 +166,7 @@ class MemoryEmitter:
             held.rsplit("x", maxsplit=1)[-1].rstrip(">") if held.startswith("vector") else held
         )
         literal = "0" if element.startswith("i") else "0.0"
+        literal = "false" if element == "i1" else literal
         return self.text.constant(
             f"dense<{literal}>" if held.startswith("vector") else literal, held
         )

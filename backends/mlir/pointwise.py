@@ -201,6 +201,8 @@ def _compare(s: Scalars, op: m.Compare, inputs: list[str]) -> str:
     element = element_type(dtype) if dtype is not None else "i64"
     if dtype is not None and dtype.is_float:
         kind = {"ne": "une"}.get(op.relation, "o" + op.relation)
+        if dtype.name == "bf16":  # registers hold it as its bits
+            inputs, element = [widen_bf16(s, x) for x in inputs], "f32"
         return s.text.op(f"arith.cmpf {kind}, {inputs[0]}, {inputs[1]} : {s.shaped(element)}")
     signed = op.relation if op.relation in ("eq", "ne") else "s" + op.relation
     return s.text.op(f"arith.cmpi {signed}, {inputs[0]}, {inputs[1]} : {s.shaped(element)}")
@@ -220,7 +222,7 @@ def _bounded(s: Scalars, x: str) -> str:
 
 
 @emits(m.Fraction)
-def _fraction(s: Scalars, op: Op, inputs: list[str]) -> str:
+def _fraction(s: Scalars, op: m.Fraction, inputs: list[str]) -> str:
     """One instruction with AVX-512 (imm 9: subtract the value rounded down, no exceptions)."""
     if _has_avx512(s):
         zero, full = s.number(0, "f32"), s.text.constant("-1", "i16")
@@ -230,7 +232,15 @@ def _fraction(s: Scalars, op: Op, inputs: list[str]) -> str:
         arguments = f"{inputs[0]}, {kind}, {zero}, {full}, {mode}"
         return s.text.op(f"llvm.call_intrinsic {name}({arguments}) : {types}")
     x = _bounded(s, inputs[0])
-    return s.binary("arith.subf", x, s.text.op(f"math.floor {x} : {s.type}"))
+    floor = s.text.op(f"math.floor {x} : {s.type}")
+    near = s.binary("arith.subf", x, floor)
+    if not op.down:
+        return near
+    back = s.binary("arith.addf", near, floor)  # exact where the difference is not
+    above = s.text.op(f"arith.cmpf ogt, {back}, {x} : {s.type}")
+    bits = s.convert("arith.bitcast", near, "f32", "i32")
+    less = s.binary("arith.subi", bits, s.number(1, "i32"), "i32")
+    return s.choose(above, s.convert("arith.bitcast", less, "i32", "f32"), near, s.type)
 
 
 @emits(m.Scale2)

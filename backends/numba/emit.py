@@ -7,6 +7,7 @@ dimension that the program knows to have stride one is indexed so, whatever stri
 
 from __future__ import annotations
 
+import platform
 import re
 from collections.abc import Callable
 from typing import Any
@@ -49,13 +50,18 @@ NUMERICS = (
     "f32_to_f16",
     "f32_bits",
     "f64_bits",
+    "first_larger",
+    "first_smaller",
     "floor_div",
     "floor_mod",
+    "fraction_down",
     "fraction_f32",
     "fraction_f64",
     "fused",
+    "ieee_mode",
     "largest_number",
     "maximum",
+    "mode_before",
     "minimum",
     "narrowed",
     "round_bf16",
@@ -66,7 +72,7 @@ NUMERICS = (
     "smallest_number",
     "truncated",
 )
-RESERVED = ("np", "jit", "lo", "hi", "item", *TYPES, *CONSTANTS, *NUMERICS)
+RESERVED = ("np", "jit", "lo", "hi", "item", "mode", *TYPES, *CONSTANTS, *NUMERICS)
 
 
 def emit_source(graph: Graph, symbol: str) -> str:
@@ -103,9 +109,14 @@ class _Program:
         text.depth = 1
         self._allocate()
         extents = self._extents()
+        fixed = self.graph.attrs.get("order") == "fixed" and platform.machine() == "x86_64"
+        if fixed:
+            text.line("mode = ieee_mode()")
         with text.block("for item in range(lo, hi)"):
             self._position(extents)
             self._region(self.graph.body)
+        if fixed:
+            text.line("mode_before(mode)")
         head = ["@jit", f"def {self.symbol}(", *(f"    {line}," for line in parameters), "):"]
         body = "\n".join([*self.functions.source, *head, *text.lines])
         return f"{self._head(body)}\n\n\n{body}\n"

@@ -67,16 +67,17 @@ class LaneEmitter:
     def _by_halves(self, op: t.Reduce, count: int) -> str:
         """A function of ``count`` numbers: the first half with the second until one is left."""
         dtype = dtype_of(op.x.type)
-        inputs, body = [f"x{i}" for i in range(count)], []
-        form = {"sum": "{0} + {1}", "max": "{0} if {0} > {1} else {1}"}
-        form["min"] = "{0} if {0} < {1} else {1}"
-        size = count
-        while size > 1:
-            size //= 2
-            for i in range(size):
-                text = form[op.kind].format(inputs[i], inputs[i + size])
-                body.append(f"    {inputs[i]} = {settle(text, dtype)}")
-        body.append(f"    return {inputs[0]}")
+        inputs, body = [f"x{i}" for i in range(count)], list[str]()
+        form = {"sum": "{0} + {1}", "max": "first_larger({0}, {1})"}
+        form["min"] = "first_smaller({0}, {1})"
+        left = inputs
+        while len(left) > 1:
+            half, made = len(left) // 2, []
+            for a, b in zip(left[:half], left[half:], strict=True):
+                made.append(f"y{len(body)}")
+                body.append(f"    {made[-1]} = {settle(form[op.kind].format(a, b), dtype)}")
+            left = made
+        body.append(f"    return {left[0]}")
         return self.functions.add(f"{op.kind}_of_halves", inputs, body)
 
     def _extreme(self, kind: str, count: int) -> str:

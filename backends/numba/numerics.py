@@ -155,6 +155,18 @@ def minimum(a: np.float64, b: np.float64) -> np.float64:
 
 
 @jit
+def first_larger(a: np.float32, b: np.float32) -> np.float32:
+    """a if a > b else b: of NaN and another number the second."""
+    return a if a > b else b
+
+
+@jit
+def first_smaller(a: np.float32, b: np.float32) -> np.float32:
+    """a if a < b else b: of NaN and another number the second."""
+    return a if a < b else b
+
+
+@jit
 def largest_number(a: np.float64, b: np.float64) -> np.float64:
     """The larger; the other one if one is NaN."""
     return a if a > b or np.isnan(b) else b
@@ -170,6 +182,18 @@ def smallest_number(a: np.float64, b: np.float64) -> np.float64:
 def fraction_f32(x: np.float32) -> np.float32:
     """x - floor(x); 0 for infinities."""
     return np.float32(x - np.floor(x)) if abs(x) != math.inf else np.float32(0)
+
+
+@jit
+def fraction_down(x: np.float32) -> np.float32:
+    """x - floor(x) rounded down; 0 for infinities."""
+    if abs(x) == math.inf:
+        return np.float32(0)
+    floor = np.float32(np.floor(x))
+    near = np.float32(x - floor)
+    if np.float32(near + floor) > x:  # near + floor is exact where near is not
+        return bits_f32(f32_bits(near) - 1)
+    return near
 
 
 @jit
@@ -216,3 +240,50 @@ def fused(typing: Any, x: Any, y: Any, z: Any) -> Any:
 
     f32 = importlib.import_module("numba").types.float32
     return f32(f32, f32, f32), write
+
+
+# ---- the mode that floats are computed in (x86)
+
+IEEE = 0x1F80  # MXCSR: to nearest even, nothing flushed to zero, no traps
+
+
+def _mode(builder: Any, name: str, place: Any) -> None:
+    """Calls ldmxcsr or stmxcsr."""
+    ir = importlib.import_module("llvmlite.ir")
+    form = ir.FunctionType(ir.VoidType(), [ir.IntType(8).as_pointer()])
+    cgutils = importlib.import_module("numba.core.cgutils")
+    function = cgutils.get_or_insert_function(builder.module, form, f"llvm.x86.sse.{name}")
+    builder.call(function, [builder.bitcast(place, form.args[0])])
+
+
+@intrinsic
+def ieee_mode(typing: Any) -> Any:
+    """Sets that mode for this thread; what it was."""
+    types = importlib.import_module("numba").types
+
+    def write(context: Any, builder: Any, signature: Any, inputs: Any) -> Any:
+        ir = importlib.import_module("llvmlite.ir")
+        cgutils = importlib.import_module("numba.core.cgutils")
+        place = cgutils.alloca_once(builder, ir.IntType(32))
+        _mode(builder, "stmxcsr", place)
+        before = builder.load(place)
+        builder.store(ir.Constant(ir.IntType(32), IEEE), place)
+        _mode(builder, "ldmxcsr", place)
+        return before
+
+    return types.int32(), write
+
+
+@intrinsic
+def mode_before(typing: Any, before: Any) -> Any:
+    """Sets this thread's mode to what ``ieee_mode`` found."""
+    types = importlib.import_module("numba").types
+
+    def write(context: Any, builder: Any, signature: Any, inputs: Any) -> Any:
+        cgutils = importlib.import_module("numba.core.cgutils")
+        place = cgutils.alloca_once(builder, inputs[0].type)
+        builder.store(inputs[0], place)
+        _mode(builder, "ldmxcsr", place)
+        return context.get_dummy_value()
+
+    return types.void(types.int32), write

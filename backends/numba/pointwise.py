@@ -36,7 +36,6 @@ _FLOAT: dict[type[Op], str] = {
     m.Sqrt: "np.sqrt({0})",
     m.Rsqrt: "{one} / np.sqrt({0})",
     m.Round: "np.rint({0})",
-    m.Fraction: "fraction_{held}({0})",
     m.Scale2: "scale2_{held}({0}, {1})",
     m.Sigmoid: "{one} / ({one} + np.exp(-{0}))",
 }
@@ -163,6 +162,12 @@ def _shift_right_signed(op: Op, inputs: list[str], dtype: DType) -> str:
 def _fma(op: m.Fma, inputs: list[str], dtype: DType) -> str:
     x, y, z = inputs
     return f"fused({x}, {y}, {z})" if op.fused else settle(f"{x} * {y} + {z}", dtype)
+
+
+@_special(m.Fraction)
+def _fraction(op: m.Fraction, inputs: list[str], dtype: DType) -> str:
+    which = "down" if op.down else held_name(dtype)
+    return settle(f"fraction_{which}({inputs[0]})", dtype)
 
 
 @_special(m.Cast)

@@ -14,7 +14,7 @@ from typing import Any
 from tilewright.backends.gpu.machine_code import usage
 from tilewright.backends.triton.emit import TritonSource
 from tilewright.ir.core import Graph, Value
-from tilewright.ir.errors import BackendMissingError
+from tilewright.ir.errors import BackendMissingError, KernelCompileError
 from tilewright.ir.target import Target
 from tilewright.ir.types import BufferType
 
@@ -27,8 +27,8 @@ def triton_module(name: str = "triton") -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise BackendMissingError(
-            "kernels for GPUs need Triton: pip install 'triton>=3.6' (Linux), or keep the tensors "
-            f"on the CPU ({error})"
+            "kernels for GPUs need Triton: pip install 'tilewright[triton]' (Linux), or keep the "
+            f"tensors on the CPU ({error})"
         ) from error
 
 
@@ -102,17 +102,22 @@ def compile_for(
     for number, (buffer, _) in enumerate(source.strides, first):
         if not odd >> buffer & 1:
             aligned[(number,)] = [["tt.divisibility", _elements_in_16(program.params[buffer])]]
-    return compiler.compile(
-        compiler.ASTSource(
-            fn=kernel,
-            signature=dict(zip(kernel.arg_names, types, strict=True)),
-            constexprs={},
-            attrs=aligned,
-        ),
-        target=gpu(chip.kind, chip.arch, 32 if chip.kind == "cuda" else 64),
-        # said, since Triton's default for fusing products and sums changes, and with it bits
-        options={"enable_fp_fusion": True, **options},
-    )
+    failed = triton_module("triton.runtime.errors").PTXASError
+    try:
+        return compiler.compile(
+            compiler.ASTSource(
+                fn=kernel,
+                signature=dict(zip(kernel.arg_names, types, strict=True)),
+                constexprs={},
+                attrs=aligned,
+            ),
+            target=gpu(chip.kind, chip.arch, 32 if chip.kind == "cuda" else 64),
+            # said, since Triton's default for fusing products and sums changes, and with it bits
+            options={"enable_fp_fusion": True, **options},
+        )
+    except failed as error:  # a negative code is the number of the signal that ended it
+        message = f"Triton's ptxas does not compile kernel {program.name}: {error}"
+        raise KernelCompileError(message) from error
 
 
 def _elements_in_16(param: Value) -> int:

@@ -225,7 +225,7 @@ def parse(text: str, name: str) -> Document:
     """A report from its text; ``name`` is for messages."""
     try:
         data = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BenchError(f"{name} is no report, or is damaged: {error}") from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         hint = (

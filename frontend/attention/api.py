@@ -30,7 +30,8 @@ from tilewright.frontend.attention.varlen import (
     row_ranges,
 )
 from tilewright.frontend.region_call import GRADIENTS, refusal
-from tilewright.ir.errors import BindError, UnsupportedError
+from tilewright.ir.errors import BindError, DeterminismError, UnsupportedError
+from tilewright.runtime.determinism import Level, in_force, level, using
 from tilewright.runtime.kv_cache.cache import KVCache
 from tilewright.runtime.kv_cache.tokens import CachedTokens
 
@@ -57,6 +58,8 @@ def attention(  # noqa: PLR0913  (FlexAttention's and FlashAttention's arguments
     cu_seqlens_k: torch.Tensor | None = None,
     block_table: torch.Tensor | None = None,
     seqused_k: torch.Tensor | None = None,
+    deterministic: str | None = None,
+    reproducible: bool | None = None,
 ) -> Result:
     """softmax(score_mod(q k^T * scale), masked by mask_mod) v on the CPU, without the N x M matrix.
 
@@ -85,21 +88,58 @@ def attention(  # noqa: PLR0913  (FlexAttention's and FlashAttention's arguments
     logarithm of the sum of exponentials and the largest score, f32 (f64) [B, H, N], ragged [H,
     total_q]. Rows that see no key are 0, their logarithm and maximum -inf.
 
+    ``deterministic`` ("run", "threads", "batch") and ``reproducible``: docs/determinism.md.
+
     Raises UnsupportedError for functions that cannot be traced (with the line and how to write it)
-    and inputs that require gradients, BindError for shapes, offsets and tables that do not fit.
+    and inputs that require gradients, BindError for shapes, offsets and tables that do not fit,
+    DeterminismError for what cannot keep a level.
 
     Source: He et al., "FlexAttention" (2024); Dao, "FlashAttention-2" (2023).
     """
     options = is_causal, scale, enable_gqa, return_lse, return_max
     lengths = cu_seqlens_q, cu_seqlens_k, block_table, seqused_k
+    if deterministic is not None or reproducible is not None:
+        functions, chosen = (score_mod, mask_mod), level(deterministic, reproducible)
+        return _at_level(chosen, q, k, v, functions, lengths, options)
+    return _in_force(q, k, v, (score_mod, mask_mod), lengths, options)
+
+
+def _in_force(
+    q: torch.Tensor,
+    k: torch.Tensor | CachedTokens | KVCache,
+    v: torch.Tensor | CachedTokens | None,
+    functions: tuple[Function | None, Function | None],
+    lengths: tuple[torch.Tensor | None, ...],
+    options: tuple[bool, float | None, bool, bool, bool],
+) -> Result:
+    """The call at the level in force: in a graph, as one before, or with everything made."""
     if is_dynamo_compiling() or type(q) is not torch.Tensor:
         if isinstance(k, torch.Tensor) and isinstance(v, torch.Tensor) and _is_traced(q):
-            return _as_operator(q, k, v, (score_mod, mask_mod), lengths, options)
-    elif cu_seqlens_q is cu_seqlens_k is block_table is seqused_k is None:
-        found = called_again(q, k, v, score_mod, mask_mod, options)
+            return _as_operator(q, k, v, functions, lengths, options)
+    elif lengths[0] is lengths[1] is lengths[2] is lengths[3] is None:
+        found = called_again(q, k, v, *functions, options)
         if found is not None:
             return found[0] if len(found) == 1 else tuple(found)
-    return _first_call(q, k, v, (score_mod, mask_mod), lengths, options)
+    return _first_call(q, k, v, functions, lengths, options)
+
+
+def _at_level(
+    chosen: Level,
+    q: torch.Tensor,
+    k: torch.Tensor | CachedTokens | KVCache,
+    v: torch.Tensor | CachedTokens | None,
+    functions: tuple[Function | None, Function | None],
+    lengths: tuple[torch.Tensor | None, ...],
+    options: tuple[bool, float | None, bool, bool, bool],
+) -> Result:
+    """The call at a level of its own. A graph has one level, which ``compile`` is told."""
+    if is_dynamo_compiling() or (type(q) is not torch.Tensor and _is_traced(q)):
+        raise UnsupportedError(
+            "tilewright.attention(deterministic=…) in a function that torch.compile captures: say "
+            "it to tilewright.compile(…, deterministic=…), whose whole graph keeps the level"
+        )
+    with using(chosen):
+        return _in_force(q, k, v, functions, lengths, options)
 
 
 def _is_traced(q: object) -> bool:
@@ -128,6 +168,7 @@ def _first_call(
     call = _Call(q, keys, values, *options)
     if cu_seqlens_q is not None or cu_seqlens_k is not None:
         _require_alone(block_table, seqused_k)
+        _require_own_axis()
         call.ragged(cu_seqlens_q, cu_seqlens_k, score_mod is not None or mask_mod is not None)
     elif block_table is not None:
         call.paged(block_table, seqused_k)
@@ -148,6 +189,17 @@ def keep_dynamo_out(function: Any) -> None:
 
 
 keep_dynamo_out(_first_call)
+
+
+def _require_own_axis() -> None:
+    """DeterminismError where a sequence's bits must not depend on its place in the batch."""
+    kept = in_force()
+    if kept.promises("batch"):
+        raise DeterminismError(
+            f"tilewright.attention with cu_seqlens cannot keep the level {kept.name!r}: blocks of "
+            "keys are counted from the first sequence's first key; pad to [B, H, N, D] and say how "
+            "many keys count by seqused_k"
+        )
 
 
 def _require_alone(block_table: object, seqused_k: object) -> None:

@@ -19,6 +19,7 @@ from tilewright.frontend.attention.source import definition
 from tilewright.frontend.programs import ProgramLike, shared_program
 from tilewright.ir.core import Module
 from tilewright.ir.errors import UnsupportedError
+from tilewright.runtime.determinism import in_force, refuse_unordered
 from tilewright.runtime.locks import Guard
 
 INTERPRETED: Counter[str] = Counter()  # why attention ran in the interpreter, and how often
@@ -74,6 +75,7 @@ class Plan:
             try:
                 results: Sequence[torch.Tensor] = self.program(*inputs)
             except UnsupportedError as error:  # kernels are compiled when first called
+                refuse_unordered(in_force(), error)
                 self.program = Interpreted(self.traced.module, error.message)
             else:
                 return results
@@ -101,6 +103,7 @@ def make_program(module: Module) -> ProgramLike | Interpreted:
     try:
         return shared_program(module, None)
     except UnsupportedError as error:
+        refuse_unordered(in_force(), error)
         return Interpreted(module, error.message)
 
 
@@ -135,11 +138,14 @@ def plan_for(
     ``facts`` decides the form, which is made only when tracing. ``check`` looks for side effects.
     Raises UnsupportedError.
     """
-    key = (facts, tuple(closure.key))
-    for plan in _plans.get(key, ()):
-        if not plan.recipe.guards or plan.recipe.holds(closure.tensors):
-            return plan
+    key = (facts, tuple(closure.key), in_force().rank)
+    found = _holding(key, closure)
+    if found is not None:
+        return found
     with _guard.lock, _no_collection():
+        found = _holding(key, closure)  # another thread may have traced it meanwhile
+        if found is not None:
+            return found
         TRACES["attention"] += 1
         traced = build(make_form(), score_mod, mask_mod, closure, torch.device("cpu"))
         if check:
@@ -153,7 +159,13 @@ def plan_for(
 
 def known_plan(facts: Hashable, closure: Closure | None = None) -> Plan | None:
     """``plan_for`` without tracing: None if there is no plan. ``closure``: of the functions."""
-    key = (facts, tuple(closure.key)) if closure is not None else (facts, _NO_FUNCTIONS)
+    functions = tuple(closure.key) if closure is not None else _NO_FUNCTIONS
+    key = facts, functions, in_force().rank
+    return _holding(key, closure)
+
+
+def _holding(key: Hashable, closure: Closure | None) -> Plan | None:
+    """The plan whose guards hold."""
     for plan in _plans.get(key, ()):
         if closure is None or not plan.recipe.guards or plan.recipe.holds(closure.tensors):
             return plan

@@ -52,8 +52,8 @@ def _examine(source: Source, name: str) -> Weight:
     kind = BLOCKS.get(entry.dtype)
     if kind is None:
         raise UnsupportedError(f"blocks of type {entry.dtype} are not read")
-    if len(entry.shape) < 2:
-        raise DataError(f"{name} must be [..., N, K]; it is {entry}")
+    if len(entry.shape) < 2 or not entry.count:
+        raise DataError(f"{name} must be [..., N, K], none of them 0; it is {entry}")
     return Weight(
         name=name.removesuffix(".weight"),
         format=f"gguf {entry.dtype}",

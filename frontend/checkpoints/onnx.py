@@ -231,7 +231,8 @@ def _external(path: Path, tensor: Any, entry: Entry) -> bytes:
     """Bytes of a file beside the model. Raises DataError for one outside its folder."""
     facts = {item.key: _text(path, item.value) for item in tensor.external_data}
     location = PurePosixPath(facts.get("location", "").replace("\\", "/"))
-    if not location.parts or location.is_absolute() or ".." in location.parts:
+    inside = location.parts and not location.is_absolute() and ".." not in location.parts
+    if not inside or "\0" in str(location):
         raise DataError(
             f"{path}: {entry.name} must lie in a file within {path.parent}; it names "
             f"{facts.get('location')!r}"

@@ -78,7 +78,14 @@ class Form:
             if form.table:
                 table_dtype(form.dtype, form.table)
             dtype_named(form.dtype), dtype_named(form.scale_dtype), Packing.parse(form.layout)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            OverflowError,
+            RecursionError,
+        ) as error:
             raise UnsupportedError(f"not the form of a quantised matrix: {text!r}") from error
         return form
 

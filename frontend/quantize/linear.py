@@ -13,6 +13,7 @@ from tilewright.frontend.quantize.form import Facts, Parts, facts_of, parts_of
 from tilewright.frontend.quantize.plan import ACTIVATIONS
 from tilewright.frontend.quantize.product import linear_op, product
 from tilewright.ir.errors import BindError, SettingError
+from tilewright.runtime.determinism import level, using
 from tilewright.runtime.lowbit import FUNCTIONS
 from tilewright.runtime.quantized.tensor import QuantizedTensor
 
@@ -30,6 +31,8 @@ def linear(
     activation: str = "float",
     epilogue: str | None = None,
     residual: torch.Tensor | None = None,
+    deterministic: str | None = None,
+    reproducible: bool | None = None,
 ) -> torch.Tensor:
     """``epilogue(x @ qweight.T + bias) + residual``: x [..., K], qweight [N, K], result [..., N].
 
@@ -37,9 +40,15 @@ def linear(
     rounds x to 8 bits in every call, per row and group of the weight (largest magnitude = 127).
     ``epilogue`` is None, "relu", "silu", "gelu" or "gelu_tanh". bias is [N], residual of the
     result's shape. Gradients reach x, bias and residual, but not the weight; rounding x counts as
-    the identity. Raises BindError for shapes and dtypes that do not fit, SettingError for unknown
-    names.
+    the identity. ``deterministic`` ("run", "threads", "batch") and ``reproducible`` say what bits
+    may not depend on (docs/determinism.md). Raises BindError for shapes and dtypes that do not fit,
+    SettingError for unknown names, DeterminismError for what cannot keep a level.
     """
+    if deterministic is not None or reproducible is not None:
+        with using(level(deterministic, reproducible)):
+            return linear(
+                x, qweight, bias, activation=activation, epilogue=epilogue, residual=residual
+            )
     if not isinstance(qweight, QuantizedTensor):
         raise BindError(
             f"qweight is a {type(qweight).__name__}; QuantizedTensor.from_float(w, 'u4') makes one"

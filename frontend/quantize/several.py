@@ -12,6 +12,7 @@ from torch.fx import Node
 from tilewright.frontend.quantize.direct import QuantizedLinearCall
 from tilewright.frontend.quantize.linear import through_op
 from tilewright.ir.errors import BindError
+from tilewright.runtime.determinism import in_force, refuse_level
 from tilewright.runtime.lowbit import FUNCTIONS, gated_kernel, linears_kernel
 from tilewright.runtime.lowbit.fallback import REFUSALS
 from tilewright.runtime.quantized.tensor import QuantizedTensor
@@ -53,6 +54,8 @@ class _Several:
         biases = tuple(p[4] for p in products)
         if x.device.type not in ("cpu", "cuda") or any(through_op(x, bias) for bias in biases):
             return None
+        if x.is_cuda:
+            refuse_level(in_force(), "batch", f"products with quantised weights on {x.device}")
         flat = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
         try:
             return self.kernel(flat, *more, biases, products[0][-2], **options)

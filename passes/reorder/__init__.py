@@ -14,6 +14,8 @@ changes: what one takes out of a loop may be what kept another from applying.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tilewright.ir.core import Graph, Module
 from tilewright.passes.canonicalise import canonicalise_graph
 from tilewright.passes.reorder.additive import distribute
@@ -37,8 +39,9 @@ RULES = (
 MOST_ROUNDS = 4
 
 
-def reorder_graph(graph: Graph) -> Graph:
-    """All rules in turn, each followed by canonicalisation, until nothing changes."""
+def reorder_graph(graph: Graph, watch: Callable[[str, Graph], None] | None = None) -> Graph:
+    """All rules in turn, each followed by canonicalisation, until nothing changes. ``watch`` is
+    called with the name of each rule that changes something, and the graph after it."""
     graph = canonicalise_graph(graph)
     for _ in range(MOST_ROUNDS):
         before = graph.body.ops
@@ -46,6 +49,8 @@ def reorder_graph(graph: Graph) -> Graph:
             after = rule.apply(graph)
             if after.body.ops != graph.body.ops:
                 graph = canonicalise_graph(after)
+                if watch is not None:
+                    watch(rule.name, graph)
         if graph.body.ops == before:
             break
     return graph

@@ -18,7 +18,11 @@ from tilewright.ir.target import Target
 from tilewright.ir.types import StreamType, TensorType
 from tilewright.passes.canonicalise import canonicalise_graph
 from tilewright.passes.expand_math import expand_math_graph
-from tilewright.passes.fixed_order import expand_logarithms, fix_order
+from tilewright.passes.fixed_order import (
+    expand_logarithms,
+    fix_order,
+    same_on_all_widths,
+)
 from tilewright.passes.to_tile.block import BlockLowering
 from tilewright.passes.to_tile.cached.info import cached_ops, cached_schedule
 from tilewright.passes.to_tile.choices import DEFAULT, Choice, with_choice
@@ -88,7 +92,7 @@ def kernel_to_tile(
     kernels that no schedule covers, ScheduleError for fields that the kernel's schedule has not.
     """
     if order != ANY:
-        return _in_order(graph, target, rows, units, order)
+        return _in_order(graph, target, rows, units, choice, order)
     if target.gpu:
         return gpu_program(graph, target, units, rows=rows, choice=choice)
     graph = prepared(graph)
@@ -105,17 +109,25 @@ def kernel_to_tile(
 
 
 def _in_order(
-    graph: Graph, target: Target, rows: int, units: dict[str, int], order: str
+    graph: Graph, target: Target, rows: int, units: dict[str, int], choice: Choice, order: str
 ) -> Graph:
     """The program of a kernel whose sums have a known order."""
-    if target.gpu:
-        raise UnsupportedError(f"{graph.name}: programs for {target.name} have no known order")
     info = analyse(prepared(graph))
     check_covered(info)
     schedule = ordered_schedule(info, target, rows, order)
-    program = _finished(lambda: _Program(info, schedule, units).run(target))
-    if order != FIXED:
-        return program
+    packed = None
+    if has_packed_weights(graph):  # whatever tiles its schedule has, a row's sums are the same
+        found = default_schedule(info, target, rows)
+        assert isinstance(found, PackedSchedule)
+        packed = with_choice(found, choice)
+    program = _finished(lambda: _Program(info, schedule, units).run(target, packed))
+    if order == FIXED:
+        return in_fixed_order(program)
+    return program if is_row_kernel(graph) else same_on_all_widths(program)
+
+
+def in_fixed_order(program: Graph) -> Graph:
+    """A program with its logarithms as polynomials, and every rounding written down."""
     return fix_order(canonicalise_graph(expand_logarithms(program)))
 
 

@@ -22,7 +22,7 @@ from tilewright.passes.to_tile.lower import default_schedule, prepared
 from tilewright.passes.to_tile.made import remakes
 from tilewright.passes.to_tile.schedule import Schedule, fits_registers
 
-TILES = (4, 6, 8, 10, 12, 14, 16)
+TILES = (4, 6, 8, 12, 16)  # of 10 and 14 no block that fits is a multiple
 ELEMENTS = (4, 6, 8, 12, 16)
 BLOCKS = (32, 48, 64, 96, 128, 192, 256, 512)
 SCRATCH = 2  # parts of the second-level cache that a block's scores may take: one of so many
@@ -57,14 +57,15 @@ def block_space(schedule: Schedule, target: Target, rows: int, sums: bool = True
     """Many rows on lanes: register tiles of rows x positions and, where there are ``sums`` of
     vectors, of rows x elements; the length of a block."""
     lanes = schedule.lanes
+    high = (1,) if rows else [n for n in (1, 2, 3, 4) if fits_registers(target, n, TILES[0])]
     values: dict[str, Iterable[int]] = {
-        "rows": [lanes * vectors for vectors in ((1,) if rows else (1, 2, 3, 4))],
-        "inner_tile": TILES,
+        "rows": [lanes * vectors for vectors in high],
+        "inner_tile": [tile for tile in TILES if fits_registers(target, 1, tile)],
         "inner_block": BLOCKS,
         "unroll": (2, 4, 8),
     }
     if sums:
-        values["element_tile"] = ELEMENTS
+        values["element_tile"] = [tile for tile in ELEMENTS if fits_registers(target, 1, tile)]
     if lanes == 1:
         return space_around(schedule, {"rows": (1, 2, 4, 8, 16), "inner_block": (16, 32, 64, 128)})
 

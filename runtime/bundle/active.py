@@ -65,12 +65,9 @@ def bundle_in_use() -> Bundle | None:
     return _state.bundle
 
 
-def codes_for(form: str, target: Target) -> Sized | None:
-    """The codes of a form for a target, if a bundle that has it is in use."""
-    bundle = bundle_in_use()
-    if bundle is None or bundle.target.isa != target.isa:
-        return None
-    return bundle.sized.get(form)
+def codes_for(bundle: Bundle, form: str, target: Target) -> Sized | None:
+    """The codes of a form for a target, if the bundle has it."""
+    return bundle.sized.get(form) if bundle.target.isa == target.isa else None
 
 
 def refuse(graph: Graph, form: str, program: str, units: tuple[int, ...], target: Target) -> None:

@@ -19,6 +19,7 @@ from tilewright.ir.errors import BundleError
 from tilewright.runtime.bundle.exchange import exchanged, put_back, remove_leftovers
 from tilewright.runtime.bundle.manifest import MANIFEST, File, Manifest
 from tilewright.runtime.bundle.manifest_reading import read_manifest
+from tilewright.runtime.own_files import READ, UnsafeError, require_own
 
 MOST_MANIFEST = 64 << 20
 MOST_FILE = 1 << 31
@@ -58,8 +59,7 @@ class Folder:
             raise BundleError(f"cannot open the bundle {self.path}: {what}") from None
         try:
             _require_own(os.fstat(folder), self.path)
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-            number = os.open(name, flags, dir_fd=folder)
+            number = os.open(name, READ, dir_fd=folder)
         except OSError as error:
             raise BundleError(self._unreadable(name, error)) from None
         finally:
@@ -83,9 +83,11 @@ class Folder:
 
 
 def _require_own(status: os.stat_result, place: Path) -> None:
-    """Refuses what any user of the machine may change: its code would run as ours."""
-    if status.st_mode & stat.S_IWOTH:
-        raise BundleError(f"{place} may be written by everyone: run chmod o-w on it first")
+    """Refuses what others may change: its code would run as ours."""
+    try:
+        require_own(status, place)
+    except UnsafeError as error:
+        raise BundleError(f"{error}. {error.way}") from None
 
 
 def write_folder(

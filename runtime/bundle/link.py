@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import platform
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from tilewright.backends.tool import run_tool, why_failed
 from tilewright.ir.errors import BackendMissingError, BundleError
 
 _FLAGS = ("-z", "now", "-z", "relro", "-z", "noexecstack", "-z", "defs", "--hash-style=gnu")
@@ -35,9 +35,9 @@ def link(objects: Mapping[str, bytes], name: str) -> bytes:
             raise BundleError(f"cannot link {name}: {place}: {error.strerror}") from None
         out = place / name
         command = [*_linker(name), "-o", str(out), *map(str, files), *_LIBRARIES]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = run_tool(command)
         if done.returncode or not out.exists():
-            words = (done.stderr + done.stdout).strip()[-2000:]
+            words = why_failed(done)[-2000:]
             raise BundleError(f"{command[0]} does not link {name}:\n{words}")
         return out.read_bytes()
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from tilewright.runtime.cuda.driver import Tiling
 from tilewright.runtime.cuda.gpus import gpus
 from tilewright.runtime.cuda.start import described
+from tilewright.runtime.locks import Guard
 
 Key = tuple[int, ...]  # a buffer's address, sizes and strides
 MOST = 2048  # descriptions that are kept, of each tiling
@@ -22,7 +22,7 @@ class Descriptions:
     tilings: Sequence[Tiling]
     whole: bool = True
     known: list[dict[Key, bytes]] = field(default_factory=list)
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    guard: Guard = field(default_factory=Guard)
 
     def __post_init__(self) -> None:
         self.known = self.known or [{} for _ in self.tilings]
@@ -41,7 +41,7 @@ class Descriptions:
 
     def _made(self, number: int, key: Key) -> bytes:
         description, known = self.encoded(number, key), self.known[number]
-        with self.lock:
+        with self.guard.lock:
             if len(known) >= MOST:  # the oldest half goes
                 for old in list(known)[: MOST // 2]:
                     del known[old]

@@ -6,12 +6,12 @@ Prototypes and structures are those of cuda.h, which keeps them across versions.
 from __future__ import annotations
 
 import ctypes
-import threading
 from ctypes import POINTER, byref, c_char_p, c_int, c_uint, c_uint64, c_void_p
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from tilewright.ir.errors import BackendMissingError, DeviceError
+from tilewright.runtime.locks import Guard
 
 NO_CONTEXT = 201  # CUDA_ERROR_INVALID_CONTEXT
 _OLD_DRIVER = (
@@ -93,7 +93,7 @@ class Driver:
         # four pointers, given as ctypes objects that the caller keeps: the quickest foreign call
         self.launch = self.library.cuLaunchKernelEx
         self._contexts: dict[int, tuple[int, c_void_p]] = {}
-        self._lock = threading.Lock()
+        self._guard = Guard()
         self._call("start the CUDA driver", "cuInit", 0)
         version = c_int()
         self._call("read the driver's version", "cuDriverGetVersion", byref(version))
@@ -149,7 +149,7 @@ class Driver:
 
     def _context(self, device: int) -> tuple[int, c_void_p]:
         """The driver's number of a device, and the context that torch uses, too."""
-        with self._lock:
+        with self._guard.lock:
             if device not in self._contexts:
                 ordinal, context = c_int(), c_void_p()
                 what = f"reach GPU {device}"

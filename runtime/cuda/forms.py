@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import struct
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import getitem
@@ -24,6 +23,7 @@ from tilewright.runtime.cuda.descriptions import MOST, Descriptions, Key
 from tilewright.runtime.cuda.driver import Image, Tiling
 from tilewright.runtime.cuda.gpus import gpus, refuse_capture
 from tilewright.runtime.cuda.start import Layout, Start, starter
+from tilewright.runtime.locks import Guard
 from tilewright.runtime.report import MachineReport
 
 BULK = 90  # compute capability from which there is a bulk copy engine
@@ -57,7 +57,7 @@ class Forms:
         self.sizes = [
             element_bytes(p.type) for p in program.params if isinstance(p.type, BufferType)
         ]
-        self.lock = threading.RLock()
+        self.guard = Guard()
 
     def start(
         self, device: int, items: int, values: tuple[int, ...], low: int, keys: tuple[Key, ...]
@@ -128,7 +128,7 @@ class Forms:
 
     def _first(self, device: int, odd: int) -> Form:
         """The form that is tried first."""
-        with self.lock:
+        with self.guard.lock:
             key = device, odd
             if key not in self.forms:
                 bulk = self.bulk
@@ -142,7 +142,7 @@ class Forms:
             return self.forms[key]
 
     def _other(self, device: int, odd: int, wide: bool) -> Form:
-        with self.lock:
+        with self.guard.lock:
             key = device, odd, wide
             if key not in self.others:
                 self.others[key] = self._compile(device, odd, self.plain, wide)

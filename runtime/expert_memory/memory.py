@@ -7,7 +7,6 @@ complete. Loading writes where no map points to, and publishes a new snapshot at
 from __future__ import annotations
 
 import os
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ from tilewright.runtime.expert_memory.snapshot import (
     with_adapter,
 )
 from tilewright.runtime.expert_memory.weight import ExpertWeight, Rows
+from tilewright.runtime.locks import Guard
 
 Part = torch.Tensor | Rows | Callable[[], Rows]
 AdapterParts = Mapping[Layer, Mapping[int, Mapping[str, Part]]]
@@ -59,8 +59,8 @@ class ExpertMemory:
         self.layers: dict[Layer, dict[str, ExpertWeight]] = {}
         self._kind, self._page = kind, page
         self._process = os.getpid()
-        self._loading = threading.Lock()  # held by whoever loads or unloads, for its whole time
-        self._state = threading.Lock()  # held for a few instructions, by readers too
+        self._loading = Guard()  # held by whoever loads or unloads, for its whole time
+        self._state = Guard()  # held for a few instructions, by readers too
         self._snapshot = Snapshot({})
         self._leases: Counter[str] = Counter()
         self._free = list(range(slots))
@@ -75,7 +75,7 @@ class ExpertMemory:
 
         Layers are added before adapters are loaded. Raises ExpertError, SettingError.
         """
-        with self._loading:
+        with self._loading.lock:
             counts = {len(tensor) for tensor in base.values()}
             if layer in self.layers or self._snapshot.adapters or len(counts) != 1:
                 raise ExpertError(
@@ -105,7 +105,7 @@ class ExpertMemory:
         has changed. Raises ExpertError.
         """
         pace = Pace(share)
-        with self._loading:
+        with self._loading.lock:
             self._check(name, parts)
             slot = self._free[0]
             order = {layer: tuple(sorted(experts)) for layer, experts in parts.items() if experts}
@@ -120,7 +120,7 @@ class ExpertMemory:
                     weight.unmap(first, count)
                 raise
             self._free.remove(slot)
-            with self._state:
+            with self._state.lock:
                 self._snapshot = loaded
             return slot
 
@@ -128,11 +128,11 @@ class ExpertMemory:
         """Takes an adapter out and gives its memory back. Raises ExpertError if it is not loaded
         or in use; then nothing has changed."""
         pace = Pace(share)
-        with self._loading:
+        with self._loading.lock:
             self._check_process()
             adapter = self._snapshot.adapter(name)
             without = self._changed(adapter, loaded=False)
-            with self._state:  # from here on nobody gets a new lease of it
+            with self._state.lock:  # from here on nobody gets a new lease of it
                 if self._leases[name]:
                     raise ExpertError(
                         f"adapter {name!r} is in use by {self._leases[name]} calls: unload it when "
@@ -151,7 +151,7 @@ class ExpertMemory:
         """A snapshot in which these adapters stay loaded until the block ends. Raises ExpertError
         if one is not loaded."""
         held = set(names)
-        with self._state:
+        with self._state.lock:
             snapshot = self._snapshot
             for name in held:
                 snapshot.adapter(name)
@@ -162,7 +162,7 @@ class ExpertMemory:
             for found in snapshot.maps.values():
                 if found.is_cuda:  # kernels that were started read the map after we let it go
                     found.record_stream(torch.cuda.current_stream(found.device))
-            with self._state:
+            with self._state.lock:
                 self._leases.subtract(held)
 
     def figures(self) -> MemoryFigures:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from tilewright.runtime.determinism import in_force, refuse_level
 from tilewright.runtime.experts import by_expert, gpu_grouped, grouped
 from tilewright.runtime.experts.form import (
     ALL,
@@ -39,6 +40,7 @@ def experts_forward(
     tokens with such ids become NaN. No gradients.
     """
     check_shapes(form.hidden, x, ids, weights)
+    refuse_level(in_force(), "batch", "a layer of experts")
     if not ids.numel():
         return torch.zeros_like(x)
     if x.is_cuda or pretended.on:
@@ -48,6 +50,7 @@ def experts_forward(
         return grouped.run(form, x, ids, weights, rerouting)
     ids = ids if rerouting is None else rerouting.apply(ids)
     check_ids(ids, form.experts, form.skip)
+    refuse_level(in_force(), "threads", "a layer of experts that torch runs one by one")
     return by_expert.run(form, x, ids, weights)
 
 

@@ -22,12 +22,14 @@ from tilewright.passes.to_tile.experts.packed import (
 )
 from tilewright.passes.to_tile.schedule import row_class
 from tilewright.runtime.backends import kernel_target
+from tilewright.runtime.determinism import in_force
 from tilewright.runtime.experts.between import gate_function, gated
 from tilewright.runtime.experts.form import ALL, ExpertsForm, Product, split_columns
 from tilewright.runtime.experts.packed_weights import PackedWeights, prepare
 from tilewright.runtime.experts.plan import Plan
 from tilewright.runtime.family import Call
 from tilewright.runtime.kernel import FLOATS, TORCH_DTYPES
+from tilewright.runtime.locks import Guard
 from tilewright.runtime.lowbit.fallback import REFUSALS
 from tilewright.runtime.lowbit.programs import ROUNDING
 from tilewright.runtime.once import Once
@@ -71,7 +73,7 @@ class PackedCalls:
             keep = x.dtype == torch.float32 or (weights.narrow and x.dtype == torch.bfloat16)
             found = (x if keep else x.float(),)
         for group in weights.byte_groups:
-            codes, steps, sums = ROUNDING[weights.length, group, FLOATS[x.dtype]](x)
+            codes, steps, sums = ROUNDING[(weights.length, group, FLOATS[x.dtype]), in_force()](x)
             found = (*found, codes.view(torch.int32), steps, sums)
         return found
 
@@ -178,19 +180,26 @@ def packed_product(
 
 _firsts: WeakKeyDictionary[ExpertsForm, PackedFirst | str] = WeakKeyDictionary()
 _products: WeakKeyDictionary[Product, PackedCalls | str] = WeakKeyDictionary()
+_preparing = Guard()
 
 
 def _first_of(form: ExpertsForm) -> PackedFirst | str:
     found = _firsts.get(form)
     if found is None or not (isinstance(found, str) or found.weights.fresh):
-        found = _firsts[form] = _or_why(lambda: _prepare_first(form))
+        with _preparing.lock:  # many threads at a first call are to make one copy, not many
+            found = _firsts.get(form)
+            if found is None or not (isinstance(found, str) or found.weights.fresh):
+                found = _firsts[form] = _or_why(lambda: _prepare_first(form))
     return found
 
 
 def _product_of(product: Product) -> PackedCalls | str:
     found = _products.get(product)
     if found is None or not (isinstance(found, str) or found.weights.fresh):
-        found = _products[product] = _or_why(lambda: _prepare_product(product))
+        with _preparing.lock:
+            found = _products.get(product)
+            if found is None or not (isinstance(found, str) or found.weights.fresh):
+                found = _products[product] = _or_why(lambda: _prepare_product(product))
     return found
 
 

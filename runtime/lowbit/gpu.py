@@ -8,7 +8,7 @@ since nothing on a GPU gains from rounding them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import torch
@@ -16,19 +16,12 @@ import torch
 from tilewright.ir.dtypes import F32, DType
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.packing import Packing
-from tilewright.ir.target import named_target
 from tilewright.passes.choose_layout import choose_layout
-from tilewright.passes.to_tile.whole_blocks.lowbit.schedule import (
-    parts_of,
-    product_schedule,
-    row_class,
-)
-from tilewright.runtime.gpu_parts import processors
 from tilewright.runtime.gpu_targets import device_target, forced_schedule, pretended
 from tilewright.runtime.kernel import FLOATS
 from tilewright.runtime.lowbit.form import EPILOGUES, LinearForm
 from tilewright.runtime.lowbit.gpu_matrix import MANY_ROWS, WrittenOut
-from tilewright.runtime.lowbit.gpu_programs import PRODUCTS, GpuForm
+from tilewright.runtime.lowbit.gpu_programs import PRODUCTS, Product
 from tilewright.runtime.lowbit.linear import (
     FUNCTIONS,
     Repacked,
@@ -42,8 +35,6 @@ from tilewright.runtime.lowbit.linear import (
     without_products,
 )
 from tilewright.runtime.quantized.tensor import QuantizedTensor
-
-AT_ONCE = 4  # work items with few rows that a multiprocessor holds
 
 
 def on_gpu(x: torch.Tensor) -> bool:
@@ -83,30 +74,14 @@ class GpuCall:
     own: tuple[torch.Tensor, ...]
     given: tuple[object, ...]  # what it is known by: other objects may not get their addresses
     target: str
-    slots: int
     written_out: WrittenOut
-    kernels: dict[int, GpuForm] = field(default_factory=dict)  # by rows of activations
 
     def __call__(self, x: torch.Tensor, *residual: torch.Tensor) -> torch.Tensor:
         if x.shape[0] >= MANY_ROWS and self.form.narrow:
             return self.written_out(x, *residual)
-        wanted = self.kernels.get(x.shape[0])
-        forced = forced_schedule()
-        if wanted is None or wanted.forced is not forced:
-            wanted = self.kernels[x.shape[0]] = self._wanted(x.shape[0])
-        y = PRODUCTS[wanted](x, *self.own, *residual)
+        product = PRODUCTS[Product(self.form, self.target, forced_schedule())]
+        (y,) = product(x, *self.own, *residual)
         return y if y.shape[1] == self.rows else y[:, : self.rows].contiguous()
-
-    def _wanted(self, count: int) -> GpuForm:
-        """The form for so many rows of activations."""
-        known, weights = row_class(count), self.form.weights
-        made = GpuForm(self.form, self.target, known, 1, forced_schedule())
-        schedule = made.schedule or product_schedule(
-            tuple(w.layout for w in weights), self.form.x.bits, named_target(self.target), known
-        )
-        bits = sum(w.dtype.bits for w in weights) // len(weights)
-        blocks, length = self.own[0].shape[0], self.form.length
-        return replace(made, parts=parts_of(schedule, blocks, count, length, bits, self.slots))
 
 
 def gpu_linear(
@@ -197,5 +172,4 @@ def _prepare(
     )
     target = device_target(_number(x.device)).name
     many = WrittenOut(form, target, rows, tuple(parts))
-    slots = AT_ONCE * processors(x.device)
-    return GpuCall(form, rows, tuple(own), (weights[1:], biases), target, slots, many)
+    return GpuCall(form, rows, tuple(own), (weights[1:], biases), target, many)

@@ -17,9 +17,12 @@ from tilewright.passes.choose_layout import choose_layout
 from tilewright.passes.to_tile.lowbit.byte_codes import byte_codes
 from tilewright.passes.to_tile.lowbit.info import WeightForm
 from tilewright.passes.to_tile.lowbit.pairs import pair_table
+from tilewright.passes.to_tile.orders import FIXED
 from tilewright.runtime.backends import kernel_target
+from tilewright.runtime.determinism import Level, in_force, refuse_level
 from tilewright.runtime.family import Call
 from tilewright.runtime.kernel import FLOATS
+from tilewright.runtime.locks import Guard
 from tilewright.runtime.lowbit.form import EPILOGUES, LinearForm
 from tilewright.runtime.lowbit.programs import (
     PROGRAMS,
@@ -64,17 +67,19 @@ class Prepared:
     rows: int
     own: tuple[torch.Tensor, ...]
     given: tuple[object, ...]  # what it is known by: other objects may not get their addresses
+    level: Level
 
     @cached_property
     def program(self) -> Program:
-        return PROGRAMS[self.form]
+        return PROGRAMS[self.form, self.level]
 
     @cached_property
     def rounding(self) -> Call | None:
         """The kernel that rounds x, if its products are those of bytes."""
         if not self.form.integer:
             return None
-        return ROUNDING[self.form.length, self.form.activation_group, self.form.x]
+        form = self.form.length, self.form.activation_group, self.form.x
+        return ROUNDING[form, self.level]
 
     def shared(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """What all products read of x [M, K]: itself in f32 (or bf16), or its codes, scales and
@@ -155,14 +160,15 @@ class Together:
     def __init__(self, calls: tuple[Prepared, ...], given: tuple[object, ...]) -> None:
         self.calls = calls
         self.given = given  # what it is known by
-        first = calls[0].form
+        first_call = calls[0]
+        first = first_call.form
         groups = {c.form.activation_group for c in calls} if first.integer else set()
         kinds = {(c.form.integer, c.form.narrow) for c in calls}
         alike = len(kinds) == 1 and len(groups) < 2
         self.kernel: SideBySide | None = None
         if alike:
             forms = tuple(replace(c.form, label=str(at)) for at, c in enumerate(calls))
-            self.kernel = TOGETHER[forms]
+            self.kernel = TOGETHER[forms, first_call.level]
         self.own = tuple(own for c in calls for own in c.own)
 
     def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -183,6 +189,7 @@ def _single(
     if x.dtype not in FLOATS or epilogue not in FUNCTIONS:
         raise UnsupportedError(f"no kernel for activations of {x.dtype} and {epilogue!r}")
     if epilogue not in EPILOGUES:  # torch's own function, after the product
+        refuse_level(in_force(), "threads", f"{epilogue!r} after a product, torch's own function,")
         y: torch.Tensor = FUNCTIONS[epilogue](_single(x, weights, biases, activation, None, ""))
         return y if residual is None else (y + residual).to(x.dtype)
     if not x.numel() or not weights[0].shape[0]:
@@ -234,7 +241,7 @@ def remembered(
     kept = _kept.get(weights[0])
     if kept is None:
         kept = _kept[weights[0]] = {}
-    key = (*settings, *map(id, weights[1:]), *map(id, biases))
+    key = (*settings, in_force().rank, *map(id, weights[1:]), *map(id, biases))
     found: C | None = kept.get(key)
     if found is None:
         found = make()
@@ -267,9 +274,12 @@ def _prepare(
     )
     kind = None if residual is None else FLOATS[residual]
     length = weights[0].shape[1]
-    narrow = not integer and x == torch.bfloat16 and all(in_pairs(f, length) for f in forms)
+    level = in_force()
+    pairs = level.order != FIXED  # the instruction for pairs has an order of its own
+    narrow = pairs and not integer and x == torch.bfloat16
+    narrow = narrow and all(in_pairs(f, length) for f in forms)
     form = LinearForm(tuple(forms), length, integer, FLOATS[x], kind, epilogue, narrow=narrow)
-    return Prepared(form, rows, tuple(own), (weights[1:], biases))
+    return Prepared(form, rows, tuple(own), (weights[1:], biases), level)
 
 
 def in_pairs(form: WeightForm, length: int) -> bool:
@@ -338,6 +348,7 @@ def without_products(
 
 Repacked = WeakKeyDictionary[QuantizedTensor, tuple[int, QuantizedTensor]]
 _repacked: Repacked = WeakKeyDictionary()
+_packing = Guard()
 
 
 def for_target(weight: QuantizedTensor) -> QuantizedTensor:
@@ -360,5 +371,8 @@ def repacked(
     version = 0 if weight.words.is_inference() else weight.words._version  # loading changes it
     known = kept.get(weight)
     if known is None or known[0] != version:
-        known = kept[weight] = version, weight.with_layout(packing())
+        with _packing.lock:  # many threads at a first call are to make one copy, not many
+            known = kept.get(weight)
+            if known is None or known[0] != version:
+                known = kept[weight] = version, weight.with_layout(packing())
     return known[1]

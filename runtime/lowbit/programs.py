@@ -7,13 +7,18 @@ import torch
 from tilewright.ir.core import Graph
 from tilewright.ir.dtypes import DType
 from tilewright.ir.errors import UnsupportedError
+from tilewright.ir.target import Target
 from tilewright.ir.types import TensorType
 from tilewright.passes.pipeline import TO_KERNELS, run_passes
 from tilewright.passes.to_tile import kernel_to_tile
+from tilewright.passes.to_tile.choices import Choice
 from tilewright.passes.to_tile.lowbit.activations import quantise_rows
+from tilewright.passes.to_tile.lower import in_fixed_order
+from tilewright.passes.to_tile.orders import FIXED, ordered_target
 from tilewright.passes.to_tile.schedule import row_class, row_classes
 from tilewright.passes.to_tile.side_by_side import common_choice, side_by_side
 from tilewright.runtime.backends import default_backend, kernel_target
+from tilewright.runtime.determinism import Level, using
 from tilewright.runtime.family import Call
 from tilewright.runtime.lowbit.form import LinearBuilder, LinearForm
 from tilewright.runtime.once import Once
@@ -21,27 +26,35 @@ from tilewright.runtime.program import Program
 from tilewright.runtime.tile_kernel import make_tile_kernel, own_tile_kernel
 
 
-def _program(form: LinearForm) -> Program:
-    program = Program(LinearBuilder(form).module())
+def _program(key: tuple[LinearForm, Level]) -> Program:
+    form, level = key
+    with using(level):
+        program = Program(LinearBuilder(form).module())
     if not program.supported:
         raise UnsupportedError(f"no kernel: {program.steps[0].reason}")
     return program
 
 
-def _rounding(key: tuple[int, int, DType]) -> Call:
-    return own_tile_kernel(lambda target: quantise_rows(*key, target))
+def _rounding(key: tuple[tuple[int, int, DType], Level]) -> Call:
+    form, level = key
+
+    def program(target: Target) -> Graph:
+        rounded = quantise_rows(*form, target)
+        return in_fixed_order(rounded) if level.order == FIXED else rounded
+
+    return own_tile_kernel(program)
 
 
-PROGRAMS: Once[LinearForm, Program] = Once(_program)
+PROGRAMS: Once[tuple[LinearForm, Level], Program] = Once(_program)
 # by length, group and dtype of the activations
-ROUNDING: Once[tuple[int, int, DType], Call] = Once(_rounding)
+ROUNDING: Once[tuple[tuple[int, int, DType], Level], Call] = Once(_rounding)
 
 
 class SideBySide:
     """Several forms of the same activations as one kernel for each class of row counts."""
 
-    def __init__(self, forms: tuple[LinearForm, ...]) -> None:
-        self.forms = forms
+    def __init__(self, key: tuple[tuple[LinearForm, ...], Level]) -> None:
+        self.forms, self.level = forms, _ = key
         self.target = kernel_target()
         self.graphs = [self._stream(f) for f in forms]
         self.classes = row_classes(self.target)
@@ -59,8 +72,13 @@ class SideBySide:
 
     def _make(self, rows: int) -> Call:
         choice = common_choice(self.graphs, self.target, rows)
-        programs = [kernel_to_tile(g, self.target, rows, _units(g), choice) for g in self.graphs]
+        programs = [self._program(g, rows, choice) for g in self.graphs]
         return make_tile_kernel(side_by_side(programs), self.target, default_backend())
+
+    def _program(self, graph: Graph, rows: int, choice: Choice) -> Graph:
+        order = self.level.order
+        target = ordered_target(graph, self.target, rows, order)
+        return kernel_to_tile(graph, target, rows, _units(graph), choice, order)
 
 
 def _units(graph: Graph) -> dict[str, int]:
@@ -69,4 +87,4 @@ def _units(graph: Graph) -> dict[str, int]:
     return {h: len(x.shape) - 1 for h, x in types.items() if isinstance(x, TensorType)}
 
 
-TOGETHER: Once[tuple[LinearForm, ...], SideBySide] = Once(SideBySide)
+TOGETHER: Once[tuple[tuple[LinearForm, ...], Level], SideBySide] = Once(SideBySide)

@@ -22,7 +22,7 @@ def optimiser() -> Any:
         import scipy.optimize
     except ImportError as error:
         raise BackendMissingError(
-            "placing experts needs SciPy (its HiGHS solver); install tilewright[placement]"
+            "placing experts needs SciPy (its HiGHS solver): pip install 'tilewright[placement]'"
         ) from error
     return scipy.optimize
 

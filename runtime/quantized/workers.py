@@ -45,8 +45,12 @@ class _Crew:
 
     def start(self) -> None:
         """Returns when every thread runs operations alone."""
-        for thread in self.threads:
-            thread.start()
+        try:
+            for thread in self.threads:
+                thread.start()
+        except RuntimeError:  # no more threads: those that wait end
+            self.ready.abort()
+            raise
         self.ready.wait()
 
     def finish(self) -> None:
@@ -58,7 +62,10 @@ class _Crew:
     def _run(self) -> None:
         torch.set_num_threads(1)
         torch.get_num_threads()  # takes the number over, which the next operation would do
-        self.ready.wait()
+        try:
+            self.ready.wait()
+        except threading.BrokenBarrierError:
+            return
         while not self.errors:
             try:
                 chunk = self.todo.pop()  # atomic

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -34,7 +35,10 @@ def read_trace(path: Path | str) -> Trace:
 
         return read_parts(place)
     try:
-        if place.stat().st_size > _MOST_BYTES:
+        status = place.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise TraceError(f"{place} is neither a file nor a folder")
+        if status.st_size > _MOST_BYTES:
             raise TraceError(f"{place} is longer than 1 GiB: no trace is")
         data = place.read_bytes()
     except (OSError, ValueError) as error:

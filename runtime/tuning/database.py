@@ -7,16 +7,21 @@ by itself. A file that is damaged, or of a newer version, is reported and left a
 from __future__ import annotations
 
 import json
+import math
+import os
 import sqlite3
+import stat
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from tilewright.ir.errors import TuningError
+from tilewright.runtime.own_files import NEW, UnsafeError, require_own
 from tilewright.runtime.settings import TUNING, settings
 from tilewright.runtime.tuning.task import KernelTask, SizeClass
 
@@ -40,6 +45,10 @@ CREATE TABLE winners (
   PRIMARY KEY (kernel, size_class, device)
 );
 """
+_STATEMENTS = tuple(text.strip() for text in _SCHEMA.split(";") if text.strip())
+_MOST_BYTES = 1 << 32  # of a file
+_MOST_VALUE = 64 << 20  # bytes of a value or row
+_MOST_TEXT = 1 << 20  # characters of a column
 
 
 def _now() -> str:
@@ -95,9 +104,12 @@ class Database:
     disk is full; what was there stays as it is.
     """
 
-    def __init__(self, path: Path | None = None, wait: float = WAIT_SECONDS) -> None:
-        """``wait``: seconds for another process's transaction."""
-        self.path, self.wait = path or default_path(), wait
+    def __init__(
+        self, path: Path | None = None, wait: float = WAIT_SECONDS, foreign: bool = False
+    ) -> None:
+        """``wait``: seconds for another process's transaction. ``foreign``: somebody else's, which
+        is imported from; others must be writable by this user only."""
+        self.path, self.wait, self.foreign = path or default_path(), wait, foreign
 
     def add(self, trial: Trial) -> None:
         """Keeps a trial."""
@@ -181,8 +193,11 @@ class Database:
         """A connection in a transaction, committed at the end."""
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._require_own()
             with closing(sqlite3.connect(self.path, timeout=self.wait)) as file:
                 file.row_factory = sqlite3.Row
+                file.execute("PRAGMA trusted_schema = OFF")
+                file.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MOST_VALUE)
                 file.isolation_level = None  # transactions are begun here, and nowhere else
                 self._refuse(file)  # before anything is written, even the file's header
                 _into_wal(file, self.wait)
@@ -195,14 +210,32 @@ class Database:
                         file.execute("ROLLBACK")
                     raise
                 file.execute("COMMIT")
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, UnicodeDecodeError) as error:
             raise self._explained(error) from error
+
+    def _require_own(self) -> None:
+        """Makes a new file that only this user may read; TuningError for one that others may write,
+        for a link, and for one that is too long."""
+        with suppress(FileExistsError):
+            os.close(os.open(self.path, NEW, 0o600))
+        found = os.lstat(self.path)
+        if not stat.S_ISREG(found.st_mode):
+            raise TuningError(f"{self.path} is no plain file; name the database itself")
+        if found.st_size > _MOST_BYTES:
+            raise TuningError(f"{self.path} has {found.st_size} bytes: no database of ours does")
+        try:
+            if not self.foreign:
+                require_own(found, self.path)
+        except UnsafeError as error:
+            raise TuningError(
+                f"{error}. {error.way}, or take over what it holds: tilewright tune import"
+            ) from None
 
     def _check(self, file: sqlite3.Connection) -> None:
         """Makes the tables of a new file."""
         self._refuse(file)
         if _version(file) == 0:
-            for statement in _SCHEMA.split(";"):
+            for statement in _STATEMENTS:
                 file.execute(statement)
             file.execute(f"PRAGMA user_version = {VERSION}")
 
@@ -217,15 +250,20 @@ class Database:
         tables = file.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if not version and tables and not _version(file):  # not made by another process just now
             raise TuningError(f"{self.path} is a database of something else; name another file")
+        if version and _statements(file) != set(_STATEMENTS):  # a view could run for ever
+            raise TuningError(
+                f"{self.path} has other tables than a database of tuning results: it is damaged, "
+                "or made by something else; it was left as it is"
+            )
 
-    def _explained(self, error: sqlite3.Error | OSError) -> TuningError:
+    def _explained(self, error: Exception) -> TuningError:
         text = str(error)
         if "full" in text:
             way = "make room on the disk; results until now are kept"
-        elif "malformed" in text or "not a database" in text:
+        elif "malformed" in text or "not a database" in text or "decode" in text:
             way = "it was left as it is: move it away, or restore it from an export"
         elif "locked" in text:
-            way = "another process has held it for a minute: is one hanging?"
+            way = f"another process has held it for {self.wait:g} s: is one hanging?"
         else:
             way = "see that its folder can be written to, or set TILEWRIGHT_CACHE_DIR"
         return TuningError(f"tuning results in {self.path}: {text}; {way}")
@@ -245,6 +283,12 @@ def _into_wal(file: sqlite3.Connection, wait: float) -> None:
             if "locked" not in str(error) or time.monotonic() > end:
                 raise
             time.sleep(0.01)
+
+
+def _statements(file: sqlite3.Connection) -> set[str]:
+    """What made all that a database has; what SQLite adds by itself has no text."""
+    rows = file.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL LIMIT 100")
+    return {str(row[0]) for row in rows}
 
 
 def _version(file: sqlite3.Connection) -> int:
@@ -287,12 +331,20 @@ def _winner(row: sqlite3.Row) -> Winner:
     return Winner(**{**facts, **_decoded(facts)})
 
 
-def _decoded(facts: Mapping[str, str]) -> dict[str, object]:
+def _fits(name: str, value: object) -> bool:
+    """Whether a column may hold a value: SQLite keeps anything anywhere."""
+    if name in ("milliseconds", "ratio"):
+        return value is None or (isinstance(value, float) and 0 <= value < math.inf)
+    return isinstance(value, str) and len(value) <= _MOST_TEXT
+
+
+def _decoded(facts: Mapping[str, Any]) -> dict[str, object]:
     """The fields that are kept as text. Raises TuningError for what we did not write."""
     try:
         sizes, choice = json.loads(facts["size_class"]), json.loads(facts["choice"])
         good = isinstance(sizes, list) and isinstance(choice, dict)
         good = good and all(type(x) is int for x in (*sizes, *choice.values()))
+        good = good and all(_fits(name, value) for name, value in facts.items())
     except (ValueError, TypeError, RecursionError):
         good = False
     if not good:

@@ -41,7 +41,7 @@ def take_file(database: Database, path: Path) -> tuple[int, int]:
         with open(path, "rb") as file:
             head = file.read(len(_SQLITE))
             if head == _SQLITE:
-                return database.merge(Database(path))
+                return database.merge(Database(path, foreign=True))
             data = head + file.read(_MOST_BYTES)
     except OSError as error:
         raise TuningError(f"cannot read {path}: {error.strerror or error}") from None

@@ -78,9 +78,14 @@ class KernelTask:
                 TensorShape(tuple(x["shape"]), tuple(x["order"])) for x in facts.pop("inputs")
             )
             size_class = tuple(facts.pop("size_class"))
-            return KernelTask(**facts, inputs=inputs, size_class=size_class)
-        except (ValueError, TypeError, KeyError) as error:
+            made = KernelTask(**facts, inputs=inputs, size_class=size_class)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise TuningError(f"no description of a kernel to tune: {error!r}") from error
+        texts = made.name, made.kernel, made.text, made.target, made.backend
+        numbers = *size_class, *(n for x in inputs for n in (*x.shape, *x.order))
+        if not all(type(x) is str for x in texts) or not all(type(n) is int for n in numbers):
+            raise TuningError("no description of a kernel to tune: texts and numbers are mixed up")
+        return made
 
 
 def task_of(row: TracedKernel) -> KernelTask:

@@ -9,9 +9,10 @@ import hashlib
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import combinations, product
 from pathlib import Path
 
 import torch
@@ -169,9 +170,10 @@ def small_shapes(task: KernelTask) -> tuple[TensorShape, ...]:
     family = kernel_family(task.graph, task, {})
     sizes = bind_sizes(family.source, [x.shape for x in task.inputs])
     wanted = family.key(family.completed(uninitialised(family.source, task.inputs)))
-    for cap in CAPS:
-        free = {n: v for n, v in sizes.items() if n not in family.static_names}
-        fewer = {**sizes, **{n: _ragged(min(v, cap)) for n, v in free.items()}}
+    free = {n: v for n, v in sizes.items() if n not in family.static_names}
+    for cap, whole in product(CAPS, _fewest_first(free)):
+        below = {n: min(v, cap) for n, v in free.items()}
+        fewer = {**sizes, **{n: v if n in whole else _ragged(v) for n, v in below.items()}}
         shapes = _shapes(family.source, task.inputs, fewer)
         if _work(family.source, fewer) > ORACLE_WORK:
             continue
@@ -179,6 +181,13 @@ def small_shapes(task: KernelTask) -> tuple[TensorShape, ...]:
             if family.key(family.completed(uninitialised(family.source, shapes))) == wanted:
                 return shapes
     raise EvaluationError(f"{task.name}: no size of this form is small enough to be checked")
+
+
+def _fewest_first(names: Iterable[str]) -> list[tuple[str, ...]]:
+    """All subsets: sizes that stay as they are, since another form would take fewer."""
+    known = tuple(names)
+    counts = range(len(known) + 1)
+    return [some for count in counts for some in combinations(known, count)]
 
 
 def _ragged(length: int) -> int:

@@ -32,7 +32,7 @@ GAIN = 0.98  # of the default's time: what is not faster by more is not worth an
 LOOK_SECONDS = 0.5  # between two looks at the clock
 COMPILING_SHARE = 0.2  # of a kernel's budget, for compiling a GPU's first choices ahead
 SAME_ERRORS = 4  # first trials that end in the same error: so would all others
-SHORTEST_FINAL = 1.0  # seconds that the last comparison gets in any case
+SHORTEST_FINAL = 5.0  # seconds that the last comparison may take in any case
 
 
 @dataclass

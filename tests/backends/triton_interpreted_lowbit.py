@@ -9,10 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tilewright
-from tilewright.runtime.gpu_targets import using_schedule
+from tilewright.runtime.gpu_targets import pretended, using_schedule
 from tilewright.runtime.lowbit import gated_kernel, gpu_matrix, linears_kernel
 from tilewright.runtime.lowbit.fallback import FALLBACKS
 from tilewright.runtime.lowbit.gpu import for_gpu
+from tilewright.runtime.lowbit.gpu_programs import PRODUCTS
+from tilewright.runtime.schedule_forms import KernelForm
+from tilewright.runtime.tuned import TUNED, TunedSchedules
+from tilewright.runtime.tuning.traced import tasks_of_call
 
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 ERRORS = {"f32": 2e-6, "f16": 2e-3, "bf16": 1.6e-2}
@@ -167,3 +171,29 @@ def test_very_many_rows(name: str, dtype: str, monkeypatch: pytest.MonkeyPatch) 
     with using_schedule(8, 128, 2, 2):
         both = gated_kernel(x, gate, weight)
     close(both, torch.nn.functional.silu(want(x, gate, None)) * want(x, weight, None), dtype)
+
+
+@pytest.mark.parametrize("name", ["u4", "f4e2m1"])
+def test_products_are_traced_and_take_tuned_schedules(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ``tune`` would try for a traced call is found again under its key by the next one."""
+    monkeypatch.setattr(pretended, "on", True)
+    weight = tilewright.QuantizedTensor.from_float(torch.randn(128, 512), name, 64)
+    x = torch.randn(3, 512)
+    tasks, skipped = tasks_of_call(lambda: tilewright.linear(x, weight))
+    ((task, _),) = tasks
+    assert not skipped and task.backend == "triton" and task.target.startswith("cuda")
+    form = KernelForm.of(task)
+    choice = next(c for c in form.space if c["warps"] != form.space.default["warps"])
+
+    def winners(schedules: object, kernel: str, gpu: bool) -> dict[tuple[int, ...], object]:
+        assert gpu
+        return {task.size_class: choice} if kernel == task.kernel else {}
+
+    monkeypatch.setattr(TunedSchedules, "any", True)
+    monkeypatch.setattr(TunedSchedules, "of", winners)
+    monkeypatch.setattr(TUNED, "number", TUNED.number + 1)
+    close(tilewright.linear(x, weight), want(x, weight, None), "f32")
+    (schedule,) = {r.schedule for f in PRODUCTS.values() for r in f.reports if f.known}
+    assert f"{choice['warps']} warps" in schedule

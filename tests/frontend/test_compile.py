@@ -14,7 +14,7 @@ from tests.frontend.standin import StandInProgram
 from tests.frontend.test_attention_spellings import inputs
 from tilewright.frontend import programs
 from tilewright.frontend.capture import last_report, register_backend
-from tilewright.frontend.compile import CompiledFunction, CompiledModule, compile
+from tilewright.frontend.compile import CompiledFunction, CompiledModule, Function, compile
 from tilewright.ir.core import Module
 from tilewright.ir.errors import EvaluationError, FallbackError, UnsupportedError
 
@@ -294,3 +294,29 @@ def test_errors_of_the_function_itself_come_through() -> None:
     compiled = compile(lambda q, k: q @ k)
     with pytest.raises(Exception, match=r"."):
         compiled(torch.ones(2, 3), torch.ones(2, 3))
+
+
+def test_modules_do_not_share_what_dynamo_counts() -> None:
+    """It stops compiling a piece of code after a number of times, which is 8 unless it is set."""
+    x = torch.randn(2, 5, 8)
+    with torch._dynamo.config.patch(recompile_limit=1), torch.no_grad():
+        for _ in range(3):
+            compiled = compile(Loop().eval())
+            compiled(x)
+            assert compiled.explain().regions
+
+
+def test_closures_do_not_share_it_either() -> None:
+    class Scaled:
+        def call(self, x: Tensor, *, by: float = 2.0) -> Tensor:
+            return torch.softmax(x * by, -1) @ x.T
+
+    def scaled(by: float) -> Function:
+        return lambda x: torch.softmax(x * by, -1) @ x.T
+
+    x = torch.randn(4, 16)
+    with torch._dynamo.config.patch(recompile_limit=1), torch.no_grad():
+        for function in (scaled(1.5), scaled(2.5), scaled(3.5), Scaled().call, Scaled().call):
+            compiled = compile(function)
+            torch.testing.assert_close(compiled(x), function(x))
+            assert compiled.explain().regions

@@ -28,11 +28,13 @@ def test_any_slices_in_any_order(lengths: list[int], data: st.DataObject) -> Non
             f"%s{at} = tensor.slice %{source} "
             f"{{axis = 1, start = {start}, stop = {start + length}}}"
         )
-        function = data.draw(st.sampled_from(["math.neg %s{0}", "math.mul %s{0}, %r", "same"]))
+        functions = ["math.neg %s{0}", "math.mul %s{0}, %r", "math.mul %s{0}, %two", "same"]
+        function = data.draw(st.sampled_from(functions))
         lines.append(f"%p{at} = {function}".format(at) if function != "same" else "")
         names.append(f"%s{at}" if function == "same" else f"%p{at}")
     text = f"""graph f(%x: tensor<3 x {total} x f32>, %y: tensor<3 x {total} x f32>,
         %r: tensor<3 x 1 x f32>) {{
+      %two = math.const {{value = 2.0, type = tensor<f32>}}
       {chr(10).join(lines)}
       %o = tensor.concat {", ".join(names)} {{axis = 1}}
       return %o

@@ -139,6 +139,14 @@ def test_two_masks_one_after_the_other(first: Comparison, second: Comparison) ->
 
 
 CAUSAL = Comparison(0, -1, 1, 0, "le").text("a")
+
+
+def test_a_condition_that_masks_twice_bounds_once() -> None:
+    twice = SELECT + "\n%d = math.add %t, %t\n%u = math.select %a, %d, %no"
+    mask = found(kernel(CAUSAL, twice, "%u"))
+    assert len(mask.bounds) == 1 and len(mask.conditions) == 1
+
+
 NOT_MASKS = {
     "the other choice is finite": (CAUSAL, "%t = math.select %a, %s, %c0", "%t"),
     "the choices are exchanged": (CAUSAL, "%t = math.select %a, %no, %s", "%t"),

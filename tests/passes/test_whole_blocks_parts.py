@@ -19,7 +19,14 @@ from tilewright.ir.core import Op
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.evaluate import evaluate
 from tilewright.ir.parser import parse
-from tilewright.passes.to_tile.whole_blocks.schedule import BlockSchedule, parts_of
+from tilewright.passes.to_tile.whole_blocks.schedule import (
+    BEGINNING,
+    LEAST_BLOCKS,
+    MERGING,
+    MOST_TURNS,
+    BlockSchedule,
+    parts_of,
+)
 
 
 @given(st.data(), st.sampled_from([0, 16]), st.integers(1, 6))
@@ -210,3 +217,17 @@ def test_large_blocks_of_few_rows() -> None:
     got = run(parse(form.text()), [x.numpy() for x in (q, k, v)], values, 64, 2, schedule)
     assert_same(got, [form.reference(q, k, v, None).numpy()], 1.0, 2e-8)
     assert schedule != SMALL
+
+
+@given(st.integers(1, 300), st.integers(0, 600), st.integers(1, 528))
+def test_as_many_parts_as_end_first(items: int, blocks: int, slots: int) -> None:
+    """Against all that may be: a part has some blocks, and all of them few turns. Parts cost their
+    beginning, and merging what they found."""
+
+    def cost(parts: int) -> int:
+        turns = -(-items * parts // slots)
+        return turns * (-(-blocks // parts) + BEGINNING) + MERGING * (parts > 1)
+
+    most = min(blocks // LEAST_BLOCKS, -(-slots * MOST_TURNS // items))
+    allowed = range(1, max(1, most) + 1)
+    assert parts_of(items, blocks, slots) == min(allowed, key=cost)

@@ -10,10 +10,13 @@ import sys
 import time
 from pathlib import Path
 
+from tilewright.playground.children import as_json
+
 
 def misbehave(text: str) -> bytes:
     """The program's first word says how; ``fine`` and anything else answers."""
     word, _, rest = json.loads(text)["program"].partition(" ")
+    _end(word, rest)
     if word == "hang":
         if rest:
             Path(rest).write_text(f"{os.getpid()}\n", encoding="utf-8")
@@ -23,10 +26,9 @@ def misbehave(text: str) -> bytes:
         sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
         Path(rest).write_text(f"{os.getpid()} {sleeper.pid}\n", encoding="utf-8")
         sleeper.wait()
-    if word == "crash":
-        os.kill(os.getpid(), signal.SIGSEGV)
-    if word == "quit":
-        os._exit(3)
+    if word == "alarm":
+        default = signal.getsignal(signal.SIGALRM) is signal.SIG_DFL
+        return json.dumps({"default": default, "left": signal.alarm(0)}).encode()
     if word == "memory":
         kept = []
         while True:
@@ -36,4 +38,21 @@ def misbehave(text: str) -> bytes:
     if word == "count":
         path = Path(rest)
         path.write_text(path.read_text(encoding="utf-8") + "x", encoding="utf-8")
+    if word == "error":
+        code, _, counted = rest.partition(" ")
+        with Path(counted).open("a", encoding="utf-8") as file:
+            file.write("x")
+        return as_json({"error": {"code": code, "message": "planted"}})
     return b'{"fine":true}'
+
+
+def _end(word: str, rest: str) -> None:
+    """Where the word is a way to end, ends this process."""
+    if word == "crash-with-a-child":
+        sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        Path(rest).write_text(f"{sleeper.pid}\n", encoding="utf-8")
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if word == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if word == "quit":
+        os._exit(3)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
+import subprocess
+import sys
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -13,8 +17,10 @@ from pathlib import Path
 import pytest
 
 from tests.playground.conftest import PATIENCE, ask, exchange, headers_of
+from tests.playground.planted import misbehave
 from tilewright.ir.errors import SettingError
-from tilewright.playground.serve import MOST_BODY, Playground
+from tilewright.playground.children import Children, Limits, Stopped
+from tilewright.playground.serve import MOST_BODY, MOST_CONNECTIONS, Playground
 
 FINE = json.dumps({"kind": "forms", "program": "fine"}).encode()
 
@@ -111,6 +117,9 @@ def test_a_name_that_was_rebound_gets_no_page(planted: Playground, host: str) ->
         (b'{"kind": "forms", "sizes": {"N": 1e3}}', "sizes has to be an object of numbers"),
         (b'{"kind": "forms", "passes": "reorder"}', "passes has to be a list"),
         (b'{"kind": "forms", "program": 3}', "program has to be a text"),
+        (b'{"kind": "forms", "program": "\\ud800"}', "program has to be a text"),
+        (b'{"kind": "code", "backend": "\\ud800"}', "backend has to be a text"),
+        (b'{"kind": "simulate", "depths": "q=\\udfff"}', "depths has to be a text"),
         (json.dumps({"kind": "forms", "program": "x" * 65537}).encode(), "at most 65536"),
     ],
 )
@@ -176,6 +185,83 @@ def test_a_request_that_is_given_up_ends_its_work(
         _wait_for(lambda: path.exists() and path.read_text(encoding="utf-8").endswith("\n"))
     for process in map(int, path.read_text(encoding="utf-8").split()):
         _wait_for(partial(_is_gone, process))
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="processes are looked up in /proc")
+def test_what_a_crashed_child_started_ends(planted: Playground, tmp_path: Path) -> None:
+    path = tmp_path / "processes"
+    answer = ask(planted, kind="forms", program=f"crash-with-a-child {path}")
+    assert "crashed (SIGSEGV)" in answer.json["error"]["message"]
+    _wait_for(partial(_is_gone, int(path.read_text(encoding="utf-8"))))
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="processes are looked up in /proc")
+def test_the_end_of_the_server_ends_its_work(planted: Playground, tmp_path: Path) -> None:
+    path = tmp_path / "processes"
+    server = Playground(children=Children(misbehave, Limits(PATIENCE)))
+    said: list[str] = []
+
+    def wait() -> None:
+        with pytest.raises(Stopped) as caught:
+            request = json.dumps({"program": f"hang-with-a-child {path}"})
+            server.children.answer(request)
+        said.append(str(caught.value))
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    _wait_for(lambda: path.exists() and path.read_text(encoding="utf-8").endswith("\n"))
+    server.server_close()
+    thread.join(PATIENCE)
+    assert "SIGKILL" in said[0]
+    for process in map(int, path.read_text(encoding="utf-8").split()):
+        _wait_for(partial(_is_gone, process))
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGALRM"), reason="Unix has alarms")
+def test_children_end_without_their_server(planted: Playground) -> None:
+    answer = ask(planted, kind="forms", program="alarm").json
+    assert answer["default"] and 0 < answer["left"] <= PATIENCE + 5
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="signals are looked up in /proc")
+def test_the_fork_server_never_hears_ctrl_c() -> None:
+    code = (
+        "from multiprocessing import forkserver\n"
+        "from tilewright.playground.children import Children\n"
+        "Children(len, preload=()).begin()\n"
+        "print(open(f'/proc/{forkserver._forkserver._forkserver_pid}/status').read())\n"
+    )
+    command = [sys.executable, "-c", code]
+    status = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    masks = dict(line.split(":") for line in status.splitlines() if line.startswith("Sig"))
+    unheard = int(masks["SigBlk"], 16) | int(masks["SigIgn"], 16)
+    assert unheard >> (signal.SIGINT - 1) & 1
+
+
+def test_a_thread_that_cannot_start_leaves_its_place(
+    planted: Playground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Playground(children=planted.children) as server, monkeypatch.context() as patch:
+        monkeypatch.setattr(server.children, "end", lambda: None)
+
+        def fail(_: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        patch.setattr(threading.Thread, "start", fail)
+        for _ in range(MOST_CONNECTIONS + 1):
+            with socket.socket() as connection, pytest.raises(RuntimeError):
+                server.process_request(connection, ("127.0.0.1", 0))  # a full server closes it
+
+
+@pytest.mark.parametrize(("code", "tries"), [("TW014", 2), ("TW025", 2), ("bug", 2), ("TW001", 1)])
+def test_errors_that_may_pass_are_not_kept(
+    planted: Playground, tmp_path: Path, code: str, tries: int
+) -> None:
+    path = tmp_path / "counted"
+    for _ in range(2):
+        answer = ask(planted, kind="forms", program=f"error {code} {path}")
+        assert answer.json["error"]["code"] == code
+    assert path.read_text(encoding="utf-8") == "x" * tries
 
 
 def test_answers_are_kept(planted: Playground, tmp_path: Path) -> None:

@@ -204,10 +204,11 @@ def test_links_and_other_things_in_place_of_files(copy: Path, name: str, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["", MANIFEST, "kernels.so"])
-def test_what_everyone_may_write_is_refused(copy: Path, name: str) -> None:
-    (copy / name).chmod(0o777)
-    with pytest.raises(BundleError, match="may be written by everyone: run chmod o-w"):
-        Bundle(copy).check()
+def test_what_others_may_write_is_refused(copy: Path, name: str) -> None:
+    for mode, who in ((0o777, "everyone"), (0o770, "its group")):
+        (copy / name).chmod(mode)
+        with pytest.raises(BundleError, match=rf"may be written by {who}\. Run chmod -R go-w"):
+            Bundle(copy).check()
 
 
 def test_a_right_hash_of_something_that_is_no_library(copy: Path) -> None:

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 pytest.importorskip("triton")
 
+from tests.runtime.tuning.kernels import gpu_attention
 from tests.runtime.tuning.made_up import MadeUp
 from tilewright.backends.gpu.machine_code import disassembler_missing
 from tilewright.bench.programs import attention_text
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.parser import parse
-from tilewright.ir.printer import print_module
 from tilewright.ir.target import named_target
 from tilewright.passes.pipeline import TO_KERNELS, run_passes
 from tilewright.passes.to_tile.choices import Choice
@@ -27,28 +27,12 @@ from tilewright.runtime.compiled_ranking import (
     put_right,
     resources,
 )
-from tilewright.runtime.tracing.kernels import TracedInput, TracedKernel
-from tilewright.runtime.tuning.task import KernelTask, task_of
 from tilewright.runtime.tuning.trial import Effort, Outcome
 
 GRAPH = run_passes(parse(attention_text(64, dtype="bf16")), TO_KERNELS).graphs[0]
 UNITS = last_units(GRAPH)
 THIN = {"rows": 128, "inner": 128, "warps": 2, "stages": 2}
 GOOD = {"rows": 64, "inner": 64, "warps": 4, "stages": 3}
-
-
-def task(backend: str) -> KernelTask:
-    """The kernel at one size, for a GPU that is not there."""
-    module = run_passes(parse(attention_text(64, dtype="bf16")), TO_KERNELS)
-    shapes = [(1, 8, n, 64) for n in (512, 1024, 1024)]
-    strides = [(8 * n * 64, n * 64, 64, 1) for n in (512, 1024, 1024)]
-    names = [p.hint for p in module.main.params]
-    given = zip(names, shapes, strides, strict=True)
-    inputs = tuple(TracedInput(name, "bf16", shape, step) for name, shape, step in given)
-    row = TracedKernel(
-        print_module(module), "stream", "attention", "cuda-sm80", backend, inputs, {}
-    )
-    return task_of(row)
 
 
 @pytest.mark.parametrize("backend", ["triton", "cuda"])
@@ -60,7 +44,7 @@ def test_a_schedule_that_spills_moves_behind_one_that_does_not(backend: str) -> 
     def compiled(choice: Choice) -> Outcome:
         return compile_choices(kernel, [choice], Effort())[0]
 
-    kernel, target = task(backend), named_target("cuda-sm80")
+    kernel, target = gpu_attention(backend), named_target("cuda-sm80")
     ranked: list[tuple[Choice, float]] = [(THIN, 1.0), (GOOD, 1.1)]
     found, reasons = compiled_first(kernel, target, ranked, MadeUp(compiled, slots=9), 600.0)
     assert [choice for choice, _ in found] == [GOOD, THIN] and not reasons
@@ -83,6 +67,9 @@ def test_the_second_stage_only_moves_what_was_compiled(
     made = {at: x for at, x in made.items() if at < len(ranked)}
     found, reasons = put_right(ranked, made, 999)
     places = [choice["rows"] for choice, _ in found]
+    if not any(isinstance(x, Compiled) for x in made.values()):
+        assert found == ranked and set(reasons) == set(made)
+        return
     large = {at for at, x in made.items() if isinstance(x, Compiled) and x.resources.shared_bytes}
     failed = {at for at, x in made.items() if x.state != "ok"}
     assert sorted(places) == [at for at in range(len(ranked)) if at not in large]

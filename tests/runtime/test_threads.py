@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import threading
+import time
 from collections.abc import Callable
 
 import pytest
@@ -83,3 +85,42 @@ def test_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     assert threads.num_threads() == 5
     with pytest.raises(SettingError, match=r"set_num_threads\(0\).*at least one"):
         threads.set_num_threads(0)
+
+
+def test_fallback_where_no_more_threads_can_be_started(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threads, "_candidates", lambda: iter(()))
+    monkeypatch.setattr(threads._state, "region", threads._first_region)
+    started: list[threading.Thread] = []
+    real = threading.Thread.start
+
+    def start(self: threading.Thread) -> None:
+        if started:
+            raise RuntimeError("can't start new thread")
+        started.append(self)
+        real(self)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    assert visits(count, 7) == 2  # the caller and one helper, which do all the work
+
+
+def test_an_interrupted_fallback_waits_for_its_helpers(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What they work on is freed when the call has ended."""
+    monkeypatch.setattr(threads, "_candidates", lambda: iter(()))
+    monkeypatch.setattr(threads._state, "region", threads._first_region)
+    ended, calls = [], []
+
+    def slow(address: int) -> None:
+        calls.append(address)
+        if threading.current_thread() is threading.main_thread():
+            raise KeyboardInterrupt
+        time.sleep(0.05)
+        ended.append(address)
+
+    monkeypatch.setattr(threads, "_entry", lambda address: slow)
+    with pytest.raises(KeyboardInterrupt):
+        threads.run_parallel(count, 0, 3)
+    assert len(calls) == 3 and len(ended) == 2

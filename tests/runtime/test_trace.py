@@ -165,6 +165,17 @@ def test_parts_grow_and_are_put_together(tmp_path: Path, monkeypatch: pytest.Mon
     second.close()
 
 
+def test_parts_of_different_machines_are_refused(tmp_path: Path) -> None:
+    """Not those of processes that do not know their processor's name."""
+    known = {"system": "Linux", "machine": "x86_64", "cpu": "znver4", "features": "+avx2"}
+    for cpu in ("znver4", "", "znver4"):
+        Part(tmp_path, {**known, "cpu": cpu}).close()
+    assert read_parts(tmp_path).machine == known
+    Part(tmp_path, {**known, "cpu": "skylake"}).close()
+    with pytest.raises(TraceError, match=r"parts of different machines.*cpu '(skylake|znver4)'"):
+        read_parts(tmp_path)
+
+
 def test_a_line_that_was_not_ended_is_left_out(tmp_path: Path) -> None:
     part = Part(tmp_path, {})
     part.count(part.row(ROW), 1.0)

@@ -22,6 +22,7 @@ from tilewright.ir.errors import BenchError
 FIGURES = {
     "attention": "attention beside torch; memory, compiling, first calls",
     "cross_entropy": "the loss of a product over a large vocabulary",
+    "determinism": "what each level of determinism costs beside the default",
     "demo": "a small Llama, layer by layer and in few bits",
     "expert_memory": "experts of adapters in memory: pages, loading, pauses",
     "experts": "layers of experts",
@@ -31,6 +32,7 @@ FIGURES = {
     "placement": "experts on devices",
     "routing": "routers with adapters",
     "simulator": "the streaming machine",
+    "soak": "64 threads at work for minutes: nothing wrong, lost or left over",
     "tuning_quality": "the cost model's order of schedules held against measuring them all",
 }
 REGRESSION = 1
@@ -178,6 +180,12 @@ def list_() -> None:
 @app.command("figures", context_settings=_PASSED_ON)
 def figures(context: typer.Context, topic: Annotated[str, typer.Argument()] = "") -> None:
     """The figures of one topic that the README shows, held to their goals: options go to it."""
+    from tilewright.cli.output import heading, table
+
+    if topic in ("-h", "--help"):  # passed on, too: `bench figures attention --help` is its own
+        heading("tilewright bench figures TOPIC [OPTIONS]")
+        table(("topic", "what"), list(FIGURES.items()), indent=2)
+        return
     if topic not in FIGURES:
         raise BenchError(unknown("topic of figures", topic, FIGURES))
     _pass_on(topic, context.args)
@@ -185,7 +193,7 @@ def figures(context: typer.Context, topic: Annotated[str, typer.Argument()] = ""
 
 @app.command("readme", context_settings=_PASSED_ON)
 def readme(context: typer.Context) -> None:
-    """Write the newest figures into README.md (--check: say whether they are there)."""
+    """Write the newest figures into README.md and docs/results.md (--check: are they there?)."""
     _pass_on("readme", context.args)
 
 

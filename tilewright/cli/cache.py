@@ -43,8 +43,13 @@ def stats() -> None:
 
 
 def _row(entry: EntryInfo) -> tuple[str, ...]:
-    facts = [str(entry.metadata.get(key, "?")) for key in ("kernel", "target", "layout_class")]
+    facts = [_shown(entry.metadata.get(key, "?")) for key in ("kernel", "target", "layout_class")]
     return (*facts, amount(entry.bytes), _ago(time.time() - entry.last_used), entry.key[:12])
+
+
+def _shown(fact: object) -> str:
+    """What a file says, without what would write something else than itself to a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in str(fact)[:100])
 
 
 def _ago(duration: float) -> str:

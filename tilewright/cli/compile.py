@@ -44,7 +44,10 @@ def compile_(
     emit: Annotated[Stage, typer.Option(help="The stage to print.")] = Stage.asm,
     target: Annotated[
         str,
-        typer.Option(metavar="NAME", help="Processor: host, x86-64-v3, x86-64-v3:16 (lanes), aarch64 …, cuda-sm90 …"),
+        typer.Option(
+            metavar="NAME",
+            help="Processor: host, x86-64-v3 …, aarch64, NAME:LANES (x86-64-v3:16), cuda-sm90 …",
+        ),
     ] = "host",
     rows: Annotated[
         int,

@@ -12,8 +12,16 @@ from tilewright.cli.output import say
 
 def show(
     as_json: Annotated[bool, typer.Option("--json", help="The report as JSON.")] = False,
+    variables: Annotated[
+        bool, typer.Option("--variables", help="Only the table of environment variables.")
+    ] = False,
 ) -> None:
     """Say what is installed, which back ends work, and why others do not."""
+    if variables:
+        from tilewright.runtime.settings import as_markdown
+
+        say(as_markdown())
+        return
     from tilewright.runtime.doctor import doctor
 
     report = doctor()

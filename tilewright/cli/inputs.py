@@ -24,7 +24,12 @@ BELOW = 8  # random integers
 
 InputOption = Annotated[
     list[str] | None,
-    typer.Option("--input", "-i", metavar="2x8x128x64:f32", help="An input of a function."),
+    typer.Option(
+        "--input",
+        "-i",
+        metavar="2x8x128x64:f32",
+        help="An input of a function; of a file's program NAME=KIND,strides=1x64,offset=2.",
+    ),
 ]
 
 

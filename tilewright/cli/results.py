@@ -6,11 +6,14 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tilewright.cli.output import amount, plural, say, seconds
 from tilewright.ir.dtypes import TABLE, Array
 from tilewright.ir.errors import SettingError
+
+if TYPE_CHECKING:
+    from tilewright.runtime.verification.compare import Comparison
 
 MOST_SECONDS = 5.0  # of repeating
 
@@ -54,26 +57,37 @@ def show_tensors(rows: Sequence[tuple[str, str]]) -> None:
         say(f"  {name:<{width}}  {type_}")
 
 
-def show_errors(results: Sequence[tuple[str, Array, Array, str]]) -> bool:
+def show_errors(
+    results: Sequence[tuple[str, Array, Array, str]],
+    bounds: Sequence[Comparison] | None = None,
+) -> bool:
     """How far results are from the oracle's, and whether rounding explains it.
 
-    Each is (name, result, what the oracle says, dtype of the result).
+    Each is (name, result, what the oracle says, dtype of the result). ``bounds``: how they compare
+    with the bound of the program (docs/verify.md); else a bound on sanity holds.
     """
     good = True
-    for name, got, wanted, dtype in results:
+    for at, (name, got, wanted, dtype) in enumerate(results):
         if got.shape != wanted.shape:
             say(f"error   {name} has the shape {got.shape}, the oracle's {wanted.shape}  WRONG")
             good = False
             continue
         largest, scale = difference(got, wanted)
-        allowed = tolerance(dtype) * scale
-        verdict = "" if largest <= allowed else f"  WRONG: rounding explains {allowed:.1e}"
-        good = good and not verdict
         label = f" of {name}" if len(results) > 1 else ""
-        say(
+        line = (
             f"error   {largest:.2g}{label}, the largest against the float64 oracle "
-            f"(largest result {scale:.3g}){verdict}"
+            f"(largest result {scale:.3g})"
         )
+        if bounds is None:
+            allowed = tolerance(dtype) * scale
+            verdict = "" if largest <= allowed else f"  WRONG: rounding explains {allowed:.1e}"
+        else:
+            found = bounds[at]
+            line += f"; error ÷ bound {found.ratio:.3g}"
+            verdict = f"  WRONG: {found.error:.3g} where {found.bound:.2g} may be"
+            verdict = "" if found.good else verdict
+        say(line + verdict)
+        good = good and not verdict
     return good
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -10,14 +10,12 @@ from tilewright.cli.inputs import (
     InputShape,
     check_memory,
     input_shapes,
-    random_inputs,
     with_dtype,
 )
 from tilewright.cli.output import heading, note, plural, say
 from tilewright.cli.programs import only_tensor_level, read_program
 from tilewright.cli.results import (
     RunOptions,
-    no_option,
     same_count,
     show_errors,
     show_kernel,
@@ -25,7 +23,10 @@ from tilewright.cli.results import (
     show_times,
 )
 from tilewright.cli.sizes import choose_sizes, parse_sizes
+from tilewright.evaluation import evaluate, to_numpy
 from tilewright.ir.core import Graph, Module
+from tilewright.ir.dtypes import Array
+from tilewright.ir.errors import SettingError, UnsupportedError
 from tilewright.ir.ops_tensor import Contract
 from tilewright.ir.sizes import product
 from tilewright.ir.types import TensorType
@@ -33,14 +34,16 @@ from tilewright.ir.types import TensorType
 if TYPE_CHECKING:
     import torch
 
+    from tilewright.runtime.verification.case import Call
+    from tilewright.runtime.verification.compare import Comparison
+    from tilewright.runtime.verification.values import InputSpec
+
 ORACLE_ELEMENTS = 1 << 25  # the largest tensor that the oracle may hold: 256 MiB in f64
 ORACLE_PRODUCTS = 1 << 35  # the most multiply-adds of one contraction: seconds
 
 
 def run_file(name: str, options: RunOptions) -> bool:
     """Runs the program and prints what came of it; False if the results are wrong."""
-    why = "inputs of a file follow from its sizes (--size)"
-    no_option(options.inputs, "--input", why)
     module = only_tensor_level(read_program(name), name, "run")
     if options.dtype is not None:
         module = with_dtype(module, options.dtype)
@@ -52,6 +55,8 @@ def run_file(name: str, options: RunOptions) -> bool:
     check_memory([*shapes, *results])
     from tilewright.runtime.program import Program
     from tilewright.runtime.threads import num_threads
+    from tilewright.runtime.verification.case import Call
+    from tilewright.runtime.verification.check import inputs_of
 
     program = Program(module, target=options.target, backend=options.backend)
     where = f"{program.target.name} by {program.backend}"
@@ -60,9 +65,10 @@ def run_file(name: str, options: RunOptions) -> bool:
     rows = [(f"%{p.hint}", str(s)) for p, s in zip(graph.params, shapes, strict=True)]
     rows += [(f"-> %{v.hint}", str(s)) for v, s in zip(graph.results, results, strict=True)]
     show_tensors(rows)
-    inputs = random_inputs(shapes, options.seed)
+    call = Call(sizes, options.seed, named_specs(options.inputs))
+    inputs = inputs_of(graph, call)
     outputs = show_times(lambda: program(*inputs), options.repeat)
-    good = not options.check or _check(module, sizes, inputs, outputs)
+    good = not options.check or _check(module, call, inputs, outputs)
     report = program.explain()
     say(f"kernels {len(report.kernels)}")
     for kernel in report.kernels:
@@ -87,19 +93,33 @@ def _show_sizes(sizes: Mapping[str, int], given: Mapping[str, int]) -> None:
     say(f"sizes   {', '.join(f'{k} = {n}' for k, n in sizes.items())}{remark}")
 
 
+def named_specs(texts: Sequence[str]) -> dict[str, InputSpec]:
+    """``["q=normal,strides=1x64"]`` by name. Raises SettingError."""
+    from tilewright.runtime.verification.values import parse_spec
+
+    specs = {}
+    for text in texts:
+        name, equals, spec = text.partition("=")
+        if not equals:
+            raise SettingError(
+                f"--input {text!r}: name an input of the program and say what it holds, such as "
+                "q=normal or q=normal,strides=1x64 (its shape follows from --size)"
+            )
+        specs[name.strip().removeprefix("%")] = parse_spec(spec)
+    return specs
+
+
 def _check(
     module: Module,
-    sizes: dict[str, int],
+    call: Call,
     inputs: list[torch.Tensor],
     outputs: tuple[torch.Tensor, ...],
 ) -> bool:
     """Prints the largest errors against the oracle, unless that would take too long."""
-    from tilewright.evaluation import evaluate, to_numpy
-
-    if too_large_for_the_oracle(module.main, sizes):
+    if too_large_for_the_oracle(module.main, call.sizes):
         note("error   not checked: too large for the oracle, which holds every value in float64")
         return True
-    wanted = evaluate(module, *inputs, precision="f64", sizes=sizes)
+    wanted, bounds = _oracle(module, call, inputs, outputs)
     if not same_count(len(outputs), len(wanted)):
         return False
     named = zip(module.main.results, outputs, wanted, strict=True)
@@ -107,7 +127,26 @@ def _check(
     for value, got, right in named:
         assert isinstance(value.type, TensorType)
         rows.append((f"%{value.hint}", to_numpy(got), right, str(value.type.dtype)))
-    return show_errors(rows)
+    return show_errors(rows, bounds)
+
+
+def _oracle(
+    module: Module,
+    call: Call,
+    inputs: list[torch.Tensor],
+    outputs: tuple[torch.Tensor, ...],
+) -> tuple[Sequence[Array], Sequence[Comparison] | None]:
+    """Exact results, and how the outputs compare with their bounds; None where an operation has
+    no rule for one."""
+    from tilewright.runtime.verification.check import exact_results
+    from tilewright.runtime.verification.compare import compare
+
+    try:
+        exact = exact_results(module.main, call, inputs)
+    except UnsupportedError:
+        return evaluate(module, *inputs, precision="f64", sizes=dict(call.sizes)), None
+    pairs = zip(outputs, exact, strict=False)
+    return [e.x for e in exact], [compare([to_numpy(got)], [e]) for got, e in pairs]
 
 
 def too_large_for_the_oracle(graph: Graph, sizes: Mapping[str, int]) -> bool:

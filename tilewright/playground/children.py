@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -17,9 +18,10 @@ import sys
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -67,16 +69,28 @@ class Children:
         self._room = threading.Semaphore(self.at_once)
         self._kept: OrderedDict[str, bytes] = OrderedDict()
         self._kept_size = 0
+        self._running: list[Any] = []
         self._lock = threading.Lock()
         self._start = threading.Lock()  # the fork server takes one request at a time
 
     def begin(self) -> None:
         """Starts the process that others are forked from, if there is one, without waiting."""
         if self._context.get_start_method() == "forkserver":
-            forkserver.ensure_running()
+            with _no_interrupts():
+                forkserver.ensure_running()
+
+    def end(self) -> None:
+        """Kills what works on a request; whoever waits for it gets Stopped."""
+        with self._lock:
+            running = tuple(self._running)
+        for child in running:
+            _kill(child)
 
     def answer(
-        self, request: str, wanted: Callable[[], bool] = lambda: True, keep: bool = True
+        self,
+        request: str,
+        wanted: Callable[[], bool] = lambda: True,
+        keep: Callable[[bytes], bool] = lambda _: True,
     ) -> tuple[bytes, bool]:
         """The answer, and whether it was kept from before.
 
@@ -95,7 +109,7 @@ class Children:
             answer = self._run(request, wanted)
         finally:
             self._room.release()
-        if keep:
+        if keep(answer):
             self._keep(key, answer)
         return answer, False
 
@@ -113,17 +127,22 @@ class Children:
             target=_child, args=(self.entry, request, theirs, self.limits), daemon=True
         )
         try:
-            with self._start:
+            with self._start, _no_interrupts():  # it may have to start the fork server anew
                 child.start()
         except (OSError, EOFError) as error:
             ours.close()
             theirs.close()
             raise Stopped(f"no process for the request could be started: {error}") from None
         theirs.close()
+        with self._lock:
+            self._running.append(child)
         try:
             return self._wait(child, ours, wanted)
         finally:
-            _end(child)
+            _kill(child)
+            child.join(5)
+            with self._lock:
+                self._running.remove(child)
             ours.close()
 
     def _wait(self, child: Any, ours: Any, wanted: Callable[[], bool]) -> bytes:
@@ -141,7 +160,7 @@ class Children:
             if ours in ready:
                 try:
                     answer: bytes = ours.recv_bytes()
-                except EOFError:  # ended without an answer
+                except (EOFError, OSError):  # ended without an answer, or amid it
                     child.join(5)
                     raise self._ended(child.exitcode) from None
                 return answer
@@ -170,6 +189,22 @@ class Children:
 
 
 _OUT_OF_MEMORY = 86
+_OUTLIVES = 5  # seconds that a child may go on without its server
+
+
+@contextmanager
+def _no_interrupts() -> Iterator[None]:
+    """What is started meanwhile never hears Ctrl-C: a terminal sends it to all, and the server
+    decides. (The same as in runtime/tuning/local.py.)"""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # starting it later, within, would unblock the signal again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _child(entry: Callable[[str], bytes], request: str, pipe: Connection, limits: Limits) -> None:
@@ -177,6 +212,9 @@ def _child(entry: Callable[[str], bytes], request: str, pipe: Connection, limits
     if hasattr(os, "setsid"):
         os.setsid()  # what it starts is killed with it
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server decides
+    if hasattr(signal, "SIGALRM"):  # where the server has gone, nobody else stops it
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(math.ceil(limits.seconds) + _OUTLIVES)
     silence = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(silence, descriptor)
@@ -205,17 +243,14 @@ def _limit(limits: Limits) -> None:
         resource.setrlimit(kind, (least, least))
 
 
-def _end(child: Any) -> None:
-    """Kills a child with all that it started; waits until it is gone."""
-    if hasattr(os, "killpg"):
-        try:
-            if os.getpgid(child.pid) == child.pid:
-                os.killpg(child.pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            pass
+def _kill(child: Any) -> None:
+    """Kills a child with all that it started, also where the child itself has gone."""
     if child.exitcode is None:
-        child.kill()
-    child.join(5)
+        child.kill()  # first, for it may have no group yet
+    if hasattr(os, "killpg"):
+        # its group outlives it: getpgid of a process that was waited for would know nothing
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.pid, signal.SIGKILL)
 
 
 def as_json(data: Any) -> bytes:

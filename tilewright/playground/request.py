@@ -20,8 +20,15 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST_SIZE
 
 
+def _is_text(value: Any, most: int) -> bool:
+    """Whether it is a text that UTF-8 can say: JSON's escapes can give halves of a character."""
+    if not isinstance(value, str) or len(value) > most:
+        return False
+    return not any("\ud800" <= character <= "\udfff" for character in value)
+
+
 def _is_word(value: Any) -> bool:
-    return isinstance(value, str) and len(value) <= _MOST_WORD
+    return _is_text(value, _MOST_WORD)
 
 
 def _are_words(value: Any) -> bool:
@@ -34,7 +41,7 @@ def _are_sizes(value: Any) -> bool:
 
 
 def _is_program(value: Any) -> bool:
-    return isinstance(value, str) and len(value) <= MOST_PROGRAM
+    return _is_text(value, MOST_PROGRAM)
 
 
 @dataclass(frozen=True)

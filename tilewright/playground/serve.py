@@ -7,6 +7,7 @@ has to be ours (a name that somebody rebinds to 127.0.0.1 is not), and so has th
 from __future__ import annotations
 
 import hmac
+import os
 import secrets
 import select
 import socket
@@ -16,7 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from tilewright.ir.errors import SettingError
+from tilewright.ir.errors import KernelCompileError, MemoryLimitError, SettingError
 from tilewright.playground.children import Children, Limits, Stopped, Unwanted, as_json
 from tilewright.playground.page import REFUSED, page
 from tilewright.playground.request import MOST_PROGRAM, Request
@@ -26,6 +27,11 @@ HOST = "127.0.0.1"
 MOST_BODY = 6 * MOST_PROGRAM + 16384  # JSON may write a character as six
 MOST_CONNECTIONS = 32
 NEVER_KEPT = ("run",)  # its times are not those of before
+# errors that another try may not have: memory was short, or a compiler was killed
+_PASSING = tuple(
+    f'"error":{{"code":"{code}"'.encode()
+    for code in (MemoryLimitError.code, KernelCompileError.code, "bug")
+)
 _READ_SECONDS = 10.0
 _DRAIN_SECONDS = 0.5
 
@@ -48,7 +54,7 @@ class Playground(ThreadingHTTPServer):
     port is taken. ``opened`` is what the page begins with."""
 
     daemon_threads = True
-    allow_reuse_address = True
+    allow_reuse_address = os.name != "nt"  # Windows would let another program take the port over
 
     def __init__(
         self,
@@ -89,12 +95,21 @@ class Playground(ThreadingHTTPServer):
         self.children.begin()
         super().serve_forever(poll_interval)
 
+    def server_close(self) -> None:
+        """Ends the work on requests, too."""
+        super().server_close()
+        self.children.end()
+
     def process_request(self, request: Any, client_address: Any) -> None:
         """A thread for the connection; closes it where there are too many."""
-        if self._room.acquire(blocking=False):
-            super().process_request(request, client_address)
-        else:
+        if not self._room.acquire(blocking=False):
             self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except BaseException:  # no thread that would release it
+            self._room.release()
+            raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         try:
@@ -104,6 +119,12 @@ class Playground(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A connection that breaks is no news; the thread ends."""
+
+
+def _lasts(answer: bytes) -> bool:
+    """Whether an answer would be the same again. (Quotes within a text of JSON are escaped: what is
+    searched for is never part of a program.)"""
+    return not any(error in answer for error in _PASSING)
 
 
 class _Refused(Exception):
@@ -185,7 +206,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(HTTPStatus.BAD_REQUEST, "application/json", body)
             return
         try:
-            body, _ = self.server.children.answer(text, self._wanted, kind not in NEVER_KEPT)
+            body, _ = self.server.children.answer(
+                text, self._wanted, lambda answer: kind not in NEVER_KEPT and _lasts(answer)
+            )
         except Stopped as stopped:
             body = as_json({"error": {"code": "stopped", "message": str(stopped)}})
         self._send(HTTPStatus.OK, "application/json", body)

@@ -9,8 +9,12 @@ import torch
 
 import tilewright
 from tests.attention_programs import Attention
+from tilewright.bench.programs import attention_text
+from tilewright.ir.printer import print_module
+from tilewright.passes.pipeline import TO_KERNELS, run_passes
 from tilewright.runtime.program import Program
-from tilewright.runtime.tuning.task import KernelTask
+from tilewright.runtime.tracing.kernels import TracedInput, TracedKernel
+from tilewright.runtime.tuning.task import KernelTask, task_of
 from tilewright.runtime.tuning.traced import tasks_of_call
 
 SOFTMAX = """
@@ -38,6 +42,18 @@ def product(rows: int, bits: int) -> KernelTask:
     """A product with packed weights."""
     weight = tilewright.QuantizedTensor.from_float(torch.randn(96, 128), f"u{bits}", group=32)
     return _task(lambda x: tilewright.linear(x, weight), torch.randn(rows, 128))
+
+
+def gpu_attention(backend: str) -> KernelTask:
+    """Attention in bf16 with heads of 64, for a GPU that need not be there."""
+    module = run_passes(tilewright.parse(attention_text(64, dtype="bf16")), TO_KERNELS)
+    lengths = 512, 1024, 1024
+    inputs = tuple(
+        TracedInput(p.hint, "bf16", (1, 8, n, 64), (8 * n * 64, n * 64, 64, 1))
+        for p, n in zip(module.main.params, lengths, strict=True)
+    )
+    text = print_module(module)
+    return task_of(TracedKernel(text, "stream", "attention", "cuda-sm80", backend, inputs, {}))
 
 
 def _task(call: Callable[..., object], *inputs: torch.Tensor) -> KernelTask:

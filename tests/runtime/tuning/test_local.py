@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.runtime.tuning.kernels import prefill
 from tests.runtime.tuning.processes import of_session
 from tilewright.runtime.tuning.local import LocalWorkers
 from tilewright.runtime.tuning.trial import Effort
-from tilewright.runtime.tuning.workers import Done, Job
+from tilewright.runtime.tuning.workers import CUT, Done, Job, stopped
 
 TIMEOUT = 4.0
 
@@ -111,3 +113,23 @@ def test_nothing_outlives_a_killed_tuner() -> None:
     while of_session(tuner.pid) and time.monotonic() < end:
         time.sleep(0.05)
     assert not of_session(tuner.pid)
+
+
+def test_a_trial_ends_with_the_budget(workers: LocalWorkers) -> None:
+    start = time.monotonic()
+    workers.submit(Job(0, prefill(), ({"hang": 1},), Effort(0.0, 1), seconds=0.5))
+    done: list[Done] = []
+    while not done:
+        done += workers.wait(60.0)
+    assert done[0].outcomes[0].state == CUT
+    assert done[0].seconds < TIMEOUT and time.monotonic() - start < 60.0
+
+
+@given(st.floats(0.1, 99.0), st.floats(0.1, 99.0), st.integers(1, 5))
+def test_whose_fault_it_is_that_a_job_was_stopped(
+    timeout: float, seconds: float, count: int
+) -> None:
+    job = Job(0, prefill(), ({},) * count, Effort(0.0, 1), seconds=seconds)
+    state = stopped(job, timeout, 1.0).outcomes[0].state
+    assert job.limit(timeout) == min(timeout * count, seconds)
+    assert state == ("timeout" if timeout * count < seconds else CUT)

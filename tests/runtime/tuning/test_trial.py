@@ -21,7 +21,7 @@ from tilewright.runtime.schedule_forms import KernelForm
 from tilewright.runtime.tuned import TUNED
 from tilewright.runtime.tuning import trial
 from tilewright.runtime.tuning.task import KernelTask, TensorShape, order_of, uninitialised
-from tilewright.runtime.tuning.trial import Effort, run_trial, small_shapes
+from tilewright.runtime.tuning.trial import CAPS, Effort, run_trial, small_shapes
 
 BRIEF = Effort(0.0, 1)
 TASKS = {
@@ -76,6 +76,24 @@ def test_a_task_is_the_same_in_another_process_and_checked_at_a_size_of_its_form
     assert family.key(uninitialised(family.source, task.inputs)) == smaller.key(
         uninitialised(smaller.source, small.inputs)
     )
+
+
+@settings(max_examples=25)
+@given(st.integers(1, 40), st.integers(1, 3000))
+def test_every_number_of_rows_can_be_checked(queries: int, keys: int) -> None:
+    """At a size of its own form, with a tail wherever the form leaves a choice."""
+    task = _attention_of_any_size()
+    shapes = [(1, 2, n, 16) for n in (queries, keys, keys)]
+    inputs = tuple(replace(x, shape=shape) for x, shape in zip(task.inputs, shapes, strict=True))
+    task = replace(task, inputs=inputs)
+    small = replace(task, inputs=small_shapes(task))
+    assert KernelForm.of(small).variant.rows == KernelForm.of(task).variant.rows
+    assert small.inputs[1].shape[2] in {keys, *CAPS} and small.inputs[1].shape[2] <= keys
+
+
+@cache
+def _attention_of_any_size() -> KernelTask:
+    return attention(9, 20)
 
 
 @given(st.permutations(range(3)), st.sets(st.integers(0, 2)), st.integers(2, 5))

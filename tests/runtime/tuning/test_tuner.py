@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
+from tests.runtime.tuning.kernels import attention, gpu_attention, prefill, softmax
 from tests.runtime.tuning.made_up import Clock, MadeUp
-from tests.runtime.tuning.kernels import attention, prefill, softmax
 from tilewright.passes.to_tile.choices import Choice
-from tilewright.runtime.tuning import tuner
+from tilewright.runtime.compiled_ranking import Compiled, Resources
+from tilewright.runtime.tuning import trial, tuner
 from tilewright.runtime.tuning.database import Database
 from tilewright.runtime.tuning.trial import Outcome
-from tilewright.runtime.tuning.tuner import TaskState, Tuner
-from tilewright.runtime.tuning.workers import Done, Job
+from tilewright.runtime.tuning.tuner import SAME_ERRORS, SHORTEST_FINAL, TaskState, Tuner
+from tilewright.runtime.tuning.workers import CUT, Job
+
 
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
@@ -130,3 +131,68 @@ def test_several_slots_are_all_used(tmp_path: Path) -> None:
     workers = Counting(best_at_sixteen, lasting=0.01, slots=3)
     Tuner(workers, Database(tmp_path / "file")).run([(softmax(64, 50), 1.0)], 5.0)
     assert most == 3
+
+
+def test_first_choices_of_a_gpu_are_put_right_by_what_they_compile_to(tmp_path: Path) -> None:
+    """The model's first one spills, its second one does not start: neither is tried first."""
+    compiled: list[Choice] = []
+
+    def compile_(choice: Choice) -> Outcome:
+        compiled.append(choice)
+        takes = {1: Resources(255, 1000, 0), 2: Resources(99, 0, 1 << 20)}
+        return Compiled("ok", resources=takes.get(len(compiled), Resources(99, 0, 0)))
+
+    workers = MadeUp(lambda choice: Outcome("ok", 10.0, 1.0), lasting=1.0)
+    task = gpu_attention("triton")
+    database = Database(tmp_path / "file")
+    Tuner(workers, database, compilers=lambda: MadeUp(compile_, slots=99)).run([(task, 1.0)], 10.0)
+    spilling, too_large, good, *_ = compiled
+    tried = [dict(x.choices[0]) for x in workers.jobs]
+    assert tried[0] == good and too_large not in tried[:4]
+    assert spilling not in tried[: len(compiled) - 2]
+
+
+def test_a_kernel_that_cannot_be_checked_takes_no_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "ORACLE_WORK", 1.0)
+    workers, database = MadeUp(best_at_sixteen), Database(tmp_path / "file")
+    (state,) = Tuner(workers, database).run([(softmax(64, 50), 1.0)], 5.0)
+    assert "small enough to be checked" in state.reason
+    assert not workers.jobs and state.winner is None
+
+
+def test_what_fails_alike_from_the_first_trials_on_ends_the_search(tmp_path: Path) -> None:
+    workers = MadeUp(lambda choice: Outcome("error", reason="no such thing"), lasting=0.01)
+    (state,) = Tuner(workers, Database(tmp_path / "a")).run([(softmax(64, 50), 1.0)], 5.0)
+    assert state.trials == SAME_ERRORS and state.winner is None
+    assert "failed alike: no such thing" in state.reason
+
+    def differing(choice: Choice) -> Outcome:
+        return Outcome("error", reason=f"no {choice['rows']}")
+
+    (state,) = Tuner(MadeUp(differing), Database(tmp_path / "b")).run([(softmax(64, 50), 1.0)], 5.0)
+    assert state.trials == state.schedules - 1 and not state.reason
+
+
+def test_no_trial_may_take_longer_than_what_is_left(tmp_path: Path, clock: Clock) -> None:
+    """One that the end of the budget cuts short is not kept: it says nothing of the choice."""
+
+    class Counting(MadeUp):
+        def submit(self, job: Job) -> None:
+            super().submit(job)
+            assert job.seconds <= max(4.0 - clock.now, SHORTEST_FINAL * (len(self.jobs) > 1))
+            assert job.limit(30.0) <= job.seconds
+
+    cut = 0
+
+    def judge(choice: Choice) -> Outcome:
+        nonlocal cut
+        cut += clock.now > 1.0
+        return Outcome(CUT) if clock.now > 1.0 else Outcome("ok", 10.0, 1.0)
+
+    database = Database(tmp_path / "file")
+    workers = Counting(judge, lasting=0.2)
+    (state,) = Tuner(workers, database).run([(prefill(), 1.0)], 4.0)
+    assert cut and {x.state for x in database.trials()} == {"ok"}
+    assert len(database.trials()) == state.trials == 5  # of 0.2 s each until the first second

@@ -1,0 +1,66 @@
+"""What torch may do in a graph that keeps a level of determinism.
+
+Where torch shares work out among threads, and which elements its vector loops leave to its scalar
+ones, depends on counts of threads and elements: sums come in another order, and functions (``exp``,
+``gelu``) in another implementation. What only moves numbers, or rounds each once (IEEE 754), cannot
+show it; everything else has to run in a kernel from the level ``threads`` on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch.fx import Node
+
+from tilewright.frontend.op_map.kept import operation_name
+from tilewright.frontend.op_map.registry import Kind, lookup
+from tilewright.frontend.provenance import location_of
+from tilewright.frontend.strictness import is_bookkeeping
+from tilewright.ir.errors import DeterminismError
+from tilewright.runtime.determinism import Level
+
+_CALLS = ("call_function", "call_method", "call_module")
+_MOVING = """
+    cat concat concatenate stack hstack vstack split chunk unbind tensor_split narrow select roll
+    pad repeat tile copy_ fill_ zero_ setitem flip rot90 unfold empty empty_like new_empty
+    new_tensor movedim moveaxis as_strided diagonal meshgrid requires_grad_ embedding index
+    index_select gather take_along_dim getitem clone contiguous detach to float bfloat16 half type
+    type_as long int bool cpu copy zeros ones full arange zeros_like ones_like full_like view_as
+    expand_as tril triu one_hot repeat_interleave masked_select
+"""
+_ROUNDED_ONCE = """
+    add sub mul truediv div neg abs relu sqrt where eq ne lt le gt ge logical_and logical_or
+    logical_not logical_xor and_ or_ xor invert bitwise_and bitwise_or bitwise_not maximum minimum
+    clamp clamp_min clamp_max masked_fill masked_fill_ iadd isub imul itruediv add_ sub_ mul_ div_
+    relu_ clamp_ floor ceil round trunc sign isinf isnan isfinite square radd rsub rmul
+"""
+_EXACT = frozenset((_MOVING + _ROUNDED_ONCE).split())
+
+
+def refuse_inexact(level: Level, nodes: Iterable[Node]) -> None:
+    """DeterminismError naming every operation that a graph leaves with torch and that does not keep
+    the level, with its source line."""
+    if not level.promises("threads"):
+        return
+    found = [n for n in nodes if n.op in _CALLS and not is_bookkeeping(n) and not _is_exact(n)]
+    if not found:
+        return
+    lines = [f"  {operation_name(n)} at {location_of(n)}" for n in found]
+    raise DeterminismError(
+        f"deterministic={level.name!r}, but these operations would stay with torch, whose bits "
+        "depend on threads and sizes:\n" + "\n".join(lines) + "\nLet kernels have them (f32 "
+        "products with parameters, norms, attention: see .explain() without the level), or "
+        "ask for deterministic='run'.",
+        location_of(found[0]),
+    )
+
+
+def _is_exact(node: Node) -> bool:
+    name = operation_name(node)
+    if name == "add" and node.kwargs.get("alpha", 1) != 1:
+        return False  # fused in vectors only
+    entry = lookup(node)
+    if entry is not None and entry.kind in (Kind.SHAPE, Kind.GENERATOR):
+        return True
+    ours = str(getattr(node.target, "namespace", "")) == "tilewright"  # checks the level itself
+    return ours or name in _EXACT

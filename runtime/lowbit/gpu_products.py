@@ -1,0 +1,129 @@
+"""Kernels with packed weights on GPUs by Triton: one form for any number of rows of a class, shared
+out along k by what the sizes of a call are."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from functools import cache, partial
+
+import torch
+
+from tilewright.ir.core import Graph
+from tilewright.ir.errors import UnsupportedError
+from tilewright.ir.packing import STRIP
+from tilewright.ir.target import Target
+from tilewright.passes.to_tile.choices import DEFAULT, Choice, with_choice
+from tilewright.passes.to_tile.kernel_info import analyse
+from tilewright.passes.to_tile.lowbit.info import packed_products
+from tilewright.passes.to_tile.lower import prepared
+from tilewright.passes.to_tile.whole_blocks.lowbit.program import (
+    PackedPrograms,
+    default_product_schedule,
+    packed_programs,
+)
+from tilewright.passes.to_tile.whole_blocks.lowbit.schedule import ProductSchedule, parts_of
+from tilewright.passes.to_tile.whole_blocks.schedule import BlockSchedule
+from tilewright.runtime.family import Call, Variant
+from tilewright.runtime.gpu_parts import MakeKernel, processors
+from tilewright.runtime.once import Once
+
+AT_ONCE = 4  # work items with few rows that a multiprocessor holds
+
+
+def forced_product(forced: BlockSchedule | None, parts: int = 1) -> ProductSchedule | None:
+    """A forced schedule as one of products."""
+    if forced is None:
+        return None
+    strips = max(1, forced.inner // STRIP)
+    return ProductSchedule(forced.rows, 1, strips, forced.warps, forced.stages, parts)
+
+
+def product_programs(
+    graph: Graph,
+    target: Target,
+    rows: int,
+    units: dict[str, int],
+    *,
+    choice: Choice = DEFAULT,
+    forced: BlockSchedule | None = None,
+    parts: int = 1,
+) -> PackedPrograms:
+    """The programs of a stream graph for up to ``rows`` rows (0: any number), of whose k ``parts``
+    work items take a part each. Raises UnsupportedError where there are none."""
+    info = analyse(prepared(graph))
+    schedule = forced_product(forced, parts)
+    if schedule is None:
+        schedule = with_choice(default_product_schedule(info, target, rows, parts), choice)
+    return packed_programs(info, units, target, rows, schedule, parts)
+
+
+class PackedCall:
+    """A form of a kernel with packed weights. ``call`` takes the inputs of its graph."""
+
+    def __init__(
+        self, variant: Variant, target: Target, forced: BlockSchedule | None, make: MakeKernel
+    ) -> None:
+        self.variant, self.target, self.forced, self.make = variant, target, forced, make
+        info = analyse(prepared(variant.graph))
+        default = default_product_schedule(info, target, variant.rows)
+        self.schedule = forced_product(forced) or with_choice(default, variant.choice)
+        self.products = packed_products(info.graph)
+        given = self.products[0].weights.words, self.products[0].activations.operands[0]
+        self.words, self.activations = (info.graph.params.index(value) for value in given)
+        self.forms: Once[int, _Form] = Once(self._form)
+        self.whole = self.forms[1]  # what cannot be made is refused when the form is
+
+    @property
+    def program(self) -> Graph:
+        """The program that takes all of k."""
+        return self.whole.programs.main
+
+    def call(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The results, newly allocated."""
+        return self.forms[self.parts(tensors)](*tensors)
+
+    def parts(self, tensors: tuple[torch.Tensor, ...]) -> int:
+        """How many work items share out k for these inputs."""
+        length, blocks = self.products[0].length, tensors[self.words].shape[0]
+        rows = tensors[self.activations].numel() // max(1, length)
+        bits = sum(p.weights.dtype.bits for p in self.products) // len(self.products)
+        slots = AT_ONCE * processors(tensors[0].device)
+        return parts_of(self.schedule, blocks, rows, length, bits, slots)
+
+    def _form(self, parts: int) -> _Form:
+        variant = self.variant
+        programs = partial(
+            product_programs,
+            variant.graph,
+            self.target,
+            variant.rows,
+            variant.unit_dims,
+            choice=variant.choice,
+            forced=self.forced,
+        )
+        if parts == 1:
+            return _Form(programs(), self.make)
+        with suppress(UnsupportedError):  # what follows the product cannot be done apart
+            return _Form(programs(parts=parts), self.make)
+        return self.whole
+
+
+class _Form:
+    """One or two kernels, and the tables that the first one takes."""
+
+    def __init__(self, programs: PackedPrograms, make: MakeKernel) -> None:
+        self.programs = programs
+        self.main: Call = make(programs.main)
+        self.finish = None if programs.finish is None else make(programs.finish)
+
+    def __call__(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        device = tensors[0].device
+        tables = [table_on(table, device) for table in self.programs.tables]
+        made = self.main(*tensors, *tables)
+        return made if self.finish is None else self.finish(*made, *tensors)
+
+
+@cache
+def table_on(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """What codes stand for, on a device."""
+    return torch.tensor(values, dtype=torch.float32, device=device)

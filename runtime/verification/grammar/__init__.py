@@ -1,0 +1,1 @@
+"""A grammar of programs: what ``tilewright verify`` draws with Hypothesis, one file per kind."""
