@@ -30,7 +30,7 @@ def test_every_public_name_is_there() -> None:
 
 def test_errors_have_one_base() -> None:
     classes = [getattr(tilewright, name) for name in tilewright.__all__ if name.endswith("Error")]
-    assert len(classes) == 16
+    assert len(classes) == 18
     assert all(issubclass(cls, tilewright.TilewrightError) for cls in classes)
 
 

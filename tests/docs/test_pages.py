@@ -46,7 +46,7 @@ def test_pictures_of_the_gallery() -> None:
 def test_every_operation_and_error_has_its_section() -> None:
     text = (ROOT / "docs" / "reference" / "ir.md").read_text(encoding="utf-8")
     assert re.findall(r"^### (\w+\.\w+)$", text, re.MULTILINE) == sorted(
-        REGISTRY, key=lambda n: ["math", "tensor", "stream", "tile"].index(n.split(".")[0])
+        REGISTRY, key=lambda n: (["math", "tensor", "stream", "tile"].index(n.split(".")[0]), n)
     )
     text = (ROOT / "docs" / "reference" / "errors.md").read_text(encoding="utf-8")
     codes = {cls.code for cls in errors.classes()}
