@@ -138,6 +138,11 @@ def _deterministic() -> str:
     return chosen
 
 
+def child_environment(**variables: str) -> dict[str, str]:
+    """The environment for a process of ours: this one's, with some variables set."""
+    return {**os.environ, **variables}
+
+
 def _text(variable: Variable) -> str:
     return os.environ.get(variable.name, "").strip()
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 
 from tilewright.ir.errors import EvaluationError
-from tilewright.runtime.settings import CACHE_DIR, TUNING
+from tilewright.runtime.settings import CACHE_DIR, TUNING, child_environment
 from tilewright.runtime.verification.case import Case
 from tilewright.runtime.verification.check import Outcome
 
@@ -94,7 +94,7 @@ class Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env={**os.environ, CACHE_DIR.name: str(cache), TUNING.name: "off"},
+                env=child_environment(**{CACHE_DIR.name: str(cache), TUNING.name: "off"}),
             )
         if self._answer(self._process, SECONDS) != b"ready\n":
             said = self._died(self._process).message

@@ -40,7 +40,7 @@ def run(driver: FakeDriver, kernel: Kernel, program: Graph, values: list[Any], i
         shape = [size.evaluate(sizes) for size in param.type.shape]
         strides = [steps.get((i, d), 1) for d in range(len(shape))]
         tensor = view(address, shape, strides, TORCH_DTYPES[param.type.dtype.name])
-        arrays.append(cuda_kernel._memory(tensor))
+        arrays.append(cuda_kernel.memory_of(tensor))
     tensors = []
     for x, description in zip(source.maps, described, strict=True):
         address, shape, gaps, box = driver.maps[struct.unpack("Q", description[:8])[0] - 1]

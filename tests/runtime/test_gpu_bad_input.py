@@ -63,7 +63,9 @@ def test_newer_gpus_have_the_newest_target_that_fits(
 
 def test_triton_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)
-    with pytest.raises(BackendMissingError, match=r"pip install .triton>=3\.6. .*keep the tensors"):
+    with pytest.raises(
+        BackendMissingError, match=r"pip install .tilewright\[triton\]. .*keep the tensors"
+    ):
         triton_module()
 
 
