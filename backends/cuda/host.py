@@ -16,10 +16,8 @@ import re
 import shutil
 import stat
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from tilewright.backends.locks import Guard
 from tilewright.backends.tool import run_tool, why_failed
 from tilewright.ir.errors import (
     BackendMissingError,
@@ -66,34 +65,8 @@ _SCALARS: dict[str, Any] = {
     "f4": ctypes.c_float,
     "f8": ctypes.c_double,
 }
-_FORK_WAITS = 10.0  # seconds for a run of the emulator to end
-
-
-class _Running:
-    """Whose ``lock`` is held while the emulator runs: it has one block, in global variables. A fork
-    waits for a run to end, which no child could take up; the child begins with a new lock."""
-
-    def __init__(self) -> None:
-        self.lock = threading.RLock()
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(
-                before=self._before_fork,
-                after_in_parent=self._after_fork_in_parent,
-                after_in_child=self._after_fork_in_child,
-            )
-
-    def _before_fork(self) -> None:
-        self.lock.acquire(timeout=_FORK_WAITS)
-
-    def _after_fork_in_parent(self) -> None:
-        with suppress(RuntimeError):  # it took too long: not ours
-            self.lock.release()
-
-    def _after_fork_in_child(self) -> None:
-        self.lock = threading.RLock()
-
-
-_running = _Running()
+# Held while the emulator runs: it has one block, in global variables, which no child could take up.
+_running = Guard(fork_waits=10.0)
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,7 @@ def test_a_fork_waits_for_the_code_generators() -> None:
     with locks.GENERATORS.lock:  # the parent's is free again, and a thread's own does not stop it
         assert in_child(lambda: None) == 0
     with held(locks.GENERATORS.lock), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(locks, "FORK_WAITS", 0.05)  # nobody waits for ever
+        patch.setattr(locks.GENERATORS, "fork_waits", 0.05)  # nobody waits for ever
         assert in_child(lambda: None) == 0
     assert locks.GENERATORS.lock.acquire(timeout=0)
     locks.GENERATORS.lock.release()
@@ -195,20 +195,55 @@ first.join()
 print(held == sys.argv[1:], codes == [0] * len(held), held, codes)
 """
 _IMPORTED = {
-    "mlir": "backends.mlir.emit",
-    "numba": "backends.numba.kernel",
+    "mlir": ("runtime.program", "backends.mlir.emit"),
+    "numba": ("runtime.program", "backends.numba.kernel"),
 }
 
 
-def test_a_fork_while_a_thread_imports_at_its_first_call(tmp_path: Path) -> None:
+@pytest.mark.parametrize("at", [0, 1])
+def test_a_fork_while_a_thread_imports_at_its_first_call(at: int, tmp_path: Path) -> None:
     """A child keeps the import's locks: the fork has to wait."""
-    name = f"tilewright.{_IMPORTED[default_backend()]}"
+    name = f"tilewright.{_IMPORTED[default_backend()][at]}"
     environment = os.environ | {"TILEWRIGHT_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", _FIRST_CALL, name]
     done = subprocess.run(
         command, check=False, env=environment, cwd=ROOT, capture_output=True, timeout=200
     )
     assert done.stdout.startswith(b"True True"), (done.stdout + done.stderr).decode()
+
+
+_ASKING = """
+import os, sys, threading, time
+import tilewright
+from tilewright.runtime.locks import GENERATORS
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+
+GENERATORS.fork_waits = 5.0
+held, ended = threading.Event(), []
+
+def work():
+    with GENERATORS.lock:
+        held.set()
+        time.sleep(0.3)  # by then the other thread is in its fork
+        logging.getLogger("new") if sys.argv[1] == "logging" else ThreadPoolExecutor(1).submit(int)
+        ended.append(True)
+
+threading.Thread(target=work).start()
+held.wait()
+child = os.fork()
+if not child:
+    os._exit(0 if ended else 1)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.parametrize("what", ["logging", "executors"])
+def test_a_fork_takes_no_lock_that_it_waits_behind(what: str) -> None:
+    """Python's own modules take theirs in a fork, too: whoever is waited for may ask for them."""
+    command = [sys.executable, "-c", _ASKING, what]
+    assert subprocess.run(command, check=False, cwd=ROOT, timeout=100).returncode == 0
 
 
 def test_a_fork_waits_for_llvmlite_outside_of_compiling_too(old: Rows) -> None:
@@ -253,7 +288,7 @@ def test_a_child_runs_the_emulator_that_another_thread_was_in() -> None:
     thread.join()
     assert in_child(lambda: None) == 0  # and the parent's is free again
     with held(host._running.lock), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(host, "_FORK_WAITS", 0.05)
+        patch.setattr(host._running, "fork_waits", 0.05)
         assert in_child(lambda: host._running.lock.acquire(timeout=0) or os._exit(1)) == 0
     assert host._running.lock.acquire(timeout=0)
     host._running.lock.release()
