@@ -17,9 +17,9 @@ from tilewright.backends.cuda.bulk import BulkMap, Role, RoleOps
 from tilewright.backends.cuda.control import ControlOps
 from tilewright.backends.cuda.fragments import FragmentOps
 from tilewright.backends.cuda.memory import MemoryOps
+from tilewright.backends.cuda.parameters import parameters, size_text
 from tilewright.backends.cuda.pointwise import (
     HALVES,
-    c_type,
     expression,
     literal,
     scalar_type,
@@ -130,31 +130,12 @@ class _Program(BitOps, ControlOps, FragmentOps, MemoryOps, RoleOps, ScanOps):
 
     def _parameters(self) -> tuple[list[str], list[str]]:
         """Pointers, and numbers."""
-        walked = self.graph.body.walk()
-        written = {op.target for op in walked if isinstance(op, t.Store | t.Scatter | t.StoreLines)}
-        pointers, strides = [], []
-        for number, param in enumerate(self.graph.params):
-            type_ = param.type
-            assert isinstance(type_, BufferType)
-            pointer = self.text.name(param.hint or "x")
-            self.pointers.append(pointer)
-            constant = "" if param in written else "const "
-            pointers.append(f"{constant}{c_type(type_.dtype)}* {pointer}")
-            names = []
-            for dim in range(len(type_.shape)):
-                if dim == type_.unit:
-                    names.append("1")
-                    continue
-                names.append(self.text.name(f"{pointer}_stride_{dim}"))
-                strides.append(f"long long {names[-1]}")
-                self.strides.append((number, dim))
-            self.values[param] = Buffer(pointer, type_.dtype, tuple(names), type_.unit)
-        grid = (Size.of(size) for size, _ in self.graph.attrs["grid"])
-        needed = {name: None for size in grid for name in size.names}
-        for name in (*self.graph.sizes, *needed):
-            if name not in self.sizes:
-                self.sizes[name] = self.text.name(name)
-        return pointers, [*strides, *(f"long long {name}" for name in self.sizes.values())]
+        made = parameters(self.graph, self.text)
+        self.pointers, self.strides, self.sizes = made.pointers, made.strides, made.sizes
+        for name, (param, steps) in zip(made.pointers, made.steps.items(), strict=True):
+            assert isinstance(param.type, BufferType)
+            self.values[param] = Buffer(name, param.type.dtype, steps, param.type.unit)
+        return made.declared
 
     def _position(self) -> None:
         """The block's position on the grid; the last dimension runs fastest."""
@@ -178,13 +159,7 @@ class _Program(BitOps, ControlOps, FragmentOps, MemoryOps, RoleOps, ScanOps):
             rest = f"{rest} / {count}"
 
     def _size(self, size: Size) -> str:
-        terms = []
-        for monomial, coefficient in size.terms:
-            factors = [self.sizes[name] for name in monomial]
-            if coefficient != 1 or not factors:
-                factors.append(str(coefficient))
-            terms.append(" * ".join(factors))
-        return " + ".join(terms) if terms else "0"
+        return size_text(size, self.sizes)
 
     # ---- operations
 

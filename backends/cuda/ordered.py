@@ -8,13 +8,13 @@ neighbours. Nothing is shared, no matrix unit is used. The kernel takes what ``e
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager
 from typing import Any
 
 from tilewright.backends.cuda.emit import CudaSource
-from tilewright.backends.cuda.ordered_text import dtype_of, expression, held, literal
+from tilewright.backends.cuda.ordered_text import dtype_of, expression, literal
 from tilewright.backends.cuda.ordered_values import Index, Memory, Tile, indices, shape
-from tilewright.backends.cuda.pointwise import c_type
+from tilewright.backends.cuda.parameters import parameters, size_text
+from tilewright.backends.cuda.pointwise import scalar_type
 from tilewright.backends.cuda.text import CText, added, times
 from tilewright.ir import ops_math as m
 from tilewright.ir import ops_tile as t
@@ -62,29 +62,14 @@ class _Program:
         )
 
     def _parameters(self) -> list[str]:
-        written = {op.target for op in self.graph.body.walk() if isinstance(op, t.Store)}
-        pointers, strides = [], []
-        for number, param in enumerate(self.graph.params):
-            type_ = param.type
-            assert isinstance(type_, BufferType)
-            name = self.text.name(param.hint or "x")
-            self.pointers.append(name)
-            constant = "" if param in written else "const "
-            pointers.append(f"{constant}{c_type(type_.dtype)}* {name}")
-            steps = []
-            for dim in range(len(type_.shape)):
-                if dim == type_.unit:
-                    steps.append("1")
-                    continue
-                steps.append(self.text.name(f"{name}_stride_{dim}"))
-                strides.append(f"long long {steps[-1]}")
-                self.strides.append((number, dim))
-            self.values[param] = Memory(name, tuple(steps), type_.dtype, True)
-        grid = (Size.of(size) for size, _ in self.graph.attrs["grid"])
-        for name in (*self.graph.sizes, *(n for size in grid for n in size.names)):
-            if name not in self.sizes:
-                self.sizes[name] = self.text.name(name)
-        return [*pointers, *strides, *(f"long long {name}" for name in self.sizes.values())]
+        """Pointers, then numbers."""
+        made = parameters(self.graph, self.text)
+        self.pointers, self.strides, self.sizes = made.pointers, made.strides, made.sizes
+        for name, (param, steps) in zip(made.pointers, made.steps.items(), strict=True):
+            assert isinstance(param.type, BufferType)
+            self.values[param] = Memory(name, steps, param.type.dtype, True)
+        pointers, numbers = made.declared
+        return [*pointers, *numbers]
 
     def _position(self) -> None:
         """The thread's item on the grid; the last dimension runs fastest."""
@@ -104,13 +89,7 @@ class _Program:
         self.blocks.reverse()
 
     def _size(self, size: Size) -> str:
-        terms = []
-        for monomial, coefficient in size.terms:
-            factors = [self.sizes[name] for name in monomial]
-            if coefficient != 1 or not factors:
-                factors.append(f"{coefficient}LL")
-            terms.append(" * ".join(factors))
-        return f"({' + '.join(terms)})" if terms else "0LL"
+        return f"({size_text(size, self.sizes)})"
 
     # ---- operations
 
@@ -147,7 +126,7 @@ class _Program:
 
     def _keep(self, value: Value, elements: dict[Index, str]) -> None:
         """Variables for a tile's elements."""
-        kind = held(dtype_of(value.type))
+        kind = scalar_type(dtype_of(value.type))
         named = {i: self._bind(kind, value.hint, text) for i, text in elements.items()}
         self.values[value] = Tile(shape(value), named)
 
@@ -191,7 +170,7 @@ class _Program:
         for size in reversed(op.type.shape):
             steps.append(str(inner))
             inner *= size
-        self.text.line(f"{held(op.type.dtype)} {name}[{inner}];")
+        self.text.line(f"{scalar_type(op.type.dtype)} {name}[{inner}];")
         self.values[op.result] = Memory(name, tuple(reversed(steps)), op.type.dtype, False)
 
     def _access(self, op: t.Load | t.Store, memory: Value, tile: Value) -> dict[Index, list[str]]:
@@ -261,7 +240,7 @@ class _Program:
         if not op.halves and any(len(names) > 1 for names in groups.values()):
             raise UnsupportedError(f"{op.name} of {op.x.type} in any order", op.loc)
         cls = {"sum": m.Add, "max": m.Larger, "min": m.Smaller}[op.kind]
-        kind = held(dtype_of(op.x.type))
+        kind = scalar_type(dtype_of(op.x.type))
         found = {}
         for index, names in groups.items():
             left = names
@@ -304,7 +283,7 @@ class _Program:
         name = self.values[counter] = self.text.name(counter.hint)
         lo, hi = (self.values[v] for v in op.operands[:2])
         head = f"for (long long {name} = {lo}; {name} < {hi}; {name} += {op.step})"
-        with self._turn(head):
+        with self.text.block(head):
             self._region(region)
             self._next(params, region.yields)
 
@@ -312,26 +291,21 @@ class _Program:
         region, go = op.regions[0], self.text.name("go")
         self.text.line(f"long long {go} = {self.values[op.go]};")
         self._carried(op.inits, region.params, op.results)
-        with self._turn(f"while ({go} > 0)"):
+        with self.text.block(f"while ({go} > 0)"):
             self._region(region)
             self.text.line(f"{go} = {self.values[region.yields[0]]};")
             self._next(region.params, region.yields[1:])
 
     def _tile_if(self, op: t.If) -> None:
-        with self._turn(f"if ({self.values[op.lo]} < {self.values[op.hi]})"):
+        with self.text.block(f"if ({self.values[op.lo]} < {self.values[op.hi]})"):
             self._region(op.regions[0])
-
-    @contextmanager
-    def _turn(self, head: str) -> Any:
-        with self.text.block(head):
-            yield
 
     def _carried(
         self, inits: Iterable[Value], params: Iterable[Value], results: Iterable[Value]
     ) -> None:
         """Variables for what a loop carries, with their first values; its results are those."""
         for init, param, result in zip(inits, params, results, strict=True):
-            kind, given = held(dtype_of(param.type)), self.values[init]
+            kind, given = scalar_type(dtype_of(param.type)), self.values[init]
             if isinstance(param.type, IndexType):
                 name = self.text.name(param.hint)
                 self.text.line(f"{kind} {name} = {given};")
@@ -346,7 +320,11 @@ class _Program:
         """What a loop carries on: all read before one is written."""
         moves: list[tuple[str, str, str]] = []
         for param, value in zip(params, yields, strict=True):
-            kind, to, given = held(dtype_of(param.type)), self.values[param], self.values[value]
+            kind, to, given = (
+                scalar_type(dtype_of(param.type)),
+                self.values[param],
+                self.values[value],
+            )
             if isinstance(param.type, IndexType):
                 moves.append((kind, to, given))
                 continue

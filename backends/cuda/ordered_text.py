@@ -7,7 +7,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tilewright.backends.cuda.pointwise import HALVES, c_type
+from tilewright.backends.cuda.pointwise import (
+    BOOL_FORMS,
+    HALVES,
+    INTEGER_FORMS,
+    RELATIONS,
+    scalar_type,
+)
+from tilewright.backends.cuda.pointwise import literal as plain_literal
 from tilewright.ir import ops_math as m
 from tilewright.ir.core import Op
 from tilewright.ir.dtypes import BOOL, F32, F64, I32, I64, DType
@@ -31,41 +38,11 @@ _FLOAT: dict[type[Op], str] = {
     m.Fraction: "tw::ordered::fraction({0})",
     m.Scale2: "tw::ordered::scaled({0}, {1})",
 }
-_INTEGER: dict[type[Op], str] = {
-    m.Add: "{0} + {1}",
-    m.Sub: "{0} - {1}",
-    m.Mul: "{0} * {1}",
-    m.Div: "tw::floor_div({0}, {1})",
-    m.Mod: "tw::floor_mod({0}, {1})",
-    m.Max: "tw::larger({0}, {1})",
-    m.Min: "tw::smaller({0}, {1})",
-    m.Larger: "tw::larger({0}, {1})",
-    m.Smaller: "tw::smaller({0}, {1})",
-    m.Fma: "{0} * {1} + {2}",
-    m.Neg: "-{0}",
-    m.Abs: "({0} < 0 ? -{0} : {0})",
-    m.Round: "{0}",
-    m.BitAnd: "{0} & {1}",
-    m.BitOr: "{0} | {1}",
-    m.BitXor: "{0} ^ {1}",
-    m.ShiftLeft: "{0} << {1}",
-    m.ShiftRightSigned: "{0} >> {1}",
-}
 _WRAPPING: dict[type[Op], str] = {  # 32 bits that the bits of floats pass through
     m.Add: "tw::ordered::plus({0}, {1})",
     m.Sub: "tw::ordered::less({0}, {1})",
     m.ShiftLeft: "tw::ordered::up({0}, {1})",
 }
-_BOOL: dict[type[Op], str] = {
-    m.Add: "{0} || {1}",
-    m.Mul: "{0} && {1}",
-    m.And: "{0} && {1}",
-    m.Or: "{0} || {1}",
-    m.Not: "!{0}",
-    m.Max: "{0} || {1}",
-    m.Min: "{0} && {1}",
-}
-_RELATION = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
 
 
 def dtype_of(type_: Type) -> DType:
@@ -75,21 +52,14 @@ def dtype_of(type_: Type) -> DType:
     return dtype
 
 
-def held(dtype: DType) -> str:
-    """The C++ type of a variable: 16-bit floats are held in f32, rounded."""
-    return "float" if dtype in HALVES else c_type(dtype)
-
-
 def literal(value: float, dtype: DType) -> str:
     """A constant, rounded to its dtype; floats by their bits."""
-    if dtype == BOOL:
-        return "true" if value else "false"
-    if dtype.is_float:
-        number = np.float32(dtype.round(np.float64(value)))
-        if math.isfinite(number) and number == int(number):
-            return f"{float(number)!r}f" if number or not np.signbit(number) else "-0.0f"
-        return f"tw::bits_to_float(0x{int(number.view(np.uint32)):08x}u)"
-    return f"{int(value)}LL" if dtype == I64 else str(int(value))
+    if not dtype.is_float:
+        return plain_literal(value, dtype)
+    number = np.float32(dtype.round(np.float64(value)))
+    if math.isfinite(number) and number == int(number):
+        return f"{float(number)!r}f" if number or not np.signbit(number) else "-0.0f"
+    return f"tw::bits_to_float(0x{int(number.view(np.uint32)):08x}u)"
 
 
 def settled(text: str, dtype: DType) -> str:
@@ -101,12 +71,12 @@ def expression(op: Op, inputs: Sequence[str]) -> str:
     """One element of a pointwise operation. Raises UnsupportedError."""
     dtype = dtype_of(op.operands[-1].type)
     if isinstance(op, m.Compare):
-        return f"({inputs[0]} {_RELATION[op.relation]} {inputs[1]})"
+        return f"({inputs[0]} {RELATIONS[op.relation]} {inputs[1]})"
     if isinstance(op, m.Select):
         return f"({inputs[0]} ? {inputs[1]} : {inputs[2]})"
     if isinstance(op, m.Cast):
         return _cast(inputs[0], dtype, op.dtype)
-    table = _BOOL if dtype == BOOL else _FLOAT if dtype.is_float else _INTEGER
+    table = BOOL_FORMS if dtype == BOOL else _FLOAT if dtype.is_float else INTEGER_FORMS
     form = table.get(type(op))
     if dtype == I32:
         form = _WRAPPING.get(type(op), form)
@@ -117,7 +87,7 @@ def expression(op: Op, inputs: Sequence[str]) -> str:
     text = form.format(*inputs)
     if dtype.is_float:
         return settled(text, dtype)
-    return f"({text})" if dtype in (BOOL, I64) else f"static_cast<{held(dtype)}>({text})"
+    return f"({text})" if dtype in (BOOL, I64) else f"static_cast<{scalar_type(dtype)}>({text})"
 
 
 def _cast(x: str, source: DType, target: DType) -> str:
@@ -125,4 +95,4 @@ def _cast(x: str, source: DType, target: DType) -> str:
         return f"({x} != 0)"
     if target == F32 and source in HALVES:
         return x
-    return settled(f"static_cast<{held(target)}>({x})", target)
+    return settled(f"static_cast<{scalar_type(target)}>({x})", target)

@@ -46,7 +46,7 @@ _FLOAT: dict[type[Op], str] = {
     m.Rsqrt: "tw::rsqrt({0})",
     m.Sigmoid: "tw::divide(1.0f, 1.0f + tw::exp2({0} * -1.4426950408889634f))",
 }
-_INTEGER: dict[type[Op], str] = {
+INTEGER_FORMS: dict[type[Op], str] = {
     m.Add: "{0} + {1}",
     m.Sub: "{0} - {1}",
     m.Mul: "{0} * {1}",
@@ -66,7 +66,7 @@ _INTEGER: dict[type[Op], str] = {
     m.ShiftLeft: "{0} << {1}",
     m.ShiftRightSigned: "{0} >> {1}",
 }
-_BOOL: dict[type[Op], str] = {
+BOOL_FORMS: dict[type[Op], str] = {
     m.Add: "{0} || {1}",
     m.Mul: "{0} && {1}",
     m.And: "{0} && {1}",
@@ -76,11 +76,11 @@ _BOOL: dict[type[Op], str] = {
     m.Min: "{0} && {1}",
 }
 _INDEX: dict[type[Op], str] = {
-    **_INTEGER,
+    **INTEGER_FORMS,
     m.Div: "{0} / {1}",  # run-time integers of tile programs are not negative where they divide
     m.Mod: "{0} % {1}",
 }
-_RELATION = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
+RELATIONS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
 
 
 def c_type(dtype: DType) -> str:
@@ -114,7 +114,7 @@ def literal(value: float, dtype: DType) -> str:
 def expression(op: Op, inputs: Sequence[str]) -> str:
     """A pointwise operation on inputs that are atoms. Raises UnsupportedError."""
     if isinstance(op, m.Compare):
-        return f"{inputs[0]} {_RELATION[op.relation]} {inputs[1]}"
+        return f"{inputs[0]} {RELATIONS[op.relation]} {inputs[1]}"
     if isinstance(op, m.Select):
         return f"{inputs[0]} ? {inputs[1]} : {inputs[2]}"
     if isinstance(op, m.Cast):
@@ -137,7 +137,7 @@ def _table(op: Op) -> dict[type[Op], str]:
         return _INDEX
     dtype = getattr(type_, "dtype", F32)
     if dtype == BOOL:
-        return _BOOL
+        return BOOL_FORMS
     if dtype == F64:
         raise UnsupportedError(f"{op.name} of f64 in the cuda back end", op.loc)
-    return _FLOAT if dtype.is_float else _INTEGER
+    return _FLOAT if dtype.is_float else INTEGER_FORMS
