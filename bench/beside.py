@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tilewright.bench.records import RESULTS, newest_records
+from tilewright.bench.report.kept import newest_reports
 from tilewright.bench.results_page import TOPICS
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "peers.md"
@@ -23,7 +24,7 @@ HEAD = """\
 def beside_table(results: Path = RESULTS) -> str:
     """A row for each peer, topic and machine: least and largest ratio, and how many are below 1."""
     ratios: dict[tuple[str, str, str], list[float]] = {}
-    for key, ratio in (*_on_cpus(results), *_on_gpus(results)):
+    for key, ratio in (*_on_cpus(results), *_in_suites(results), *_on_gpus(results)):
         ratios.setdefault(key, []).append(ratio)
     return HEAD + "".join(_line(*key, values) for key, values in sorted(ratios.items()))
 
@@ -34,6 +35,13 @@ def _on_cpus(results: Path) -> Iterator[tuple[tuple[str, str, str], float]]:
             for row in record.comparisons:
                 if not row.peer.startswith("our "):  # two forms of ours
                     yield (row.peer, title, record.machine.kind), row.ratio
+
+
+def _in_suites(results: Path) -> Iterator[tuple[tuple[str, str, str], float]]:
+    for _, document in newest_reports(results):
+        for provider in document.measured:
+            for _, ratio in document.headline(provider):
+                yield (provider, f"suite {document.suite}", document.machine.kind), ratio.median
 
 
 def _on_gpus(results: Path) -> Iterator[tuple[tuple[str, str, str], float]]:

@@ -14,7 +14,7 @@ import typer
 
 from tilewright.bench.beside import PAGE as PEERS
 from tilewright.bench.beside import beside_table
-from tilewright.bench.records import RESULTS, Comparison, Quantity, Record, newest_records
+from tilewright.bench.records import RESULTS, Comparison, Record, newest_records
 from tilewright.bench.results_page import PAGE, results_page
 from tilewright.bench.tables import seconds_text
 
@@ -76,35 +76,50 @@ def with_figures(text: str, figures: str) -> str:
 
 
 def figures_text(results: Path) -> str:
-    """Markdown: the machines, then a row for each figure and a column for each machine class."""
+    """Markdown: the machines, a row for each comparison that has a goal and a column for each
+    machine class, then how many goals are met, and which are not."""
     records = [record for command in COMMANDS for record in newest_records(command, results)]
     if not records:
         return "Nothing has been measured yet.\n"
-    kinds = sorted({record.machine.kind for record in records})
+    kinds = {kind: list(found) for kind, found in _by_kind(records).items()}
     rows: dict[str, dict[str, str]] = {}
     for record in records:
-        for name, cell in _cells(record):
-            rows.setdefault(name, {})[record.machine.kind] = cell
-    lines = [*(_machine(record) for record in records), ""]
+        for row in record.comparisons:
+            if row.met is not None:
+                name = f"{row.name}, {row.peer}"
+                rows.setdefault(name, {})[record.machine.kind] = _comparison(row)
+    lines = [*(_machine(kind, found) for kind, found in kinds.items()), ""]
     lines += _table(
         ["", *kinds], ([n, *(cells.get(k, "") for k in kinds)] for n, cells in rows.items())
     )
+    lines += ["", *(_goals(kind, found) for kind, found in kinds.items())]
     return "\n".join([*lines, ""])
 
 
-def _machine(record: Record) -> str:
-    here = record.machine
-    reads = f", reads {here.read_gb_per_s:.0f} GB/s" if here.read_gb_per_s else ""
-    versions = here.versions
-    return (
-        f"- **{here.kind}**, {record.command}: {here.model}, {here.threads} threads{reads}; torch "
-        f"{versions.get('torch', '?')}, Python {versions.get('python', '?')}; {record.date[:10]}"
-    )
+def _by_kind(records: Iterable[Record]) -> dict[str, list[Record]]:
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        found.setdefault(record.machine.kind, []).append(record)
+    return dict(sorted(found.items()))
 
 
-def _cells(record: Record) -> Iterable[tuple[str, str]]:
-    yield from ((f"{row.name}, {row.peer}", _comparison(row)) for row in record.comparisons)
-    yield from ((row.name, _quantity(row)) for row in record.quantities)
+def _machine(kind: str, records: list[Record]) -> str:
+    here = records[0].machine
+    versions = sorted({record.machine.versions.get("torch", "?") for record in records})
+    days = sorted({record.date[:10] for record in records})
+    dates = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+    torch = ", ".join(versions)
+    return f"- **{kind}**: {here.model}, {here.threads} threads; torch {torch}; {dates}"
+
+
+def _goals(kind: str, records: list[Record]) -> str:
+    """How many goals of a machine class are met, those of quantities, too, and which are not."""
+    judged = [(f"{row.name}, {row.peer}", row.met) for r in records for row in r.comparisons]
+    judged += [(row.name, row.met) for r in records for row in r.quantities]
+    missed = [name for name, met in judged if met is False]
+    count = sum(met is not None for _, met in judged)
+    told = f" Missed: {'; '.join(missed)}." if missed else ""
+    return f"**{kind}**: {count - len(missed)} of {count} goals are met.{told}"
 
 
 def _comparison(row: Comparison) -> str:
@@ -113,10 +128,6 @@ def _comparison(row: Comparison) -> str:
     if row.met is False and row.bound is not None:
         cell += f"; reading the bytes alone: {row.bound:.2f}{_TIMES}"
     return cell
-
-
-def _quantity(row: Quantity) -> str:
-    return _judged(f"{row.value:.3g} {row.unit}".rstrip(), row.met)
 
 
 def _judged(text: str, met: bool | None) -> str:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from tilewright.bench.records import RESULTS, Comparison, Goal, Quantity, Record, newest_records
+from tilewright.bench.report.kept import newest_reports
+from tilewright.bench.report.markdown import summary
 from tilewright.bench.tables import seconds_text
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "results.md"
@@ -49,6 +51,13 @@ figures are not on this page, and none of ours are from another machine than the
 | class | is |
 |---|---|
 """
+SUITES_HEAD = """\
+## Beside everything that is installed
+
+Whole runs of `tilewright bench SUITE`: every provider in turns with ours, in sittings, each in its
+fastest form. *Speed-up* is the geometric mean of their time over ours; *undecided*: the interval
+of 99 % holds 1.
+"""
 GPU_HEAD = """\
 ## Attention on a GPU
 
@@ -70,7 +79,7 @@ def results_page(results: Path = RESULTS) -> str:
     for topic, found in records.items():
         if found:
             lines += [f"\n## {TOPICS[topic]}\n", *(_record(record) for record in found)]
-    lines += ["", *_gpu(results)]
+    lines += ["", *_suites(results), "", *_gpu(results)]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
@@ -119,6 +128,21 @@ def _goal(goal: Goal, met: bool | None, sign: str, unit: str) -> str:
     if goal.must is None:
         return ""
     return f"{sign} {goal.must:g}{unit}, " + ("met" if met else "**missed**")
+
+
+def _suites(results: Path) -> Iterator[str]:
+    """A summary of each suite's newest run, with links to all of its rows."""
+    reports = newest_reports(results)
+    if reports:
+        yield SUITES_HEAD
+    for path, document in reports:
+        kind, name = document.machine.kind, path.with_suffix("")
+        at = f"../bench/results/{name.parent.name}/{name.name}"
+        yield (
+            f"**{kind}**, {document.suite}, {document.date[:10]}: "
+            f"[every row]({at}.md), [as a page]({at}.html), [all samples]({at}.json).\n"
+        )
+        yield "\n".join(summary(document)) + "\n"
 
 
 def _gpu(results: Path) -> Iterator[str]:

@@ -28,7 +28,7 @@ from tilewright.frontend.report import GraphReport, LeftRow, RegionReport, Repor
 from tilewright.frontend.strictness import is_bookkeeping, offences, refuse
 from tilewright.frontend.translate import operand_nodes
 from tilewright.ir.errors import SettingError, UnsupportedError
-from tilewright.runtime.determinism import Level, in_force, level, using
+from tilewright.runtime.determinism import Level, in_force, using
 from tilewright.runtime.logs import CAPTURE
 
 assert FILLED, "importing the op map fills its registry"
@@ -59,7 +59,7 @@ class Capture:
 
     def __call__(self, gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         """Rewrites the graph in place and returns what runs it."""
-        kept = level(self.options.deterministic, self.options.reproducible or None)
+        kept = self.options.level
         self.graphs.append(self._rewrite(gm, kept))
         gm.graph.lint()
         gm.recompile()

@@ -16,7 +16,6 @@ from tilewright.frontend.capture import Capture, register_backend
 from tilewright.frontend.options import Options
 from tilewright.frontend.report import Report
 from tilewright.ir.errors import DeterminismError, TilewrightError
-from tilewright.runtime.determinism import level
 from tilewright.runtime.locks import Guard
 from tilewright.runtime.verification.first_calls import checked_option
 
@@ -29,7 +28,7 @@ class _Compiled:
     def __init__(self, function: Function, options: Options, dynamic: bool | None) -> None:
         register_backend()
         self.capture = Capture(options)
-        self.kept = level(options.deterministic, options.reproducible or None)
+        self.kept = options.level
         whole = self.kept.promises("threads")  # what Dynamo leaves out would run as torch runs it
         self.run = torch.compile(function, backend=self.capture, dynamic=dynamic, fullgraph=whole)
 
@@ -250,8 +249,8 @@ def compile(
     "batch") and ``reproducible=True`` say what bits may not depend on (docs/determinism.md):
     DeterminismError names what cannot keep it.
     """
-    level(deterministic, reproducible)  # refuses unknown ones
     options = Options(target, strict, checked_option(verify), deterministic, reproducible)
+    options.level  # noqa: B018 (refuses unknown ones)
     if fn_or_module is None:
         return functools.partial(compile, dynamic=dynamic, **dataclasses.asdict(options))
     if isinstance(fn_or_module, torch.nn.Module):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tilewright.runtime.determinism import Level, level
+
 
 @dataclass(frozen=True)
 class Options:
@@ -17,3 +19,8 @@ class Options:
     verify: bool | str = False
     deterministic: str | None = None
     reproducible: bool = False
+
+    @property
+    def level(self) -> Level:
+        """The level of determinism that is asked for, or in force. Raises SettingError."""
+        return level(self.deterministic, self.reproducible or None)

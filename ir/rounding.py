@@ -8,9 +8,19 @@ have given.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from tilewright.ir.core import Graph
+
+ORDER, FIXED = "order", "fixed"  # attribute of a tile program in which every rounding is written
+
+
+def in_fixed_order(graph: Graph) -> bool:
+    """Whether back ends have to compute a program as IEEE 754 says, subnormal numbers too."""
+    return graph.attrs.get(ORDER) == FIXED
 
 
 def fused_multiply_add(x: Any, y: Any, z: Any) -> Any:

@@ -20,11 +20,11 @@ from tilewright.ir import ops_tile as t
 from tilewright.ir.core import Attr, Graph, Op, Value
 from tilewright.ir.dtypes import F32, I32
 from tilewright.ir.errors import UnsupportedError
+from tilewright.ir.rounding import FIXED, ORDER
 from tilewright.ir.types import IndexType, RegisterType
 from tilewright.passes.log_parts import log2_parts, log_parts
 from tilewright.passes.rewrite import Rewriter, rewrite_graph
 
-ORDER, FIXED = "order", "fixed"  # of a program: back ends compute subnormal numbers as they are
 ELSEWHERE = (m.Exp, m.Exp2, m.Log, m.Log2, m.Tanh, m.Rsqrt, m.Sigmoid, m.Pow)  # functions
 CROSSING = (t.PairDot, t.ReduceToLanes, t.Scan)  # sums in an order of their own
 

@@ -324,28 +324,20 @@ def make_triton(variant: Variant, target: Target) -> tuple[Call, VariantReport]:
 
 def make_cuda(variant: Variant, target: Target) -> tuple[Call, VariantReport]:
     """A kernel for a CUDA device, written in CUDA C++."""
-    if variant.order:
-        with GENERATORS.lock:
-            from tilewright.runtime.cuda_ordered import make_ordered
-
-        return make_ordered(variant, target, emulated=False)
-    with GENERATORS.lock:
-        from tilewright.runtime.cuda_kernel import make_cuda as make
-
-    return make(variant, target)
+    return _cuda(variant, target, emulated=False)
 
 
 def make_cuda_host(variant: Variant, target: Target) -> tuple[Call, VariantReport]:
     """The same kernel, its threads run by the host's emulation of a CUDA device."""
-    if variant.order:
-        with GENERATORS.lock:
-            from tilewright.runtime.cuda_ordered import make_ordered
+    return _cuda(variant, target, emulated=True)
 
-        return make_ordered(variant, target, emulated=True)
+
+def _cuda(variant: Variant, target: Target, emulated: bool) -> tuple[Call, VariantReport]:
     with GENERATORS.lock:
-        from tilewright.runtime.cuda_kernel import make_cuda as make
+        from tilewright.runtime import cuda_kernel, cuda_ordered
 
-    return make(variant, target, emulated=True)
+    make = cuda_ordered.make_ordered if variant.order else cuda_kernel.make_cuda
+    return make(variant, target, emulated=emulated)
 
 
 def make_export(variant: Variant, target: Target) -> tuple[Call, VariantReport]:

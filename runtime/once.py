@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from typing import TypeVar
 
 from tilewright.runtime.locks import Guard
@@ -23,3 +23,21 @@ class Once(dict[K, V]):
             if key not in self:
                 self[key] = self.make(key)
             return self[key]
+
+
+def kept_fresh(
+    kept: MutableMapping[K, V],
+    key: K,
+    make: Callable[[], V],
+    is_fresh: Callable[[V], bool],
+    guard: Guard,
+) -> V:
+    """What is kept for a key, made again if it is not fresh any more. Many threads at a first call
+    make one, not many."""
+    found = kept.get(key)
+    if found is None or not is_fresh(found):
+        with guard.lock:
+            found = kept.get(key)
+            if found is None or not is_fresh(found):
+                found = kept[key] = make()
+    return found

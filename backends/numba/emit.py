@@ -7,11 +7,11 @@ dimension that the program knows to have stride one is indexed so, whatever stri
 
 from __future__ import annotations
 
-import platform
 import re
 from collections.abc import Callable
 from typing import Any
 
+from tilewright.backends.float_mode import has_mxcsr
 from tilewright.backends.numba.bits import BitEmitter
 from tilewright.backends.numba.chains import ChainEmitter, is_chained, reads, users
 from tilewright.backends.numba.functions import Functions
@@ -36,6 +36,7 @@ from tilewright.ir.core import Graph, Op, Region, Value
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.ops_lowbit import Lookup, LookupBytes, LookupHalves, View
 from tilewright.ir.ops_tile_memory import refuse_gpu_ops
+from tilewright.ir.rounding import in_fixed_order
 from tilewright.ir.sizes import Size
 from tilewright.ir.types import BufferType, IndexType, ScratchType
 
@@ -109,7 +110,7 @@ class _Program:
         text.depth = 1
         self._allocate()
         extents = self._extents()
-        fixed = self.graph.attrs.get("order") == "fixed" and platform.machine() == "x86_64"
+        fixed = in_fixed_order(self.graph) and has_mxcsr()
         if fixed:
             text.line("mode = ieee_mode()")
         with text.block("for item in range(lo, hi)"):

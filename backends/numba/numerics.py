@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from tilewright.backends.float_mode import IEEE
 from tilewright.backends.numba.build import intrinsic, jit
 
 # ---- 16-bit floats
@@ -243,8 +244,6 @@ def fused(typing: Any, x: Any, y: Any, z: Any) -> Any:
 
 
 # ---- the mode that floats are computed in (x86)
-
-IEEE = 0x1F80  # MXCSR: to nearest even, nothing flushed to zero, no traps
 
 
 def _mode(builder: Any, name: str, place: Any) -> None:

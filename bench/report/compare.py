@@ -8,7 +8,6 @@ medians are apart by more than a threshold.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from tilewright import BenchError
 from tilewright.bench.method.statistics import Estimate
@@ -160,8 +159,3 @@ def agreement(a: Document, b: Document) -> dict[str, int]:
                     counts["b in a"] += yours.ratio.median in mine.ratio
                     counts["a in b"] += mine.ratio.median in yours.ratio
     return counts
-
-
-def default_name(document: Document) -> Path:
-    """Where a run is kept: ``<machine class>/bench-<suite>-<date>.json``."""
-    return Path(document.machine.kind) / f"bench-{document.suite}-{document.date[:10]}.json"

@@ -24,7 +24,7 @@ def markdown(document: Document) -> str:
         if document.noise.worst >= w.FAIR
         else w.noise_text(document),
         "",
-        *_table(("against", "speed-up", "faster", "slower", "undecided"), _summary(document)),
+        *summary(document),
         "",
         "Speed-up: the provider's time over Tilewright's, formed within rounds; above, its "
         "geometric mean. Undecided: the interval holds 1.",
@@ -58,14 +58,15 @@ def markdown(document: Document) -> str:
     return "\n".join([*lines, ""])
 
 
-def _summary(document: Document) -> list[list[str]]:
+def summary(document: Document) -> list[str]:
+    """A table: the mean ratio to each provider, and how many problems have which verdict."""
     found = []
     for name in document.measured:
         if name != OURS:
             counts = w.verdicts(document, name)
             ratio = f"{document.mean_ratio(name):.3g}{w.TIMES}"
             found.append([name, ratio, *(str(count) for count in counts.values())])
-    return found
+    return _table(("against", "speed-up", "faster", "slower", "undecided"), found)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

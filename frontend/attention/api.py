@@ -123,15 +123,7 @@ def _in_force(
     return _first_call(q, k, v, functions, lengths, options)
 
 
-def _at_level(
-    chosen: Level,
-    q: torch.Tensor,
-    k: torch.Tensor | CachedTokens | KVCache,
-    v: torch.Tensor | CachedTokens | None,
-    functions: tuple[Function | None, Function | None],
-    lengths: tuple[torch.Tensor | None, ...],
-    options: tuple[bool, float | None, bool, bool, bool],
-) -> Result:
+def _at_level(chosen: Level, q: torch.Tensor, *rest: Any) -> Result:
     """The call at a level of its own. A graph has one level, which ``compile`` is told."""
     if is_dynamo_compiling() or (type(q) is not torch.Tensor and _is_traced(q)):
         raise UnsupportedError(
@@ -139,7 +131,7 @@ def _at_level(
             "it to tilewright.compile(…, deterministic=…), whose whole graph keeps the level"
         )
     with using(chosen):
-        return _in_force(q, k, v, functions, lengths, options)
+        return _in_force(q, *rest)
 
 
 def _is_traced(q: object) -> bool:

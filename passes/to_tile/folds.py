@@ -82,14 +82,31 @@ def _fold(
     step = width * lanes
     layout = state.lane_layout(width)
     whole = length // step * step
-    dtype = state.dtype(op.x)
-    acc = b.filled(IDENTITY[op.kind], dtype, layout)
+    partial = _beside(state, points, op, at, row, done, layout, step)
+    total = b(t.Reduce, partial, kind=op.kind, dim=1, hint=op.result.hint)
+    return _rest(state, points, op, at, row, whole, total, done)
+
+
+def _beside(
+    state: LoweringState,
+    points: Points,
+    op: s.Fold,
+    at: dict[str, Value],
+    row: Value | None,
+    done: dict[Value, Value],
+    layout: Layout,
+    step: int,
+) -> Value:
+    """Partial results of whole steps of a row, one for each element of the layout."""
+    b = state.build
+    axis = next(a for a in state.info.element(op.x) if a.name == op.axis)
+    whole = (axis.size.constant or 0) // step * step
+    acc = b.filled(IDENTITY[op.kind], state.dtype(op.x), layout)
     with b.loop(b.index(0), b.index(whole), step, [acc], hint=axis.name) as loop:
         here = {**at, axis.name: loop.counter}
         x = points.at_point(op.x, here, layout, row, memo=dict(done))
         loop.next = (state.combine(op.kind, x, loop.carried[0]),)
-    total = b(t.Reduce, loop.results[0], kind=op.kind, dim=1, hint=op.result.hint)
-    return _rest(state, points, op, at, row, whole, total, done)
+    return loop.results[0]
 
 
 def _rest(
@@ -134,12 +151,7 @@ def _in_parts(
     length, parts = axis.size.constant or 0, y.row_parts
     layout, dtype = state.lane_layout(parts // y.lanes), state.dtype(op.x)
     whole = length // parts * parts
-    acc = b.filled(IDENTITY[op.kind], dtype, layout)
-    with b.loop(b.index(0), b.index(whole), parts, [acc], hint=axis.name) as loop:
-        here = {**at, axis.name: loop.counter}
-        x = points.at_point(op.x, here, layout, row, memo=dict(done))
-        loop.next = (state.combine(op.kind, x, loop.carried[0]),)
-    total = loop.results[0]
+    total = _beside(state, points, op, at, row, done, layout, parts)
     if whole < length:
         here = {**at, axis.name: b.index(whole)}
         x = points.at_point(op.x, here, layout, row, memo=dict(done))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from tilewright.ir import rounding
 from tilewright.ir.core import Graph
 from tilewright.ir.dtypes import BF16
 from tilewright.ir.errors import UnsupportedError
@@ -31,7 +32,7 @@ from tilewright.passes.to_tile.schedule import (
     row_schedule,
 )
 
-ANY, BATCH, FIXED = "", "batch", "fixed"
+ANY, BATCH, FIXED = "", "batch", rounding.FIXED
 INNER_BLOCK = 64  # positions between two updates of running statistics, on every machine
 ROW_PARTS = 16  # sums of a row that are formed beside each other, on every machine
 FEW = (4, 8)  # classes of few rows, on vectors of as many lanes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
@@ -32,7 +32,7 @@ from tilewright.runtime.kernel import FLOATS, TORCH_DTYPES
 from tilewright.runtime.locks import Guard
 from tilewright.runtime.lowbit.fallback import REFUSALS
 from tilewright.runtime.lowbit.programs import ROUNDING
-from tilewright.runtime.once import Once
+from tilewright.runtime.once import Once, kept_fresh
 from tilewright.runtime.tile_kernel import own_tile_kernel
 
 PLAIN = GateFunction()
@@ -184,23 +184,17 @@ _preparing = Guard()
 
 
 def _first_of(form: ExpertsForm) -> PackedFirst | str:
-    found = _firsts.get(form)
-    if found is None or not (isinstance(found, str) or found.weights.fresh):
-        with _preparing.lock:  # many threads at a first call are to make one copy, not many
-            found = _firsts.get(form)
-            if found is None or not (isinstance(found, str) or found.weights.fresh):
-                found = _firsts[form] = _or_why(lambda: _prepare_first(form))
-    return found
+    made = partial(_or_why, partial(_prepare_first, form))
+    return kept_fresh(_firsts, form, made, _is_fresh, _preparing)
 
 
 def _product_of(product: Product) -> PackedCalls | str:
-    found = _products.get(product)
-    if found is None or not (isinstance(found, str) or found.weights.fresh):
-        with _preparing.lock:
-            found = _products.get(product)
-            if found is None or not (isinstance(found, str) or found.weights.fresh):
-                found = _products[product] = _or_why(lambda: _prepare_product(product))
-    return found
+    made = partial(_or_why, partial(_prepare_product, product))
+    return kept_fresh(_products, product, made, _is_fresh, _preparing)
+
+
+def _is_fresh(found: PackedFirst | PackedCalls | str) -> bool:
+    return isinstance(found, str) or found.weights.fresh
 
 
 def _or_why(make: Callable[[], V]) -> V | str:

@@ -30,6 +30,7 @@ from tilewright.runtime.lowbit.programs import (
     TOGETHER,
     SideBySide,
 )
+from tilewright.runtime.once import kept_fresh
 from tilewright.runtime.program import Program
 from tilewright.runtime.quantized.tensor import QuantizedTensor
 
@@ -369,10 +370,8 @@ def repacked(
 ) -> QuantizedTensor:
     """The weight under another packing, kept as long as its words stay what they are."""
     version = 0 if weight.words.is_inference() else weight.words._version  # loading changes it
-    known = kept.get(weight)
-    if known is None or known[0] != version:
-        with _packing.lock:  # many threads at a first call are to make one copy, not many
-            known = kept.get(weight)
-            if known is None or known[0] != version:
-                known = kept[weight] = version, weight.with_layout(packing())
-    return known[1]
+
+    def made() -> tuple[int, QuantizedTensor]:
+        return version, weight.with_layout(packing())
+
+    return kept_fresh(kept, weight, made, lambda known: known[0] == version, _packing)[1]

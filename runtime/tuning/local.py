@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
@@ -25,6 +25,7 @@ from typing import Any
 
 from tilewright.runtime import threads
 from tilewright.runtime.bundle.active import use_bundle
+from tilewright.runtime.interrupts import no_interrupts
 from tilewright.runtime.tuning.device import device_fingerprint
 from tilewright.runtime.tuning.trial import Outcome, run_trial
 from tilewright.runtime.tuning.workers import Done, Job, Run, failed, stopped
@@ -101,7 +102,7 @@ class LocalWorkers:
             process = self._context.Process(target=_child, args=arguments, daemon=True)
             limit = job.limit(self.timeout) + (_STARTING if self._first else 0.0)
             self._first = False
-            with _no_main_module(), _no_interrupts():
+            with _no_main_module(), no_interrupts():
                 process.start()
                 self._running.append(_Running(job, process, ours, time.monotonic(), limit))
             theirs.close()
@@ -144,18 +145,6 @@ def _no_main_module() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
-
-
-@contextmanager
-def _no_interrupts() -> Iterator[None]:
-    """Ctrl-C reaches this process afterwards, and what was started meanwhile never: a terminal
-    sends it to all, and only the tuner has to answer."""
-    resource_tracker.ensure_running()  # starting it later, within, would unblock the signal again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _why_ended(code: int | None) -> tuple[str, str]:

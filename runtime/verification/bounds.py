@@ -36,6 +36,7 @@ from tilewright.runtime.verification.rounded import (
     narrowed,
     selected,
     settled,
+    smallest,
     summed,
     truth,
     unit,
@@ -241,8 +242,7 @@ def _exponential(op: Any, given: list[Rounded], x: Any) -> Rounded:
     }
     f = functions[type(op)]
     dtype = _dtype(op.result)
-    floor = 2.0 ** (2 - 2 ** (dtype.exponent - 1))
-    return monotone(f, x, given[0], dtype, scale=_relative(x), floor=floor)
+    return monotone(f, x, given[0], dtype, scale=_relative(x), floor=smallest(dtype))
 
 
 @_rule(m.Pow)
@@ -269,13 +269,13 @@ def _reduce(op: Any, given: list[Rounded], x: Any) -> Rounded:
     if op.kind == "sum":
         every = np.all(terms.certain, axis=op.axis, keepdims=op.keep)
         return Rounded(x, np.abs(np.asarray(x, np.float64)), np.where(every, 0.0, INF))
-    return extreme(x, terms, op.axis, op.keep, op.kind)
+    return extreme(x, terms, op.axis, op.keep)
 
 
 @_rule(t.Softmax)
 def _softmax(op: Any, given: list[Rounded], x: Any) -> Rounded:
     dtype, (a,), axis = _dtype(op.result), given, op.axis
-    top = extreme(np.max(a.x, axis=axis, keepdims=True, initial=-INF), a, axis, True, "max")
+    top = extreme(np.max(a.x, axis=axis, keepdims=True, initial=-INF), a, axis, True)
     below = settled(added(a.x - top.x, (a, top), dtype), dtype)
     e = settled(monotone(np.exp, np.exp(below.x), below, dtype, scale=1.0), dtype)
     total = settled(summed(np.sum(e.x, axis=axis, keepdims=True), e, axis, True, dtype), dtype)

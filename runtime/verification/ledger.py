@@ -7,6 +7,7 @@ explained. The tests run every entry's own program: one that no longer fails has
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,8 @@ FILE = Path(__file__).with_name("known.json")
 @dataclass(frozen=True)
 class Entry:
     """One known failure. It matches a case that ends with ``status`` on one of ``backends`` and
-    whose text has all of ``words`` (and whose message has ``message``). ``case`` shows it."""
+    whose text has all of ``words`` (and whose message has ``message``); ``infinite``: only results
+    that are not finite and should be, or the other way round. ``case`` shows it."""
 
     name: str
     reason: str
@@ -31,6 +33,7 @@ class Entry:
     words: tuple[str, ...]
     message: str
     case: Case
+    infinite: bool = False
 
     def matches(self, case: Case, outcome: Outcome) -> bool:
         return (
@@ -38,6 +41,7 @@ class Entry:
             and outcome.status == self.status
             and all(word in case.text for word in self.words)
             and self.message in outcome.message
+            and (not self.infinite or math.isinf(outcome.comparison.error))
         )
 
 
@@ -61,6 +65,7 @@ def _entry(data: dict[str, Any]) -> Entry:
         tuple(data["words"]),
         data.get("message", ""),
         Case.from_json(data["case"]),
+        data.get("infinite", False),
     )
 
 

@@ -174,12 +174,11 @@ def _as_sum(x: Any, size: Any, error: Any, count: float, dtype: DType) -> Rounde
     return Rounded(x, size, np.where(too_large, INF, error))
 
 
-def extreme(x: Any, terms: Rounded, axis: int, keep: bool, kind: str) -> Rounded:
+def extreme(x: Any, terms: Rounded, axis: int, keep: bool) -> Rounded:
     """A maximum or minimum over an axis: those who may be it are within their errors of it."""
     start: Any = {"initial": 0.0}
     size = np.max(terms.size, axis=axis, keepdims=keep, **start)
     error = np.max(terms.error, axis=axis, keepdims=keep, **start)
-    del kind
     return Rounded(x, size, error)
 
 

@@ -3,7 +3,6 @@ there."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,25 +10,16 @@ from typing import Any
 import pytest
 
 from tests.bench.report_documents import make_document
+from tests.browser import SIZES, needs_browser, opened_browser
 from tilewright.bench.report.page import page
 
-api = pytest.importorskip(
-    "playwright.sync_api", reason="playwright is not installed (pip install playwright)"
-)
-NAMES = ("chromium-headless-shell", "chromium", "google-chrome")
-BROWSER = next(filter(None, map(shutil.which, NAMES)), None)
-pytestmark = pytest.mark.skipif(
-    BROWSER is None, reason="no Chromium is installed (apt-get install chromium-headless-shell)"
-)
-SIZES = {"desktop": (1280, 900), "phone": (390, 844), "small phone": (320, 568)}
+pytestmark = needs_browser
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+    with opened_browser() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")

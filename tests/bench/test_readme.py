@@ -9,6 +9,7 @@ import pytest
 
 from tests.bench.conftest import make_record
 from tilewright.bench.readme import BEGIN, END, figures_text, with_figures
+from tilewright.bench.records import Goal, Quantity
 
 
 def test_a_column_for_each_machine_class(tmp_path: Path) -> None:
@@ -18,8 +19,23 @@ def test_a_column_for_each_machine_class(tmp_path: Path) -> None:
     assert "|  | avx2 | avx512-zen5 |" in lines
     x = "\N{MULTIPLICATION SIGN}"
     assert f"| long, torch SDPA | 1.00{x} (goal missed) (4 s) | 4.00{x} (1 s) |" in lines
-    assert "| scratch | 1.5 MB | 1.5 MB |" in lines
     assert sum(line.startswith("- **") for line in lines) == 2
+
+
+def test_goals_of_all_figures_are_counted_and_those_without_one_are_left_out(
+    tmp_path: Path,
+) -> None:
+    record = make_record(ours=4.0)
+    (row,) = record.comparisons
+    free = replace(row, name="free", goal=Goal())
+    over = Quantity("too much", 3.0, "MB", Goal(must=2.0))
+    record = replace(record, comparisons=(row, free), quantities=(*record.quantities, over))
+    record.save(tmp_path)
+    text = figures_text(tmp_path)
+    assert "free" not in text
+    met = sum(q.met is True for q in record.quantities)
+    judged = 1 + sum(q.met is not None for q in record.quantities)
+    assert f"{met} of {judged} goals are met. Missed: long, torch SDPA; too much." in text
 
 
 def test_a_missed_goal_is_told_beside_what_memory_allows(tmp_path: Path) -> None:

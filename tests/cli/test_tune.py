@@ -20,7 +20,7 @@ from tests.cli.conftest import EXAMPLES, Command
 from tests.runtime.tuning.kernels import SOFTMAX
 from tests.runtime.tuning.processes import of_session
 from tilewright.bench.tuning_kills import kill_one
-from tilewright.cli.tune import duration
+from tilewright.cli.long_runs import duration
 from tilewright.cli.tune_output import Live
 from tilewright.ir.errors import SettingError
 from tilewright.runtime.tuning.database import Database, Trial

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.browser import needs_browser, opened_browser
 
 pytest.importorskip("material", reason="MkDocs Material is not installed (pip install '.[docs]')")
 yaml = pytest.importorskip("yaml")
@@ -179,15 +180,9 @@ def test_the_search_works_from_files(site: Path) -> None:
     assert "MIT" in vendored or "Permission is hereby granted" in vendored
 
 
-NAMES = ("chromium-headless-shell", "chromium", "google-chrome")
-BROWSER = next(filter(None, map(shutil.which, NAMES)), None)
-
-
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium (apt-get install chromium-headless-shell)")
+@needs_browser
 def test_a_reader_without_a_network_finds_a_page(site: Path) -> None:
-    api = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+    with opened_browser() as browser:
         tab = browser.new_page()
         asked: list[str] = []
         said: list[str] = []
@@ -198,7 +193,6 @@ def test_a_reader_without_a_network_finds_a_page(site: Path) -> None:
         found = tab.locator(".md-search-result__link").first
         found.wait_for(timeout=30_000)
         assert ".html" in (found.get_attribute("href") or "")
-        browser.close()
     assert not [url for url in asked if not url.startswith(("file:", "data:", "blob:"))], asked
     assert not said
 

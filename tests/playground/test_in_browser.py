@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+from tests.browser import SIZES, needs_browser, opened_browser
 from tests.playground.conftest import PATIENCE
 from tilewright.playground.serve import Playground
 
-api = pytest.importorskip(
-    "playwright.sync_api", reason="playwright is not installed (pip install playwright)"
-)
-NAMES = ("chromium-headless-shell", "chromium", "google-chrome")
-BROWSER = next(filter(None, map(shutil.which, NAMES)), None)
-pytestmark = pytest.mark.skipif(
-    BROWSER is None, reason="no Chromium is installed (apt-get install chromium-headless-shell)"
-)
-SIZES = {"desktop": (1280, 900), "phone": (390, 844), "small phone": (320, 568)}
+pytestmark = needs_browser
 MS = PATIENCE * 1000
 Tab = Any
 Example = Callable[[str], str]
@@ -28,10 +20,8 @@ Example = Callable[[str], str]
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with api.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+    with opened_browser() as opened:
         yield opened
-        opened.close()
 
 
 class Page:

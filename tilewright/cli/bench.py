@@ -105,7 +105,7 @@ def run_suite(  # noqa: PLR0913, PLR0917  (options of a command)
     _write(document, json, markdown, html)
     if save:
         from tilewright.bench.records import RESULTS
-        from tilewright.bench.report.compare import default_name
+        from tilewright.bench.report.kept import default_name
 
         path = RESULTS / default_name(document)
         _write(document, path, path.with_suffix(".md"), path.with_suffix(".html"))

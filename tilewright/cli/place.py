@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tilewright.cli.long_runs import duration
 from tilewright.cli.output import note, plural, say, table
 from tilewright.cli.output import seconds as time_text
 from tilewright.ir.errors import SettingError
@@ -18,7 +18,6 @@ if TYPE_CHECKING:  # NumPy and SciPy load only when the command runs
     from tilewright.runtime.placement.evaluate import Evaluation, Judge
     from tilewright.runtime.placement.solve import Solution
 
-_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 _TIMES = "\N{MULTIPLICATION SIGN}"
 
 
@@ -61,7 +60,7 @@ def place(  # noqa: PLR0913, PLR0917  (a command's options)
     from tilewright.runtime.placement.topology import Topology
     from tilewright.runtime.placement.trace import read_trace
 
-    duration = _seconds(time_limit)
+    limit = duration("--time-limit", time_limit)
     _check_folder(out)
     topology = Topology(gpus, nodes, inter_cost)
     if not 0 <= hold_out < 1:
@@ -71,7 +70,7 @@ def place(  # noqa: PLR0913, PLR0917  (a command's options)
         used, judged = used.split(hold_out)
     topology.experts_per_gpu(used.experts)
     chosen = evaluate.Judge(used, topology)
-    solution = solve.place(chosen.affinity, topology, method=method, seconds=duration)
+    solution = solve.place(chosen.affinity, topology, method=method, seconds=limit)
     judge = evaluate.Judge(judged, topology) if hold_out else chosen
     rows = (judge("placed", solution.places), *judge.references())
     facts = _facts(trace, chosen, solution, rows)
@@ -88,14 +87,6 @@ def _check_folder(out: Path | None) -> None:
     """Before the work, not after it. Raises SettingError."""
     if out is not None and not out.parent.is_dir():
         raise SettingError(f"--out {out}: there is no folder {out.parent}")
-
-
-def _seconds(text: str) -> float:
-    """A duration as people write it. Raises SettingError."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|m|min|h|)\s*", text)
-    if match is None:
-        raise SettingError(f"--time-limit: a time such as 60s or 2m, not {text!r}")
-    return float(match[1]) * _UNITS[match[2]]
 
 
 def _facts(

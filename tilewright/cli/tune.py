@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,15 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from tilewright.cli.long_runs import INTERRUPTED, duration
 from tilewright.cli.output import note, plural, say, table
 from tilewright.cli.sizes import SizeOption
-from tilewright.ir.errors import SettingError
 
 if TYPE_CHECKING:
     from tilewright.runtime.tuning.tuner import Tuner
-
-INTERRUPTED = 130  # exit code of a process ended by Ctrl-C
-_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 
 class _Commands(TyperGroup):
@@ -192,11 +188,3 @@ def merge(
 ) -> None:
     """Take over the results of another database."""
     _take(other, database)
-
-
-def duration(option: str, text: str) -> float:
-    """Seconds of a text such as 90, 60s, 10m or 1h."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower(), re.ASCII)
-    if not found or found[2] not in _UNITS or not float(found[1]):
-        raise SettingError(f"{option} {text!r}: a time such as 60s, 10m or 1h is expected")
-    return float(found[1]) * _UNITS[found[2]]

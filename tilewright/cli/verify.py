@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import tilewright
+from tilewright.cli.long_runs import INTERRUPTED, duration
 from tilewright.cli.output import note, plural, say, table
 from tilewright.cli.programs import close_to, only_tensor_level, read_program
-from tilewright.cli.tune import duration
 from tilewright.ir.errors import SettingError
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from tilewright.runtime.verification.grammar.cases import Place
 
 FAILED = 1  # exit code when a case fails that the ledger does not explain
-INTERRUPTED = 130
 
 
 def verify(  # noqa: PLR0913, PLR0917 (Typer wants each option as a parameter)

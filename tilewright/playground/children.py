@@ -18,12 +18,14 @@ import sys
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from typing import Any
+
+from tilewright.runtime.interrupts import no_interrupts
 
 GIB = 1 << 30
 _POLL = 0.1  # seconds between looks at whether the answer is still wanted
@@ -76,7 +78,7 @@ class Children:
     def begin(self) -> None:
         """Starts the process that others are forked from, if there is one, without waiting."""
         if self._context.get_start_method() == "forkserver":
-            with _no_interrupts():
+            with no_interrupts():
                 forkserver.ensure_running()
 
     def end(self) -> None:
@@ -127,7 +129,7 @@ class Children:
             target=_child, args=(self.entry, request, theirs, self.limits), daemon=True
         )
         try:
-            with self._start, _no_interrupts():  # it may have to start the fork server anew
+            with self._start, no_interrupts():  # it may have to start the fork server anew
                 child.start()
         except (OSError, EOFError) as error:
             ours.close()
@@ -190,21 +192,6 @@ class Children:
 
 _OUT_OF_MEMORY = 86
 _OUTLIVES = 5  # seconds that a child may go on without its server
-
-
-@contextmanager
-def _no_interrupts() -> Iterator[None]:
-    """What is started meanwhile never hears Ctrl-C: a terminal sends it to all, and the server
-    decides. (The same as in runtime/tuning/local.py.)"""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    resource_tracker.ensure_running()  # starting it later, within, would unblock the signal again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _child(entry: Callable[[str], bytes], request: str, pipe: Connection, limits: Limits) -> None:
