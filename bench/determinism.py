@@ -110,19 +110,24 @@ def compiled(rows: int, build: Callable[[int], Any]) -> Callable[[bool], Call]:
     return make
 
 
-def norm(width: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The root mean square of rows taken to 1."""
-
-    def run(x: torch.Tensor) -> torch.Tensor:
-        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
-
-    return run
-
-
 def product(width: int) -> torch.nn.Module:
     """A product with f32 weights, and a function."""
     torch.manual_seed(0)
     return torch.nn.Sequential(torch.nn.Linear(width, width), torch.nn.SiLU())
+
+
+class Normed(torch.nn.Module):
+    """Rows whose root mean square is taken to 1, and a product with f32 weights."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.product = torch.nn.Linear(width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+        out: torch.Tensor = self.product(rows)
+        return out
 
 
 WORKLOADS = (
@@ -138,7 +143,8 @@ WORKLOADS = (
     ),
     Workload("f32 linear 2048x2048 and SiLU, 1 row", compiled(1, product)),
     Workload("f32 linear 2048x2048 and SiLU, 256 rows", compiled(256, product)),
-    Workload("RMS norm of 256 x 2048", compiled(256, norm)),
+    Workload("RMS norm and f32 linear 2048x2048, 1 row", compiled(1, Normed)),
+    Workload("RMS norm and f32 linear 2048x2048, 256 rows", compiled(256, Normed)),
 )
 
 

@@ -3,19 +3,24 @@
 Where torch shares work out among threads, and which elements its vector loops leave to its scalar
 ones, depends on counts of threads and elements: sums come in another order, and functions (``exp``,
 ``gelu``) in another implementation. What only moves numbers, or rounds each once (IEEE 754), cannot
-show it; everything else has to run in a kernel from the level ``threads`` on.
+show it, nor can integers; functions of single numbers are computed so that they do not
+(``full_vectors.py``), and ``layer_norm`` computes each row by itself. Everything else has to run in
+a kernel from the level ``threads`` on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 from torch.fx import Node
 
-from tilewright.frontend.op_map.kept import operation_name
+from tilewright.frontend.full_vectors import is_function_of_one_number, take_full_vectors
+from tilewright.frontend.op_map.kept import BOOKKEEPING, kept_reason, operation_name
 from tilewright.frontend.op_map.registry import Kind, lookup
 from tilewright.frontend.provenance import location_of
 from tilewright.frontend.strictness import is_bookkeeping
+from tilewright.frontend.translate import fake_of, operand_nodes
 from tilewright.ir.errors import DeterminismError
 from tilewright.runtime.determinism import Level
 
@@ -34,7 +39,10 @@ _ROUNDED_ONCE = """
     clamp clamp_min clamp_max masked_fill masked_fill_ iadd isub imul itruediv add_ sub_ mul_ div_
     relu_ clamp_ floor ceil round trunc sign isinf isnan isfinite square radd rsub rmul
 """
+_ON_INTEGERS = "diff cumsum cumprod sum prod any all amax amin max min count_nonzero remainder mod"
 _EXACT = frozenset((_MOVING + _ROUNDED_ONCE).split())
+_OF_INTEGERS = frozenset(_ON_INTEGERS.split())
+_BY_ROWS = frozenset({"layer_norm"})  # a thread computes a row, as its length asks
 
 
 def refuse_inexact(level: Level, nodes: Iterable[Node]) -> None:
@@ -42,7 +50,13 @@ def refuse_inexact(level: Level, nodes: Iterable[Node]) -> None:
     the level, with its source line."""
     if not level.promises("threads"):
         return
-    found = [n for n in nodes if n.op in _CALLS and not is_bookkeeping(n) and not _is_exact(n)]
+    anywhere = level.promises("reproducible")  # torch's functions are not the same everywhere
+    found = []
+    for node in nodes:
+        if node.op not in _CALLS or is_bookkeeping(node) or _is_exact(node):
+            continue
+        if anywhere or not (is_function_of_one_number(node) or operation_name(node) in _BY_ROWS):
+            found.append(node)
     if not found:
         return
     lines = [f"  {operation_name(n)} at {location_of(n)}" for n in found]
@@ -63,4 +77,23 @@ def _is_exact(node: Node) -> bool:
     if entry is not None and entry.kind in (Kind.SHAPE, Kind.GENERATOR):
         return True
     ours = str(getattr(node.target, "namespace", "")) == "tilewright"  # checks the level itself
-    return ours or name in _EXACT
+    if ours or kept_reason(node) == BOOKKEEPING:
+        return True
+    return name in _EXACT or (name in _OF_INTEGERS and _is_of_integers(node))
+
+
+def _is_of_integers(node: Node) -> bool:
+    """Whether tensors that go in and come out are of integers or booleans."""
+    made = node.meta.get("example_value")
+    tensors = [*map(fake_of, operand_nodes(node)), *(made if isinstance(made, tuple) else (made,))]
+    dtypes = [x.dtype for x in tensors if isinstance(x, torch.Tensor)]
+    return bool(dtypes) and not any(d.is_floating_point or d.is_complex for d in dtypes)
+
+
+def keep_inexact(level: Level, nodes: Iterable[Node]) -> None:
+    """Rewrites functions of single numbers that a graph leaves with torch, where a level asks for
+    it."""
+    if level.promises("threads"):
+        for node in nodes:
+            if not _is_exact(node) and is_function_of_one_number(node):
+                take_full_vectors(node)

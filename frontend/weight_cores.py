@@ -14,6 +14,7 @@ from torch.fx import Node
 
 from tilewright.frontend.classify import LAST, Analysis, is_weight, reduced_axes
 from tilewright.frontend.op_map.registry import Kind
+from tilewright.frontend.symbols import expression
 from tilewright.frontend.translate import fake_of, operand_nodes
 
 
@@ -84,9 +85,11 @@ def row_cores(analysis: Analysis, taken: set[Node]) -> Iterator[set[Node]]:
 
 
 def _keeps_rank(node: Node) -> bool:
+    """Whether a reduction leaves its rows as one number, and their length is known: by itself,
+    or since a product with a weight fixed it."""
     source = fake_of(operand_nodes(node)[0])
-    static = isinstance(source.shape[-1], int) if source.shape else False
-    return static and len(fake_of(node).shape) == len(source.shape)
+    known = bool(source.shape) and isinstance(expression(source.shape[-1]), int)
+    return known and len(fake_of(node).shape) == len(source.shape)
 
 
 def _before(analysis: Analysis, node: Node, taken: set[Node]) -> set[Node]:

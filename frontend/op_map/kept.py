@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from torch.fx import Node
 
+BOOKKEEPING = "Python's bookkeeping, not a computation on tensors"
 # reason -> names of functions and methods, separated by blanks
 KEPT: dict[str, str] = {
     "a contraction with a parameter stays with torch": (
@@ -46,7 +47,7 @@ KEPT: dict[str, str] = {
         "linalg_vector_norm linalg_norm prod any all max_pool1d max_pool2d avg_pool1d avg_pool2d "
         "adaptive_avg_pool1d adaptive_avg_pool2d interpolate cosine_similarity count_nonzero median"
     ),
-    "Python's bookkeeping, not a computation on tensors": (
+    BOOKKEEPING: (
         "item size dim numel sym_sum sym_sqrt _sym_sqrt sym_min sym_max sym_float sym_int sym_ite "
         "sym_not _log_api_usage_once _set_grad_enabled _enter_autocast _exit_autocast getattr "
         "is_contiguous stride storage_offset element_size _vmap_increment_nesting "

@@ -40,7 +40,7 @@ from tilewright.passes.to_tile.lowbit.kernel import PackedKernel
 from tilewright.passes.to_tile.lowbit.schedule import PackedSchedule, packed_schedule
 from tilewright.passes.to_tile.made import remakes
 from tilewright.passes.to_tile.narrow import narrow_positions
-from tilewright.passes.to_tile.orders import ANY, FIXED, ordered_schedule
+from tilewright.passes.to_tile.orders import ANY, FIXED, ordered_schedule, with_a_loop
 from tilewright.passes.to_tile.parameters import kernel_parameters
 from tilewright.passes.to_tile.routing.program import routing_program
 from tilewright.passes.to_tile.row_kernel import lower_row_kernel
@@ -112,7 +112,7 @@ def _in_order(
     graph: Graph, target: Target, rows: int, units: dict[str, int], choice: Choice, order: str
 ) -> Graph:
     """The program of a kernel whose sums have a known order."""
-    info = analyse(prepared(graph))
+    info = analyse(with_a_loop(prepared(graph)))
     check_covered(info)
     schedule = ordered_schedule(info, target, rows, order)
     packed = None

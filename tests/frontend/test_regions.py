@@ -67,6 +67,24 @@ def test_norms_are_no_regions() -> None:
     assert count(norm, *inputs((2, 5, 8))) == 0
 
 
+def test_a_norm_of_rows_whose_length_a_weight_fixes_is_a_region() -> None:
+    """Dynamo took the length for one that changes; the product behind it says that it does not."""
+
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale, self.out = nn.Parameter(torch.rand(8)), nn.Linear(8, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            rows = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5) * self.scale
+            out: Tensor = self.out(rows)
+            return out
+
+    report = compiled_report(Layer(), torch.randn(5, 8))
+    assert len(report.regions) == 2
+    assert not left_ops(report)
+
+
 def test_norms_of_queries_and_keys_stay_outside() -> None:
     def function(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k = (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5) for x in (q, k))
