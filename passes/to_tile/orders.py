@@ -19,9 +19,9 @@ from tilewright.ir.core import Graph, Op, Region, Value
 from tilewright.ir.dtypes import BF16
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.ops_math import Const
-from tilewright.ir.ops_stream import Sink, Source
+from tilewright.ir.ops_stream import Roll, Sink, Source
 from tilewright.ir.sizes import Size
-from tilewright.ir.target import Target, named_target
+from tilewright.ir.target import WIDTHS, Target, named_target
 from tilewright.ir.types import Axis, StreamType
 from tilewright.passes.to_tile.cached.info import cached_ops
 from tilewright.passes.to_tile.cost.defaults import best_blocks
@@ -48,6 +48,7 @@ def ordered_classes(graph: Graph, target: Target) -> tuple[int, ...]:
         return ()
     if has_packed_weights(graph):  # weights' rows lie on lanes, each row of x is by itself
         return row_classes(target)
+    target = _that_rolls(graph, target)
     few = () if target.bf16_dot and _has_bf16(graph) else FEW  # one width has the instruction
     return (*(n for n in few if n < target.lanes), target.lanes, 0)
 
@@ -62,10 +63,28 @@ def ordered_target(graph: Graph, target: Target, rows: int, order: str) -> Targe
         raise UnsupportedError(f"{graph.name}: no program for {target.name} has a known order")
     if order == FIXED and target.bf16_dot:  # it rounds in an order of its own
         target = replace(target, bf16_dot=False)
+    target = _that_rolls(graph, target)
     by_itself = is_row_kernel(graph) or has_packed_weights(graph)
     if rows in FEW and rows < target.lanes and not by_itself:
         return target.with_lanes(rows)
     return target
+
+
+def _that_rolls(graph: Graph, target: Target) -> Target:
+    """The target with vectors that what a kernel rolls is made of whole ones of, ends and middle:
+    heads of 80 numbers, the halves of which change places, with 8 lanes."""
+    rolls = [op for op in graph.body.ops if isinstance(op, Roll)]
+    lengths = [a.size.constant for op in rolls for a in _element(op) if a.name == op.axis]
+    parts = [*(op.shift for op in rolls), *(n for n in lengths if n is not None)]
+    if target.lanes not in WIDTHS or all(n % target.lanes == 0 for n in parts):
+        return target
+    fits = [n for n in WIDTHS if n < target.lanes and all(x % n == 0 for x in parts)]
+    return target.with_lanes(max(fits)) if fits else target
+
+
+def _element(op: Op) -> tuple[Axis, ...]:
+    kind = op.result.type
+    return kind.element if isinstance(kind, StreamType) else ()
 
 
 def ordered_schedule(info: KernelInfo, target: Target, rows: int, order: str) -> Schedule:
