@@ -77,9 +77,17 @@ def _is_exact(node: Node) -> bool:
     if entry is not None and entry.kind in (Kind.SHAPE, Kind.GENERATOR):
         return True
     ours = str(getattr(node.target, "namespace", "")) == "tilewright"  # checks the level itself
-    if ours or kept_reason(node) == BOOKKEEPING:
+    if ours or kept_reason(node) == BOOKKEEPING or _drops_nothing(node):
         return True
     return name in _EXACT or (name in _OF_INTEGERS and _is_of_integers(node))
+
+
+def _drops_nothing(node: Node) -> bool:
+    """Whether a node is a dropout of a model that is not being trained."""
+    if operation_name(node) != "dropout" or node.op != "call_function":
+        return False
+    training = node.args[2] if len(node.args) > 2 else node.kwargs.get("training", True)
+    return training is False
 
 
 def _is_of_integers(node: Node) -> bool:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import functools
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tilewright.ir.evaluate import evaluate_graph
+from tilewright.ir.ops_tile import Load
 from tilewright.ir.parser import parse
+from tilewright.ir.target import named_target
+from tilewright.passes.pipeline import TO_KERNELS, run_passes
+from tilewright.passes.to_tile.lower import kernel_to_tile
 from tilewright.runtime.program import Program
 
 TARGETS = ("host", "x86-64-v3")
@@ -50,11 +56,20 @@ def linear(inner: int, dtype: str, gated: bool, target: str) -> Program:
     batch=st.integers(0, 3),
     rows=st.one_of(st.integers(0, 20), st.integers(40, 110)),
     columns=st.one_of(st.integers(0, 40), st.integers(100, 300)),
+    across=st.tuples(st.booleans(), st.booleans()),
     seed=st.integers(0, 2**31),
 )
 def test_products_with_weights(
-    target: str, inner: int, form: tuple[str, bool], batch: int, rows: int, columns: int, seed: int
+    target: str,
+    inner: int,
+    form: tuple[str, bool],
+    batch: int,
+    rows: int,
+    columns: int,
+    across: tuple[bool, bool],
+    seed: int,
 ) -> None:
+    """``across``: weights lie [terms, columns] in memory."""
     dtype, gated = form
     rng = torch.Generator().manual_seed(seed)
     scale = inner**-0.5
@@ -62,7 +77,9 @@ def test_products_with_weights(
     w = (torch.randn(columns, inner, generator=rng) * scale).to(DTYPES[dtype])
     other = torch.randn((columns, inner) if gated else (columns,), generator=rng) * scale
     other = other.to(DTYPES[dtype])
-    out = linear(inner, dtype, gated, target)(x, w, other)[0]
+    turn = [a and m.dim() == 2 for m, a in zip((w, other), across, strict=True)]
+    given = [m.mT.contiguous().mT if a else m for m, a in zip((w, other), turn, strict=True)]
+    out = linear(inner, dtype, gated, target)(x, *given)[0]
     product = x.double() @ w.double().T
     if gated:
         expected = torch.nn.functional.silu(product) * (x.double() @ other.double().T)
@@ -70,6 +87,28 @@ def test_products_with_weights(
         expected = product + other.double()
     tolerance = {"f32": 3e-6, "bf16": 2e-2, "f16": 3e-3}[dtype]
     torch.testing.assert_close(out.double(), expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 8])
+def test_weights_by_terms_are_read_as_they_lie(rows: int) -> None:
+    """A decode step's product with weights [terms, columns]: whole vectors of neighbours, no
+    gathers; with weights [columns, terms] vectors of terms."""
+    module = parse(
+        """graph product<N>(%x: tensor<N x 40 x f32>, %w: tensor<40 x 200 x f32>) {
+        %y = tensor.contract %x, %w {equation = "nk,ko->no"}
+        return %y }"""
+    )
+    kernel, target = run_passes(module, TO_KERNELS).main, named_target("x86-64-v4")
+    for unit in (1, 0):
+        tile = kernel_to_tile(kernel, target, rows, {"x": 1, "w": unit})
+        loads = [x for x in tile.body.walk() if isinstance(x, Load) and x.source.hint == "w"]
+        assert loads
+        for load in loads:
+            along = [dim for dim in range(2) if load.dims[dim] >= 0]
+            assert along == [unit], (load, "whole vectors lie along the dimension of stride one")
+        x, w = (np.random.default_rng(1).standard_normal(n) for n in ((rows, 40), (40, 200)))
+        (got,) = evaluate_graph(tile, x, w)
+        np.testing.assert_allclose(got, x @ w, rtol=1e-4, atol=1e-4)
 
 
 @functools.cache

@@ -51,7 +51,8 @@ class Contraction:
         for op in self.state.info.products:
             row, inner = self.rows.row_side(op)
             keys = cached_of(self.state.info, inner)
-            assert keys is not None, "the schedule is for cached keys alone"
+            if keys is None:
+                continue
             self.cached[op] = KeyScores(self.state, keys, self.state.packed[row])
             self.cached[op].begin_rows()
 
@@ -72,6 +73,8 @@ class Contraction:
         """A register tile [positions, rows]; positions at or past ``limit`` repeat the last."""
         if op in self.cached:
             return self.cached[op].tile(at, limit)
+        if self.schedule.positions_on_lanes:
+            return self._columns(op, at, limit)
         if not self.schedule.rows_on_lanes:
             return self._across_lanes(op, at, limit)
         if self.rows.pairs_for(op):
@@ -89,6 +92,28 @@ class Contraction:
             a = operand.load(at, d, a_layout, (0, 2), limit)
             rows = b.load(packed, [d, self.state.row_start], [-1, 1], b_layout, hint="rows")
             return b(t.Dot, acc, a, rows, hint=op.result.hint)
+
+        return self._in_chunks(operand.axis.size.constant or 0, step)
+
+    def _columns(self, op: s.Contract, at: Value, limit: Value | None) -> Value:
+        """Terms one after another, a vector of columns of each: weights [terms, columns] are read
+        as they lie in memory, once for all rows."""
+        row, inner = self.rows.row_side(op)
+        operand, packed = self._operand(op), self.state.packed[row]
+        y, b, info = self.schedule, self.build, self.state.info
+        of_columns = Layout(2).local(self.state.tile_positions // y.lanes, 1).spatial(y.lanes, 1)
+        of_rows = Layout(2).local(1, y.rows).replicate(y.lanes)
+
+        where = {info.inner.name: 0, operand.axis.name: -1}
+
+        def step(acc: Value, d: Value) -> Value:
+            columns = operand.load(at, d, of_columns, (0, -1), limit)
+            if limit is None and y.prefetch:
+                place = {info.inner.name: at, operand.axis.name: b.add(d, y.prefetch)}
+                ahead = {**self.state.grid_at, **place}
+                prefetch_sources(self.state, inner, ahead, where, of_columns)
+            rows = b.load(packed, [b.index(0), d], [1, -1], of_rows, hint="rows")
+            return b(m.Fma, columns, rows, acc, hint=op.result.hint)
 
         return self._in_chunks(operand.axis.size.constant or 0, step)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from tilewright.ir import ops_math as m
 from tilewright.ir import ops_stream as s
 from tilewright.ir.core import Graph, Op, Value
-from tilewright.ir.dtypes import F64
+from tilewright.ir.dtypes import F32, F64
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.ops_cache import CachedStream
 from tilewright.ir.ops_lowbit import StreamDequantize
@@ -211,6 +211,22 @@ def _set_phases(info: KernelInfo) -> None:
             after = 0  # its result is read when all blocks are done
         for result in op.results:
             info.phase[result] = after
+
+
+def reads_across(info: KernelInfo, units: dict[str, int]) -> bool:
+    """Whether products whose columns work items share out all read f32 weights [terms, columns]:
+    neighbours in memory belong to different columns. ``units`` are the inputs' dimensions with
+    stride one."""
+    shared = [v for op in info.products for v in op.operands if info.varies(v)]
+    return info.splits and bool(shared) and all(_lies_across(info, v, units) for v in shared)
+
+
+def _lies_across(info: KernelInfo, value: Value, units: dict[str, int]) -> bool:
+    op, (axis, *more) = info.made.get(value), info.element(value)
+    if not isinstance(op, s.Source) or more or getattr(value.type, "dtype", None) != F32:
+        return False
+    at = units.get(op.tensor.hint, -1)
+    return at >= 0 and op.dims[at] == (info.inner.name,) and (axis.name,) in op.dims
 
 
 def strip_casts(info: KernelInfo, value: Value) -> tuple[Value, list[Op]]:

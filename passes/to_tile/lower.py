@@ -32,6 +32,7 @@ from tilewright.passes.to_tile.kernel_info import (
     analyse,
     is_routing,
     is_row_kernel,
+    reads_across,
 )
 from tilewright.passes.to_tile.late_products import fold_late_products
 from tilewright.passes.to_tile.lowbit.choose import unpack_slots
@@ -45,7 +46,7 @@ from tilewright.passes.to_tile.parameters import kernel_parameters
 from tilewright.passes.to_tile.routing.program import routing_program
 from tilewright.passes.to_tile.row_kernel import lower_row_kernel
 from tilewright.passes.to_tile.rows import RowLowering
-from tilewright.passes.to_tile.schedule import Schedule, row_schedule
+from tilewright.passes.to_tile.schedule import Schedule, columns_on_lanes, row_schedule
 from tilewright.passes.to_tile.state import LoweringState
 from tilewright.passes.to_tile.whole_blocks.lowbit.program import packed_program
 from tilewright.passes.to_tile.whole_blocks.lower import lower_in_parts, lower_whole_blocks
@@ -105,6 +106,8 @@ def kernel_to_tile(
         plain, packed = cached_schedule(info, target, rows), with_choice(schedule, choice)
         return _finished(lambda: _Program(info, plain, units).run(target, packed))
     chosen = with_choice(schedule, choice)
+    if not chosen.rows_on_lanes and chosen.lanes > 1 and reads_across(info, units):
+        chosen = columns_on_lanes(chosen)
     return _finished(lambda: _Program(info, chosen, units).run(target))
 
 

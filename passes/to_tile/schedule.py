@@ -9,7 +9,7 @@ With *rows in registers* the element's axis lies on lanes: few rows read each sh
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tilewright.ir.target import Target
 from tilewright.passes.to_tile.cost.machine import step_cycles
@@ -38,7 +38,7 @@ class Schedule:
     sum_chunk: int = 128  # products added up before they join a longer sum
     prefetch: int = 0  # positions ahead that streamed operands are asked for
     align: int = 1  # blocks start on multiples of it: cached tokens lie packed (cached/)
-    positions_on_lanes: bool = False  # rows in registers: keys of a cache lie on lanes
+    positions_on_lanes: bool = False  # rows in registers: keys of a cache or columns on lanes
     signed_bytes: bool = False  # the 8-bit dot instruction overflows on unsigned bytes
     kept_by_row: bool = False  # what phases keep lies [row, position] in scratch
     in_order: bool = False  # statistics of a block take position after position (orders.py)
@@ -99,6 +99,26 @@ def choose_schedule(target: Target, rows: int) -> Schedule:
         unroll=4,
         bf16_dot=target.bf16_dot,
     )
+
+
+def positions_on_lanes(schedule: Schedule) -> Schedule:
+    """The same with few rows in registers and positions of the inner axis on lanes, as a cache's
+    keys want it."""
+    lanes = schedule.lanes
+    turned = replace(schedule, positions_on_lanes=True, kept_by_row=True)
+    return replace(turned, inner_tile=lanes, pointwise_tile=lanes)
+
+
+SUMS = 8  # registers of them, as many multiply-adds as are under way
+
+
+def columns_on_lanes(schedule: Schedule) -> Schedule:
+    """For few rows and weights [terms, columns], neighbours of which belong to different columns:
+    so many of them at once that a term's are read in stretches. Stretches lie far apart, which no
+    hardware foresees: they are asked for farther ahead than positions that are read whole."""
+    turned = positions_on_lanes(schedule)
+    tile = turned.lanes * max(1, SUMS // turned.rows)
+    return replace(turned, inner_tile=tile, prefetch=4 * turned.prefetch)
 
 
 def row_schedule(target: Target) -> Schedule:

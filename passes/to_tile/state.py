@@ -94,7 +94,7 @@ class LoweringState:
                 Layout(2).local(self.tile_positions, self.tile_rows // y.lanes).spatial(1, y.lanes)
             )
         if y.positions_on_lanes:
-            return Layout(2).local(1, y.rows).spatial(self.tile_positions, 1)
+            return Layout(2).local(self.tile_positions // y.lanes, y.rows).spatial(y.lanes, 1)
         return Layout(2).spatial(self.tile_positions, y.rows)
 
     def kept_shape(self) -> list[int]:

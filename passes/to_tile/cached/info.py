@@ -22,7 +22,7 @@ from tilewright.ir.ops_remake import RemakeStream
 from tilewright.ir.target import Target
 from tilewright.passes.to_tile.kernel_info import KernelInfo, strip_casts
 from tilewright.passes.to_tile.made import remakes, sides
-from tilewright.passes.to_tile.schedule import Schedule, choose_schedule
+from tilewright.passes.to_tile.schedule import Schedule, choose_schedule, positions_on_lanes
 from tilewright.passes.to_tile.state import LoweringState, round_up
 
 TOKENS = 128  # of a block
@@ -67,10 +67,7 @@ def cached_schedule(info: KernelInfo, target: Target, rows: int) -> Schedule:
         tile = 1 << (plain.inner_tile.bit_length() - 1)  # whole tiles make whole blocks
         return replace(plain, align=align, inner_block=block, inner_tile=tile)
     changed = replace(plain, align=align, inner_block=block, kept_by_row=True)
-    if not on_lanes:
-        return changed
-    lanes = target.lanes
-    return replace(changed, positions_on_lanes=True, inner_tile=lanes, pointwise_tile=lanes)
+    return positions_on_lanes(changed) if on_lanes else changed
 
 
 def _remade_schedule(
