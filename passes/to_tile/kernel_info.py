@@ -100,12 +100,14 @@ def is_row_kernel(graph: Graph) -> bool:
     return element and not any(isinstance(op, stream) for op in graph.body.ops)
 
 
+def chooses(graph: Graph) -> bool:
+    """True if a kernel chooses, counts, ranks, or reads tables at several computed positions."""
+    return any("routing" in op.traits or _looks_up(op) for op in graph.body.ops)
+
+
 def is_routing(graph: Graph) -> bool:
-    """True if a kernel chooses, counts, ranks, reads tables at several computed positions, or has
-    no loop at all."""
-    return any("routing" in op.traits or _looks_up(op) for op in graph.body.ops) or (
-        not _loops(graph)
-    )
+    """True if a kernel chooses, or has no loop at all."""
+    return chooses(graph) or not _loops(graph)
 
 
 def _looks_up(op: Op) -> bool:

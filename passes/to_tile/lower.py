@@ -41,12 +41,13 @@ from tilewright.passes.to_tile.lowbit.kernel import PackedKernel
 from tilewright.passes.to_tile.lowbit.schedule import PackedSchedule, packed_schedule
 from tilewright.passes.to_tile.made import remakes
 from tilewright.passes.to_tile.narrow import narrow_positions
-from tilewright.passes.to_tile.orders import ANY, FIXED, ordered_schedule, with_a_loop
+from tilewright.passes.to_tile.orders import ANY, FIXED, ordered_schedule
 from tilewright.passes.to_tile.parameters import kernel_parameters
 from tilewright.passes.to_tile.routing.program import routing_program
 from tilewright.passes.to_tile.row_kernel import lower_row_kernel
 from tilewright.passes.to_tile.rows import RowLowering
 from tilewright.passes.to_tile.schedule import Schedule, columns_on_lanes, row_schedule
+from tilewright.passes.to_tile.single_row import with_a_loop
 from tilewright.passes.to_tile.state import LoweringState
 from tilewright.passes.to_tile.whole_blocks.lowbit.program import packed_program
 from tilewright.passes.to_tile.whole_blocks.lower import lower_in_parts, lower_whole_blocks
@@ -115,7 +116,7 @@ def _in_order(
     graph: Graph, target: Target, rows: int, units: dict[str, int], choice: Choice, order: str
 ) -> Graph:
     """The program of a kernel whose sums have a known order."""
-    info = analyse(with_a_loop(prepared(graph)))
+    info = analyse(prepared(graph))
     check_covered(info)
     schedule = ordered_schedule(info, target, rows, order)
     packed = None
@@ -136,7 +137,7 @@ def in_fixed_order(program: Graph) -> Graph:
 
 def prepared(graph: Graph) -> Graph:
     """A kernel's stream graph as lowering takes it."""
-    return fold_late_products(canonicalise_graph(narrow_positions(graph)))
+    return with_a_loop(fold_late_products(canonicalise_graph(narrow_positions(graph))))
 
 
 def default_schedule(info: KernelInfo, target: Target, rows: int) -> Schedule | PackedSchedule:

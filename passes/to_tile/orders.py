@@ -15,12 +15,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from tilewright.ir import rounding
-from tilewright.ir.core import Graph, Op, Region, Value
+from tilewright.ir.core import Graph, Op
 from tilewright.ir.dtypes import BF16
 from tilewright.ir.errors import UnsupportedError
-from tilewright.ir.ops_math import Const
-from tilewright.ir.ops_stream import Roll, Sink, Source
-from tilewright.ir.sizes import Size
+from tilewright.ir.ops_stream import Roll
 from tilewright.ir.target import WIDTHS, Target, named_target
 from tilewright.ir.types import Axis, StreamType
 from tilewright.passes.to_tile.cached.info import cached_ops
@@ -35,7 +33,6 @@ from tilewright.passes.to_tile.schedule import (
     row_schedule,
 )
 
-ONE = Size.of(1)
 ANY, BATCH, FIXED = "", "batch", rounding.FIXED
 INNER_BLOCK = 64  # positions between two updates of running statistics, on every machine
 ROW_PARTS = 16  # sums of a row that are formed beside each other, on every machine
@@ -111,40 +108,6 @@ def ordered_schedule(info: KernelInfo, target: Target, rows: int, order: str) ->
         in_order=True,
         row_parts=ROW_PARTS,  # classes of rows have different lanes
     )
-
-
-def with_a_loop(graph: Graph) -> Graph:
-    """A kernel of one row that has no loop (its tensors' other dimensions are 1) as one of many
-    whose number is 1: then its sums are formed as theirs. Other graphs are left as they are."""
-    types = [v.type for op in graph.body.ops for v in op.results]
-    loops = any(isinstance(x, StreamType) and x.loops for x in types)
-    chooses = any("routing" in op.traits for op in graph.body.ops)
-    sinks = [op for op in graph.body.ops if isinstance(op, Sink)]
-    if loops or chooses or not is_row_kernel(graph) or not all(map(_unit_dim, sinks)):
-        return graph
-    used = {a.name for x in types if isinstance(x, StreamType) for a in x.element}
-    row = Axis(next(n for n in map("row{}".format, range(len(used) + 1)) if n not in used), ONE)
-
-    mapping: dict[Value, Value] = {param: param for param in graph.params}
-    ops: list[Op] = []
-    for op in graph.body.ops:
-        attrs, kind = dict(op.attrs), op.attrs.get("type")
-        if isinstance(op, Source | Sink) and (at := _unit_dim(op)):
-            attrs["dims"] = tuple((row.name,) if i == at else x for i, x in enumerate(op.dims, 1))
-        if isinstance(kind, StreamType) and not isinstance(op, Const):
-            attrs["type"] = replace(kind, loops=(row,))
-        operands = (mapping[v] for v in op.operands)
-        ops.append(type(op)(*operands, loc=op.loc, hints=[op.result.hint], **attrs))
-        mapping[op.result] = ops[-1].result
-    results = tuple(mapping[v] for v in graph.results)
-    return graph.with_body(Region(graph.params, tuple(ops), results))
-
-
-def _unit_dim(op: Op) -> int:
-    """The first dimension of a source's or sink's tensor that no axis runs along, from 1; 0: none.
-    (Where no axis runs along a dimension its size is 1.)"""
-    assert isinstance(op, Source | Sink)
-    return next((i for i, dim in enumerate(op.dims, 1) if not dim), 0)
 
 
 def _has_bf16(graph: Graph) -> bool:
