@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tilewright.ir.core import Module
-from tilewright.ir.errors import BackendMissingError
+from tilewright.ir.errors import BackendMissingError, VerifyError
 from tilewright.runtime.verification.case import Case
 from tilewright.runtime.verification.check import Outcome
 from tilewright.runtime.verification.ledger import Entry, explanation
@@ -70,6 +70,9 @@ class Tally:
     unspecified: int = 0
     interpreted: int = 0
     refused: Counter[str] = field(default_factory=Counter)
+    undrawn: Counter[str] = field(
+        default_factory=Counter
+    )  # batches that a mistake in drawing ended
     by_place: dict[tuple[str, str], Counter[str]] = field(default_factory=dict)
     worst: dict[tuple[str, str], float] = field(default_factory=dict)
     explained: Counter[str] = field(default_factory=Counter)
@@ -181,7 +184,10 @@ class Campaign:
             phases=(Phase.generate,),
             verbosity=hypothesis.Verbosity.quiet,
         )
-        quiet(test)()
+        try:
+            quiet(test)()
+        except VerifyError as error:  # drawn is what the IR refuses: our mistake, and no end
+            self.tally.undrawn[error.message[:200]] += 1
         for case, outcome in failed:
             self._keep(self._reduced(case, outcome, number))
 

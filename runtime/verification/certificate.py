@@ -56,6 +56,7 @@ SCHEMA = _object(  # a JSON schema of the whole
         "unspecified_elements": _COUNT,
         "interpreted": _COUNT,
         "refused": _COUNTS,
+        "undrawn": _COUNTS,
         "by_kind_and_place": {
             "type": "array",
             "items": _object(
@@ -124,6 +125,7 @@ def certificate(plan: Plan, tally: Tally, version: str, files: dict[int, Path]) 
         "unspecified_elements": tally.unspecified,
         "interpreted": tally.interpreted,
         "refused": dict(tally.refused.most_common()),
+        "undrawn": dict(tally.undrawn.most_common()),
         "by_kind_and_place": places,
         "worst_error_over_bound": max(tally.worst.values(), default=0.0),
         "explained": dict(sorted(tally.explained.items())),

@@ -69,7 +69,7 @@ class GraphSketch(Sketch):
         y = x and self.some(lambda k: k.dtype == x.dtype and broadcastable(k.shape, x.shape))
         if x is None or y is None:
             return None
-        given = self.some(lambda k: k.dtype == BOOL and broadcastable(k.shape, x.shape))
+        given = self.some(lambda k: k.dtype == BOOL and _fits(k, x) and _fits(k, y))
         if given is None:
             relation = self.pick(["lt", "le", "gt", "ge", "eq", "ne"])
             given = self.op(m.Compare, x, y, bound=1, relation=relation)
@@ -152,6 +152,10 @@ class GraphSketch(Sketch):
     def cast(self) -> Known | None:
         x = self.some(is_float)
         return x and self.op(m.Cast, x, dtype=self.pick([F32, BF16, F16]))
+
+
+def _fits(a: Known, b: Known) -> bool:
+    return broadcastable(a.shape, b.shape)
 
 
 STEPS = (

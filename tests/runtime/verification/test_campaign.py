@@ -6,18 +6,23 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import jsonschema
 import pytest
+from hypothesis import strategies as st
+from hypothesis.strategies import SearchStrategy
 
 from tests.runtime.verification.here import INTERPRETED, Here, run
 from tilewright.ir import ops_math as m
 from tilewright.ir import ops_tensor as t
 from tilewright.ir.core import Graph, Op, Value
+from tilewright.ir.errors import VerifyError
 from tilewright.ir.parser import parse
 from tilewright.passes import pipeline, reorder
 from tilewright.passes.reorder.rule import Rule
 from tilewright.passes.rewrite import Rewriter, for_each_graph, rewrite_graph
 from tilewright.runtime.verification.campaign import Campaign, Failure, Plan
 from tilewright.runtime.verification.case import Case
+from tilewright.runtime.verification.certificate import SCHEMA, certificate
 from tilewright.runtime.verification.check import Outcome, check_case
 from tilewright.runtime.verification.ledger import Entry, read_ledger
 
@@ -113,6 +118,28 @@ def test_a_known_failure_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     tally = Campaign(plan, Here(), [entry]).run()  # type: ignore[arg-type]
     assert not tally.failures and tally.explained["planted"] > 0
     assert sum(c["explained"] for c in tally.by_place.values()) == tally.explained["planted"]
+
+
+def test_a_mistake_in_drawing_ends_a_batch_and_not_the_campaign(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain = Campaign._strategy
+
+    def strategy(self: Campaign) -> SearchStrategy[Case]:
+        if not self.tally.undrawn:
+            return st.builds(refused)
+        return plain(self)
+
+    def refused() -> Case:
+        raise VerifyError("planted")
+
+    monkeypatch.setattr(Campaign, "_strategy", strategy)
+    plan = Plan((INTERPRETED,), ("rows",), 1, cases=3)
+    tally = Campaign(plan, Here()).run()  # type: ignore[arg-type]
+    assert tally.undrawn == {"planted": 1} and tally.cases == 3
+    data = certificate(plan, tally, "0", {})
+    jsonschema.validate(data, SCHEMA)
+    assert data["undrawn"] == {"planted": 1}
 
 
 def any_case() -> Case:
