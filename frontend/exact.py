@@ -40,7 +40,8 @@ _ROUNDED_ONCE = """
     relu_ clamp_ floor ceil round trunc sign isinf isnan isfinite square radd rsub rmul
 """
 _ON_INTEGERS = "diff cumsum cumprod sum prod any all amax amin max min count_nonzero remainder mod"
-_EXACT = frozenset((_MOVING + _ROUNDED_ONCE).split())
+_ONCE = frozenset(_ROUNDED_ONCE.split())
+_EXACT = frozenset(_MOVING.split()) | _ONCE
 _OF_INTEGERS = frozenset(_ON_INTEGERS.split())
 _BY_ROWS = frozenset({"layer_norm"})  # a thread computes a row, as its length asks
 
@@ -71,8 +72,10 @@ def refuse_inexact(level: Level, nodes: Iterable[Node]) -> None:
 
 def _is_exact(node: Node) -> bool:
     name = operation_name(node)
-    if name == "add" and node.kwargs.get("alpha", 1) != 1:
+    if node.kwargs.get("alpha", 1) != 1:
         return False  # fused in vectors only
+    if name in _ONCE and _is_complex(node):
+        return False  # products of parts, fused in vectors only
     entry = lookup(node)
     if entry is not None and entry.kind in (Kind.SHAPE, Kind.GENERATOR):
         return True
@@ -90,11 +93,20 @@ def _drops_nothing(node: Node) -> bool:
     return training is False
 
 
-def _is_of_integers(node: Node) -> bool:
-    """Whether tensors that go in and come out are of integers or booleans."""
+def _dtypes(node: Node) -> set[torch.dtype]:
+    """Of the tensors that go in and come out."""
     made = node.meta.get("example_value")
     tensors = [*map(fake_of, operand_nodes(node)), *(made if isinstance(made, tuple) else (made,))]
-    dtypes = [x.dtype for x in tensors if isinstance(x, torch.Tensor)]
+    return {x.dtype for x in tensors if isinstance(x, torch.Tensor)}
+
+
+def _is_complex(node: Node) -> bool:
+    return any(dtype.is_complex for dtype in _dtypes(node))
+
+
+def _is_of_integers(node: Node) -> bool:
+    """Whether tensors that go in and come out are of integers or booleans."""
+    dtypes = _dtypes(node)
     return bool(dtypes) and not any(d.is_floating_point or d.is_complex for d in dtypes)
 
 

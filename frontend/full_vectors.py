@@ -17,6 +17,7 @@ from torch.fx import Node
 
 from tilewright.frontend.op_map.kept import operation_name
 from tilewright.frontend.translate import fake_of, operand_nodes
+from tilewright.ir.errors import DeterminismError
 
 BLOCK = 2048  # elements: at::parallel_for's grain for functions, a multiple of every vector
 _NAMES = """
@@ -32,7 +33,10 @@ def is_function_of_one_number(node: Node) -> bool:
     if operation_name(node) not in _FUNCTIONS or node.op not in ("call_function", "call_method"):
         return False
     given, made = operand_nodes(node), node.meta.get("example_value")
-    if len(given) != 1 or node.args[:1] != (given[0],) or node.kwargs.get("inplace"):
+    if len(given) != 1 or node.args[:1] != (given[0],):
+        return False
+    others = (*node.args[1:], *node.kwargs.values())  # pow(x, x) has a node, inplace is a truth
+    if any(isinstance(other, Node) or other is True for other in others):
         return False
     before = fake_of(given[0])
     return (
@@ -54,6 +58,11 @@ def take_full_vectors(node: Node) -> None:
 @cache
 def _in_full_vectors(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     def run(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if x.requires_grad and torch.is_grad_enabled():
+            raise DeterminismError(
+                f"{run.__name__.partition('_in_')[0]} of a tensor that requires gradients keeps no "
+                "level of determinism: call it under torch.no_grad()"
+            )
         count = x.numel()
         padded = x.new_zeros(-(-count // BLOCK), BLOCK)
         padded.view(-1)[:count] = x.reshape(-1)

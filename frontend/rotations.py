@@ -65,7 +65,10 @@ def find_rotation(
     ``place``; none of ``others``, the cores of other regions."""
     inside, forbidden = set(inside), set(others)
     found = Rotation()
-    rows = fake_of(analysis.nodes[place]).shape[-2]
+    made = fake_of(analysis.nodes[place])
+    if not isinstance(made, torch.Tensor) or made.dim() < 2:  # no rows of heads
+        return found
+    rows = made.shape[-2]
     for top in dict.fromkeys(o for n in inside for o in operand_nodes(n) if o not in inside):
         rotation = _above(analysis, top, {}) if _pays(top, inside, rows) else None
         if rotation is None or rotation.nodes & (forbidden | rotation.sources):

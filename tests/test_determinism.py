@@ -266,6 +266,30 @@ def test_what_torch_computes_of_single_numbers_and_integers_keeps_levels() -> No
             tilewright.compile(function, reproducible=True)(x, at)
 
 
+REFUSED: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], torch.dtype]] = {
+    "inplace, by place": (lambda x: x + torch.nn.functional.hardswish(x * 2, True), torch.bfloat16),
+    "inplace, by name": (lambda x: x + torch.nn.functional.silu(x, inplace=True), torch.float32),
+    "two tensors": (lambda x: torch.pow(x, x), torch.float32),
+    "two rounded at once": (lambda x: torch.sub(x, x * 3.3, alpha=0.3), torch.bfloat16),
+    "in place, two at once": (lambda x: (x * 1.7).add_(x, alpha=0.3), torch.bfloat16),
+    "complex products": (lambda x: x * (x + 1.3), torch.complex64),
+    "a number to the power of a tensor": (lambda x: 2.0**x, torch.float32),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_functions_of_more_than_one_number_are_refused(case: str) -> None:
+    function, dtype = REFUSED[case]
+    with torch.no_grad(), pytest.raises(DeterminismError, match="would stay with torch"):
+        tilewright.compile(function, deterministic="batch")(torch.ones(3, 700).to(dtype))
+
+
+def test_functions_of_what_requires_gradients_are_refused() -> None:
+    x = torch.ones(3, 70, requires_grad=True)
+    with pytest.raises(DeterminismError, match="gradients"):
+        tilewright.compile(lambda x: torch.exp(x) + x, deterministic="batch")(x)
+
+
 def test_what_torch_would_compute_is_refused() -> None:
     def narrow(x: torch.Tensor) -> torch.Tensor:
         return torch.cumsum(x.bfloat16(), 1).float() * 2

@@ -106,6 +106,10 @@ def test_weights_by_terms_are_read_as_they_lie(rows: int) -> None:
         for load in loads:
             along = [dim for dim in range(2) if load.dims[dim] >= 0]
             assert along == [unit], (load, "whole vectors lie along the dimension of stride one")
+        for block in (64, 256):
+            choice = {"inner_block": block, "inner_part": 64}
+            other = kernel_to_tile(kernel, target, rows, {"x": 1, "w": unit}, choice)
+            evaluate_graph(other, np.ones((rows, 40)), np.ones((40, 200)))  # stays in its scratch
         x, w = (np.random.default_rng(1).standard_normal(n) for n in ((rows, 40), (40, 200)))
         (got,) = evaluate_graph(tile, x, w)
         np.testing.assert_allclose(got, x @ w, rtol=1e-4, atol=1e-4)

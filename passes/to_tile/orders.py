@@ -23,7 +23,7 @@ from tilewright.ir.target import WIDTHS, Target, named_target
 from tilewright.ir.types import Axis, StreamType
 from tilewright.passes.to_tile.cached.info import cached_ops
 from tilewright.passes.to_tile.cost.defaults import best_blocks
-from tilewright.passes.to_tile.kernel_info import KernelInfo, is_routing, is_row_kernel
+from tilewright.passes.to_tile.kernel_info import KernelInfo, chooses, is_routing, is_row_kernel
 from tilewright.passes.to_tile.lowbit.info import has_packed_weights
 from tilewright.passes.to_tile.made import remakes
 from tilewright.passes.to_tile.schedule import (
@@ -88,7 +88,8 @@ def ordered_schedule(info: KernelInfo, target: Target, rows: int, order: str) ->
     """The schedule in a known order. Raises UnsupportedError for kernels that have none."""
     graph = info.graph
     if is_routing(graph):
-        raise UnsupportedError(f"{graph.name} routes tokens: it has no form in a fixed order")
+        what = "routes tokens" if chooses(graph) else "computes a vector or a number, not rows"
+        raise UnsupportedError(f"{graph.name} {what}: it has no form in a fixed order")
     if cached_ops(graph) or remakes(graph):
         what = "reads a low-bit cache or makes keys again"
         raise UnsupportedError(f"{graph.name} {what}: it has no form in a fixed order")

@@ -118,6 +118,9 @@ def columns_on_lanes(schedule: Schedule) -> Schedule:
     hardware foresees: they are asked for farther ahead than positions that are read whole."""
     turned = positions_on_lanes(schedule)
     tile = turned.lanes * max(1, SUMS // turned.rows)
+    tile = math.gcd(tile, turned.inner_block, turned.inner_part)  # blocks are whole tiles
+    if tile % turned.lanes:
+        return schedule
     return replace(turned, inner_tile=tile, prefetch=4 * turned.prefetch)
 
 

@@ -85,6 +85,17 @@ def test_a_norm_of_rows_whose_length_a_weight_fixes_is_a_region() -> None:
     assert not left_ops(report)
 
 
+@pytest.mark.parametrize(
+    "sums", [lambda y: y.mean(-1), lambda y: y.max(-1).values], ids=["mean", "max"]
+)
+def test_sums_over_products_with_what_is_no_parameter(sums: Function) -> None:
+    weight = torch.randn(33, 40)
+    compiled = compile(lambda x: sums(F.linear(x, weight)))
+    x = torch.randn(9, 40)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), sums(F.linear(x, weight)), rtol=1e-4, atol=1e-5)
+
+
 def test_norms_of_queries_and_keys_stay_outside() -> None:
     def function(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k = (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5) for x in (q, k))
