@@ -46,7 +46,7 @@ from tilewright.passes.to_tile.parameters import kernel_parameters
 from tilewright.passes.to_tile.routing.program import routing_program
 from tilewright.passes.to_tile.row_kernel import lower_row_kernel
 from tilewright.passes.to_tile.rows import RowLowering
-from tilewright.passes.to_tile.schedule import Schedule, columns_on_lanes, row_schedule
+from tilewright.passes.to_tile.schedule import Schedule, columns_on_lanes, fewer_rows, row_schedule
 from tilewright.passes.to_tile.single_row import with_a_loop
 from tilewright.passes.to_tile.state import LoweringState
 from tilewright.passes.to_tile.whole_blocks.lowbit.program import packed_program
@@ -149,6 +149,8 @@ def default_schedule(info: KernelInfo, target: Target, rows: int) -> Schedule | 
         return row_schedule(target)
     plain = cached_schedule(info, target, rows)
     made = cached_ops(info.graph) or remakes(info.graph)  # rows share what a block makes
+    if not rows and not made and info.splits and info.products:
+        return fewer_rows(plain)
     if rows or made or info.splits or not info.products or not plain.rows_on_lanes:
         return plain
     return best_blocks(info, target, plain) if plain.lanes > 1 else plain
