@@ -81,7 +81,7 @@ def figures_text(results: Path) -> str:
     records = [record for command in COMMANDS for record in newest_records(command, results)]
     if not records:
         return "Nothing has been measured yet.\n"
-    kinds = {kind: list(found) for kind, found in _by_kind(records).items()}
+    kinds = _by_kind(records)
     rows: dict[str, dict[str, str]] = {}
     for record in records:
         for row in record.comparisons:

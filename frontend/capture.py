@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 
 from tilewright.frontend.build import Built, build_module
 from tilewright.frontend.classify import Analysis, is_weight
-from tilewright.frontend.exact import keep_inexact, refuse_inexact
+from tilewright.frontend.exact import keep_level
 from tilewright.frontend.functionalise import functionalise_scores
 from tilewright.frontend.op_map import FILLED
 from tilewright.frontend.op_map.kept import kept_reason, operation_name
@@ -88,9 +88,7 @@ class Capture:
             captured.calls.append(rewriter.replace(region, result, name))
         _drop_unused_numbers(gm)
         captured.left = _left(gm, reasons)
-        left = [n for n in gm.graph.nodes if n in reasons]
-        refuse_inexact(kept, left)
-        keep_inexact(kept, left)
+        keep_level(kept, [n for n in gm.graph.nodes if n in reasons])
         _log(captured)
         return captured
 

@@ -46,18 +46,23 @@ _OF_INTEGERS = frozenset(_ON_INTEGERS.split())
 _BY_ROWS = frozenset({"layer_norm"})  # a thread computes a row, as its length asks
 
 
-def refuse_inexact(level: Level, nodes: Iterable[Node]) -> None:
-    """DeterminismError naming every operation that a graph leaves with torch and that does not keep
-    the level, with its source line."""
+def keep_level(level: Level, nodes: Iterable[Node]) -> None:
+    """Has torch compute what a graph leaves with it so that a level of determinism holds: functions
+    of single numbers are rewritten. DeterminismError naming every other operation that does not
+    keep the level, with its source line; then nothing is rewritten."""
     if not level.promises("threads"):
         return
     anywhere = level.promises("reproducible")  # torch's functions are not the same everywhere
-    found = []
+    found, functions = [], []
     for node in nodes:
         if node.op not in _CALLS or is_bookkeeping(node) or _is_exact(node):
             continue
-        if anywhere or not (is_function_of_one_number(node) or operation_name(node) in _BY_ROWS):
+        if not anywhere and is_function_of_one_number(node):
+            functions.append(node)
+        elif anywhere or operation_name(node) not in _BY_ROWS:
             found.append(node)
+    for node in functions if not found else ():
+        take_full_vectors(node)
     if not found:
         return
     lines = [f"  {operation_name(n)} at {location_of(n)}" for n in found]
@@ -108,12 +113,3 @@ def _is_of_integers(node: Node) -> bool:
     """Whether tensors that go in and come out are of integers or booleans."""
     dtypes = _dtypes(node)
     return bool(dtypes) and not any(d.is_floating_point or d.is_complex for d in dtypes)
-
-
-def keep_inexact(level: Level, nodes: Iterable[Node]) -> None:
-    """Rewrites functions of single numbers that a graph leaves with torch, where a level asks for
-    it."""
-    if level.promises("threads"):
-        for node in nodes:
-            if not _is_exact(node) and is_function_of_one_number(node):
-                take_full_vectors(node)

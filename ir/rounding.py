@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 ORDER, FIXED = "order", "fixed"  # attribute of a tile program in which every rounding is written
 
 
-def in_fixed_order(graph: Graph) -> bool:
+def has_fixed_order(graph: Graph) -> bool:
     """Whether back ends have to compute a program as IEEE 754 says, subnormal numbers too."""
     return graph.attrs.get(ORDER) == FIXED
 

@@ -82,3 +82,21 @@ def _are(some: Sequence[object], others: Sequence[object]) -> bool:
 def for_each_graph(module: Module, change: Callable[[Graph], Graph], level: str = "") -> Module:
     """Applies ``change`` to every graph (of one level)."""
     return Module(tuple(change(g) if not level or g.level == level else g for g in module.graphs))
+
+
+def rebuilt_body(
+    graph: Graph, mapping: dict[Value, Value], attrs_of: Callable[[Op], dict[str, Any]]
+) -> Region:
+    """The body with other attributes, of a graph without regions: every operation is made, and
+    checks itself, when its operands and attributes both have changed. ``mapping``: the parameters'
+    new values, to which all others are added."""
+    ops: list[Op] = []
+    for op in graph.body.ops:
+        hints = [r.hint for r in op.results]
+        fresh = type(op)(
+            *(mapping[v] for v in op.operands), loc=op.loc, hints=hints, **attrs_of(op)
+        )
+        mapping.update(zip(op.results, fresh.results, strict=True))
+        ops.append(fresh)
+    params, results = (tuple(mapping[v] for v in x) for x in (graph.params, graph.results))
+    return Region(params, tuple(ops), results)

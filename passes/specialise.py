@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tilewright.ir.core import Graph, Op, Region, Value
+from tilewright.ir.core import Graph, Op, Value
 from tilewright.ir.sizes import Size
 from tilewright.ir.types import (
     Axis,
@@ -16,6 +16,7 @@ from tilewright.ir.types import (
     TensorType,
     substitute_sizes,
 )
+from tilewright.passes.rewrite import rebuilt_body
 
 _TYPES = (TensorType, StreamType, BufferType, ScratchType, RegisterType, IndexType)
 
@@ -25,19 +26,12 @@ def specialise(graph: Graph, values: dict[str, int]) -> Graph:
     if not values:
         return graph
     sizes: dict[str, Any] = dict(values)
-    mapping: dict[Value, Value] = {}
-    params = []
-    for param in graph.params:
-        mapping[param] = Value(substitute_sizes(param.type, sizes), param.hint)
-        params.append(mapping[param])
-    ops: list[Op] = []
-    for op in graph.body.ops:
-        attrs = {k: _substituted(v, sizes) for k, v in op.attrs.items()}
-        hints = [r.hint for r in op.results]
-        fresh = type(op)(*(mapping[v] for v in op.operands), loc=op.loc, hints=hints, **attrs)
-        mapping.update(zip(op.results, fresh.results, strict=True))
-        ops.append(fresh)
-    body = Region(tuple(params), tuple(ops), tuple(mapping[v] for v in graph.results))
+    mapping = {p: Value(substitute_sizes(p.type, sizes), p.hint) for p in graph.params}
+
+    def attrs_of(op: Op) -> dict[str, Any]:
+        return {k: _substituted(v, sizes) for k, v in op.attrs.items()}
+
+    body = rebuilt_body(graph, mapping, attrs_of)
     left = tuple(n for n in graph.sizes if n not in values)
     return Graph(graph.level, graph.name, left, body, graph.attrs)
 

@@ -8,14 +8,14 @@ from contextlib import contextmanager
 from tilewright.backends.float_mode import IEEE, has_mxcsr
 from tilewright.backends.mlir.text import MlirText
 from tilewright.ir.core import Graph
-from tilewright.ir.rounding import in_fixed_order
+from tilewright.ir.rounding import has_fixed_order
 from tilewright.ir.target import Target
 
 
 @contextmanager
 def in_ieee_mode(text: MlirText, graph: Graph, target: Target) -> Iterator[None]:
     """The code written meanwhile computes as IEEE 754 says, if the program is in a fixed order."""
-    if not in_fixed_order(graph) or not has_mxcsr(target.triple):
+    if not has_fixed_order(graph) or not has_mxcsr(target.triple):
         yield
         return
     place = text.op(f"llvm.alloca {text.i64(1)} x i32 : (i64) -> !llvm.ptr")

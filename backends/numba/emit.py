@@ -36,7 +36,7 @@ from tilewright.ir.core import Graph, Op, Region, Value
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.ops_lowbit import Lookup, LookupBytes, LookupHalves, View
 from tilewright.ir.ops_tile_memory import refuse_gpu_ops
-from tilewright.ir.rounding import in_fixed_order
+from tilewright.ir.rounding import has_fixed_order
 from tilewright.ir.sizes import Size
 from tilewright.ir.types import BufferType, IndexType, ScratchType
 
@@ -110,7 +110,7 @@ class _Program:
         text.depth = 1
         self._allocate()
         extents = self._extents()
-        fixed = in_fixed_order(self.graph) and has_mxcsr()
+        fixed = has_fixed_order(self.graph) and has_mxcsr()
         if fixed:
             text.line("mode = ieee_mode()")
         with text.block("for item in range(lo, hi)"):

@@ -149,11 +149,9 @@ def default_schedule(info: KernelInfo, target: Target, rows: int) -> Schedule | 
         return row_schedule(target)
     plain = cached_schedule(info, target, rows)
     made = cached_ops(info.graph) or remakes(info.graph)  # rows share what a block makes
-    if not rows and not made and info.splits and info.products:
-        return fewer_rows(plain)
-    if rows or made or info.splits or not info.products or not plain.rows_on_lanes:
+    if rows or made or not info.products or not plain.rows_on_lanes or plain.lanes == 1:
         return plain
-    return best_blocks(info, target, plain) if plain.lanes > 1 else plain
+    return fewer_rows(plain) if info.splits else best_blocks(info, target, plain)
 
 
 def gpu_program(

@@ -7,11 +7,13 @@ alone takes the vectors that many rows take, and its sums come in their order.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
-from tilewright.ir.core import Graph, Op, Region, Value
+from tilewright.ir.core import Graph, Op
 from tilewright.ir.ops_stream import Sink, Source, StreamOp
 from tilewright.ir.sizes import Size
 from tilewright.ir.types import Axis, StreamType
+from tilewright.passes.rewrite import rebuilt_body
 from tilewright.passes.to_tile.kernel_info import chooses, is_row_kernel
 
 ONE = Size.of(1)
@@ -26,19 +28,16 @@ def with_a_loop(graph: Graph) -> Graph:
         return graph
     used = {a.name for x in types if isinstance(x, StreamType) for a in x.element}
     row = Axis(next(n for n in map("row{}".format, range(len(used) + 1)) if n not in used), ONE)
-    mapping: dict[Value, Value] = {param: param for param in graph.params}
-    ops: list[Op] = []
-    for op in graph.body.ops:
+
+    def attrs_of(op: Op) -> dict[str, Any]:
         attrs, kind = dict(op.attrs), op.attrs.get("type")
         if isinstance(op, Source | Sink) and (at := _unit_dim(op)):
             attrs["dims"] = tuple((row.name,) if i == at else x for i, x in enumerate(op.dims, 1))
         if isinstance(op, StreamOp) and isinstance(kind, StreamType):
             attrs["type"] = replace(kind, loops=(row,))
-        operands = (mapping[v] for v in op.operands)
-        ops.append(type(op)(*operands, loc=op.loc, hints=[op.result.hint], **attrs))
-        mapping[op.result] = ops[-1].result
-    results = tuple(mapping[v] for v in graph.results)
-    return graph.with_body(Region(graph.params, tuple(ops), results))
+        return attrs
+
+    return graph.with_body(rebuilt_body(graph, {p: p for p in graph.params}, attrs_of))
 
 
 def _unit_dim(op: Op) -> int:

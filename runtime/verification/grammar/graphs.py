@@ -53,7 +53,7 @@ class GraphSketch(Sketch):
 
     def binary(self) -> Known | None:
         x = self.some(is_float)
-        y = x and self.some(lambda k: k.dtype == x.dtype and broadcastable(k.shape, x.shape))
+        y = x and self.some(lambda k: k.dtype == x.dtype and _fits(k, x))
         if x is None or y is None:
             return None
         cls = self.pick([m.Add, m.Sub, m.Mul, m.Max, m.Min, m.Div])
@@ -66,7 +66,7 @@ class GraphSketch(Sketch):
 
     def select(self) -> Known | None:
         x = self.some(is_float)
-        y = x and self.some(lambda k: k.dtype == x.dtype and broadcastable(k.shape, x.shape))
+        y = x and self.some(lambda k: k.dtype == x.dtype and _fits(k, x))
         if x is None or y is None:
             return None
         given = self.some(lambda k: k.dtype == BOOL and _fits(k, x) and _fits(k, y))
