@@ -5,13 +5,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from tilewright.bench.records import RESULTS, newest_records
 from tilewright.bench.report.kept import newest_reports
-from tilewright.bench.results_page import TOPICS
+from tilewright.bench.results_page import GPU_SUITES, TOPICS, gpu_peers, gpu_runs
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "peers.md"
 _TIMES = "\N{MULTIPLICATION SIGN}"
@@ -45,14 +44,11 @@ def _in_suites(results: Path) -> Iterator[tuple[tuple[str, str, str], float]]:
 
 
 def _on_gpus(results: Path) -> Iterator[tuple[tuple[str, str, str], float]]:
-    for folder in sorted(results.glob("*")):
-        newest = max(folder.glob("gpu_attention-*.json"), default=None)
-        data = json.loads(newest.read_text(encoding="utf-8")) if newest else {"rows": {}}
-        for row in data["rows"].values():
-            for peer, values in row.items():
-                if peer.startswith("torch"):
-                    key = f"{peer} (GPU)", "Attention", folder.name
-                    yield key, values["ms"] / row["default"]["ms"]
+    for suite, (title, _) in GPU_SUITES.items():
+        for kind, data in gpu_runs(suite, results):
+            for row in data["rows"].values():
+                for peer, theirs, ours in gpu_peers(row):
+                    yield (f"{peer} (GPU)", title, kind), theirs / ours
 
 
 def _line(peer: str, topic: str, kind: str, values: list[float]) -> str:

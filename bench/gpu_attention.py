@@ -1,7 +1,7 @@
 """Attention on a CUDA device beside torch's: ``python -m tilewright.bench.gpu_attention OUT``.
 
 First correctness (small problems against float64, large ones against torch), then times of several
-schedules in interleaved rounds with torch's SDPA back ends and with torch.compile(flex_attention).
+schedules and back ends in interleaved rounds with torch's SDPA and torch.compile(flex_attention).
 Writes OUT as JSON after every step; exits with 1 if a result is wrong. ``--dry`` runs tiny problems
 under Triton's interpreter on a machine without a GPU (set TRITON_INTERPRET=1 before).
 """
@@ -16,13 +16,14 @@ import torch
 import torch.nn.functional as F
 
 from tilewright.bench.gpu_attention_cases import (
+    DEFAULT,
     DRY,
     MASKS,
-    SCHEDULES,
     SHAPE,
+    WAYS,
     Case,
     Function,
-    Schedule,
+    Way,
     ours,
     small_cases,
 )
@@ -37,14 +38,14 @@ def main() -> int:
 
 
 def work(suite: Suite) -> None:
-    """Everything in order of importance."""
-    small(suite)
+    """Everything in order of importance; small problems with what time is left."""
     large(suite)
     for causal in (False, True):
         for length in (4096, 8192):
             beside_sdpa(suite, length, causal)
     for name in MASKS:
         beside_flex(suite, name, 8192)
+    small(suite)
 
 
 def jobs(suite: Suite) -> list[Call]:
@@ -54,18 +55,17 @@ def jobs(suite: Suite) -> list[Call]:
     for name in MASKS:
         options = MASKS[name](q.shape[1], 8192, suite.device)
         found.append(_flex(q, k, v, options))
-    for schedule in SCHEDULES.values():
+    for way in (DEFAULT, *WAYS.values()):
         for causal in (False, True):
-            found.append(partial(ours, schedule, q, k, v, is_causal=causal))
-        if schedule[4]:
-            for name in MASKS:
-                options = MASKS[name](q.shape[1], 8192, suite.device)
-                found.append(partial(ours, schedule, q, k, v, **options))
+            found.append(partial(ours, way, q, k, v, is_causal=causal))
+        for name in MASKS:
+            options = MASKS[name](q.shape[1], 8192, suite.device)
+            found.append(partial(ours, way, q, k, v, **options))
     return found + [case.ours for case in small_cases(suite.device, suite.dry)]
 
 
-def schedules(suite: Suite) -> dict[str, Schedule]:
-    return DRY if suite.dry else SCHEDULES
+def ways(suite: Suite) -> dict[str, Way]:
+    return DRY if suite.dry else WAYS
 
 
 # ---- correctness
@@ -78,6 +78,9 @@ def _relative(got: torch.Tensor, want: torch.Tensor) -> float:
 def small(suite: Suite) -> None:
     """Against float64."""
     for case in small_cases(suite.device, suite.dry):
+        if suite.left() < 2 and not suite.dry:
+            suite.note(f"{case.key}: no time left")
+            return
         suite.check(case.key, partial(_case_error, case), case.bound)
 
 
@@ -100,12 +103,10 @@ def large(suite: Suite) -> None:
     q, k, v = _inputs(suite, 48 if suite.dry else 4096)
     for causal in (False, True):
         want = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=causal)
-        for name, schedule in schedules(suite).items():
+        for name, way in ways(suite).items():
 
-            def error(
-                schedule: Schedule = schedule, causal: bool = causal, want: torch.Tensor = want
-            ) -> float:
-                return _relative(ours(schedule, q, k, v, is_causal=causal), want)
+            def error(way: Way = way, causal: bool = causal, want: torch.Tensor = want) -> float:
+                return _relative(ours(way, q, k, v, is_causal=causal), want)
 
             suite.check(f"large, causal {causal}, {name}", error, 1e-2)
 
@@ -135,16 +136,16 @@ def beside_sdpa(suite: Suite, length: int, causal: bool) -> None:
     else:
         calls["torch cudnn"] = _sdpa(SDPBackend.CUDNN_ATTENTION, q, k, v, causal=causal)
         calls["torch flash"] = _sdpa(SDPBackend.FLASH_ATTENTION, q, k, v, causal=causal)
-    for name, schedule in schedules(suite).items():
+    for name, way in ways(suite).items():
         if suite.found["checks"].get(f"large, causal {causal}, {name}"):
-            calls[name] = partial(ours, schedule, q, k, v, is_causal=causal)
-    calls["default"] = lambda: ours(None, q, k, v, is_causal=causal)
+            calls[name] = partial(ours, way, q, k, v, is_causal=causal)
+    calls["default"] = partial(ours, DEFAULT, q, k, v, is_causal=causal)
     _record(suite, f"L{length} causal {causal}", calls, _flops(q, causal))
 
 
 def beside_flex(suite: Suite, name: str, length: int) -> None:
     """Times beside torch.compile(flex_attention), its block mask made beforehand."""
-    if suite.left() < 12:
+    if suite.left() < 6:
         suite.note(f"{name}: no time left")
         return
     length = 32 if suite.dry else length
@@ -153,20 +154,19 @@ def beside_flex(suite: Suite, name: str, length: int) -> None:
     calls: dict[str, Call] = {}
     if not suite.dry:
         calls["torch flex"] = _flex(q, k, v, options)
-    tried = [n for n in schedules(suite) if "bulk" in n or suite.dry]
-    for schedule in tried:
-        calls[schedule] = partial(ours, schedules(suite)[schedule], q, k, v, **options)
-    calls["default"] = lambda: ours(None, q, k, v, **options)
-    if not suite.dry:
-        beside = calls["torch flex"]
-
-        def error() -> float:
-            want = beside()
-            assert isinstance(want, torch.Tensor)
-            return _relative(ours(schedules(suite)[tried[0]], q, k, v, **options), want)
-
-        suite.check(f"large {name}", error, 1.5e-2)
+    for label, way in (*ways(suite).items(), ("default", DEFAULT)):
+        call = partial(ours, way, q, k, v, **options)
+        if suite.dry or suite.check(
+            f"large {name}, {label}", partial(_beside, call, calls["torch flex"]), 1.5e-2
+        ):
+            calls[label] = call
     _record(suite, f"{name} L{length}", calls, _flops(q, True))
+
+
+def _beside(call: Call, peer: Call) -> float:
+    got, want = call(), peer()
+    assert isinstance(got, torch.Tensor) and isinstance(want, torch.Tensor)
+    return _relative(got, want)
 
 
 def _flex(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: dict[str, Function]) -> Call:

@@ -4,7 +4,7 @@ float64 says. Measures and prints nothing."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,22 +12,28 @@ from typing import Any
 import torch
 
 import tilewright
-from tilewright.gpu import using_schedule
+from tilewright.gpu import using_backend, using_schedule
 
 Function = Callable[..., Any]
-# rows, positions, warps, stages, bulk copies
-Schedule = tuple[int, int, int, int, bool]
-SCHEDULES: dict[str, Schedule] = {
-    "128x128 8w 2s bulk": (128, 128, 8, 2, True),
-    "128x64 8w 3s bulk": (128, 64, 8, 3, True),
-    "64x64 4w 2s bulk": (64, 64, 4, 2, True),
-    "64x64 4w 3s bulk": (64, 64, 4, 3, True),
-    "64x128 4w 2s bulk": (64, 128, 4, 2, True),
-    "128x128 8w 2s": (128, 128, 8, 2, False),
-    "128x64 8w 3s": (128, 64, 8, 3, False),
-    "64x64 4w 2s": (64, 64, 4, 2, False),
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a kernel is made: rows, positions, warps, stages and bulk copies (None: as it would be
+    anyway), and by which back end."""
+
+    schedule: tuple[int, int, int, int, bool] | None
+    backend: str = "triton"
+
+
+DEFAULT = Way(None, "gpu")
+WAYS: dict[str, Way] = {
+    "64x64 4w 3s bulk": Way((64, 64, 4, 3, True)),
+    "cuda 64x64 4w 3s": Way((64, 64, 4, 3, True), "cuda"),
+    "cuda 128x96 8w 3s": Way((128, 96, 8, 3, True), "cuda"),
+    "cuda 128x128 8w 2s": Way((128, 128, 8, 2, True), "cuda"),
 }
-DRY = {"16x16": (16, 16, 4, 2, False)}
+DRY = {"16x16": Way((16, 16, 4, 2, False))}
 SHAPE = (4, 16, 128)  # batch, heads, head size
 
 
@@ -97,14 +103,17 @@ def plain_attention(
 
 
 def ours(
-    schedule: Schedule | None,
+    way: Way,
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
     **options: Any,
 ) -> torch.Tensor:
     gqa = q.shape[1] != k.shape[1]
-    with using_schedule(*schedule) if schedule else nullcontext():
+    with ExitStack() as stack:
+        stack.enter_context(using_backend(way.backend))
+        if way.schedule:
+            stack.enter_context(using_schedule(*way.schedule))
         out = tilewright.attention(q, k, v, enable_gqa=gqa, **options)
     assert isinstance(out, torch.Tensor)
     return out
@@ -116,7 +125,7 @@ def _options(what: str, heads: int, length: int, device: torch.device) -> dict[s
 
 @dataclass(frozen=True)
 class Case:
-    """A small problem, the schedule that it tries, and what float64 says."""
+    """A small problem, the way that it tries, and what float64 says."""
 
     key: str
     bound: float
@@ -125,12 +134,12 @@ class Case:
 
 
 def small_cases(device: torch.device, dry: bool) -> list[Case]:
-    """Dtypes, odd lengths and head sizes, grouped heads, every mask; schedules in turn."""
+    """Dtypes, odd lengths and head sizes, grouped heads, every mask; ways in turn."""
     bounds = {torch.bfloat16: 1.2e-2, torch.float16: 2e-3, torch.float32: 1e-5}
     sizes = [(2, 4, 2, 200, 333, 64), (1, 4, 4, 1, 130, 128), (1, 2, 1, 129, 257, 80)]
     sizes = [(1, 4, 2, 37, 41, 16)] if dry else sizes
     masks = ("causal", "documents") if dry else ("none", "causal", *MASKS)
-    schedules: list[tuple[str, Schedule | None]] = list((DRY if dry else SCHEDULES).items())
+    ways = list((DRY if dry else WAYS).items())
     cases: list[Case] = []
     generator = torch.Generator().manual_seed(0)
     for dtype, bound in bounds.items():
@@ -142,15 +151,15 @@ def small_cases(device: torch.device, dry: bool) -> list[Case]:
                 shapes = (b, h, n, d), (b, kv, m, d), (b, kv, m, d)
                 q, k, v = (torch.randn(x, generator=generator).to(device, dtype) for x in shapes)
                 options = _options(what, h, n, device)
-                name, schedule = schedules[len(cases) % len(schedules)]
+                name, way = ways[len(cases) % len(ways)]
                 if dtype == torch.float32 and not dry:
-                    name, schedule = "default", None
+                    name, way = "default", DEFAULT
                 causal = what == "causal"
                 cases.append(
                     Case(
                         f"{dtype} {(b, h, kv, n, m, d)} {what}, {name}",
                         bound,
-                        partial(ours, schedule, q, k, v, is_causal=causal, **options),
+                        partial(ours, way, q, k, v, is_causal=causal, **options),
                         partial(plain_attention, q, k, v, causal, options),
                     )
                 )

@@ -209,7 +209,7 @@ def run_suite(
             return 0
         try:
             suite.describe()
-            if jobs and not suite.dry:
+            if jobs and not suite.dry and options.processes:
                 suite.compile_all(options.processes)
             work(suite)
             suite.found["ok"] = all(suite.found["checks"].values())
@@ -227,7 +227,8 @@ def _options(text: str | None, seconds: float, switches: Mapping[str, str]) -> a
     parser.add_argument("path", help="JSON to write")
     parser.add_argument("--seconds", type=float, default=seconds)
     parser.add_argument("--dry", action="store_true", help="tiny, without a GPU")
-    parser.add_argument("--processes", type=int, default=12, help="that compile kernels at first")
+    most = "that compile kernels at first (0: none)"
+    parser.add_argument("--processes", type=int, default=12, help=most)
     parser.add_argument("--warm", type=int, help="(a process that compiles its share)")
     for name, what in switches.items():
         parser.add_argument(f"--{name}", action="store_true", help=what)

@@ -7,7 +7,7 @@ it together with the README's table.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,16 +59,30 @@ fastest form. *Speed-up* is the geometric mean of their time over ours; *undecid
 of 99 % holds 1.
 """
 GPU_HEAD = """\
-## Attention on a GPU
+## {title} on a GPU
 
-{device}, torch {torch}, Triton {triton}; bf16, B 4, H 16, D 128; the default schedule, measured
-by CUDA events in interleaved rounds (`python -m tilewright.bench.gpu_attention`). Below 1 the
-peer is faster: cuDNN's kernels are, for plain attention. [gpu.md](gpu.md) says what has not run
-on a GPU yet.
+{device}, torch {torch}, Triton {triton}; {about}. The default schedule, measured by CUDA events in
+interleaved rounds, caches flushed (`python -m tilewright.bench.{suite}`). Below 1 the peer is
+faster.
 
 | workload | ours | beside | their time | ratio |
 |---|---|---|---|---|
 """
+GPU_SUITES = {  # titles, and what was measured
+    "gpu_attention": ("Attention", "bf16, B 4, H 16, D 128"),
+    "gpu_decode": (
+        "Decode steps",
+        "32 query heads over 8 of keys, D 128, batch 16, 8,192 keys; codes of caches as they were "
+        "before planes, which [gpu.md](gpu.md) has",
+    ),
+    "gpu_lowbit": ("Low-bit products", "bf16 activations, groups of 128"),
+    "gpu_moe": (
+        "Mixture-of-experts layers",
+        "bf16, 128 experts, N 704, K 2,816, top 8, with the blocks of before for 4,096 tokens "
+        "(128 x 128 are the default since)",
+    ),
+    "gpu_routing": ("Routing of tokens", "128 experts, top 8, adapters' maps, counts and places"),
+}
 
 
 def results_page(results: Path = RESULTS) -> str:
@@ -146,22 +160,36 @@ def _suites(results: Path) -> Iterator[str]:
 
 
 def _gpu(results: Path) -> Iterator[str]:
-    """A section for each GPU that attention was measured on."""
-    for folder in sorted(results.glob("*")):
-        newest = max(folder.glob("gpu_attention-*.json"), default=None)
-        if newest is not None:
-            data = json.loads(newest.read_text(encoding="utf-8"))
+    """A section for each suite and GPU that it ran on."""
+    for suite, (title, about) in GPU_SUITES.items():
+        for _, data in gpu_runs(suite, results):
             rows = [line for name, row in data["rows"].items() for line in _gpu_row(name, row)]
-            yield GPU_HEAD.format(**data) + "\n".join(rows) + "\n"
+            if rows:
+                head = GPU_HEAD.format(**data, title=title, about=about, suite=suite)
+                yield head + "\n".join(rows) + "\n"
+
+
+def gpu_runs(suite: str, results: Path = RESULTS) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The newest results of a suite for each machine class, and its name."""
+    for folder in sorted(results.glob("*")):
+        newest = max(folder.glob(f"{suite}-*.json"), default=None)
+        if newest is not None:
+            yield folder.name, json.loads(newest.read_text(encoding="utf-8"))
+
+
+def gpu_peers(row: Mapping[str, Mapping[str, float]]) -> Iterator[tuple[str, float, float]]:
+    """Each peer of a workload with its milliseconds and ours."""
+    ours = row.get("default") or row.get("ours")
+    for peer, values in row.items():
+        if ours is not None and peer.startswith(("torch", "published")):
+            yield peer, values["ms"], ours["ms"]
 
 
 def _gpu_row(name: str, row: dict[str, Any]) -> Iterator[str]:
     """A line for each peer of a workload."""
-    ours = row["default"]["ms"]
-    for peer, values in row.items():
-        if peer.startswith("torch"):
-            ratio = f"{values['ms'] / ours:.2f}{_TIMES}"
-            yield _line(name, f"{ours:.3g} ms", peer, f"{values['ms']:.3g} ms", ratio)
+    for peer, theirs, ours in gpu_peers(row):
+        ratio = f"{theirs / ours:.2f}{_TIMES}"
+        yield _line(name, f"{ours:.3g} ms", peer, f"{theirs:.3g} ms", ratio)
 
 
 def _line(*cells: str) -> str:

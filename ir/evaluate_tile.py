@@ -21,7 +21,7 @@ from tilewright.ir.evaluate_roles import Barrier, Order
 from tilewright.ir.ops_tile import Bounds
 from tilewright.ir.ops_tile_memory import CopyAsync, Undefined
 from tilewright.ir.sizes import Size
-from tilewright.ir.types import BufferType, RegisterType, ScratchType
+from tilewright.ir.types import BufferType, RegisterType, ScratchType, SharedType
 
 
 @dataclass
@@ -256,8 +256,11 @@ class Worker(RoleOps, LineOps):
 
     def do_tile_group_product(self, op: ops_tile.GroupProduct, inputs: Any, scope: Any) -> Any:
         acc, a, memory, first = inputs
-        written = op.matrix(memory.written, first)
-        check(bool(written.all()), "reads shared memory that nothing wrote", op)
+        written = bool(op.matrix(memory.written, first).all())
+        if isinstance(op.a.type, SharedType):
+            written = written and bool(a.written.all())
+            a = a.array
+        check(written, "reads shared memory that nothing wrote", op)
         return (op.reference(acc, a, memory.array, first),)
 
     def do_nothing(self, op: Op, inputs: Any, scope: Any) -> Any:

@@ -60,8 +60,9 @@ class GroupProduct(TileOp, name="tile.group_product", traits=("reads",)):
 
     b lies in slots [rows, columns] from slot ``first`` on, its columns cut into as many slots as
     they need; ``dims``: b's dimensions along rows and columns, (1, 0) with k innermost or (0, 1).
-    acc and a have the layouts of ``m16n8k16``, warps side by side along rows. Written to shared
-    memory by threads, b may be read so behind a ``tile.fence`` and a barrier.
+    acc and a have the layouts of ``m16n8k16``, warps side by side along rows; or a lies in shared
+    memory, too, all of it: its columns (k) cut into slots. Written to shared memory by threads,
+    sides may be read so behind a ``tile.fence`` and a barrier.
     """
 
     acc: Value = operand()
@@ -71,45 +72,71 @@ class GroupProduct(TileOp, name="tile.group_product", traits=("reads",)):
     dims: tuple[int, ...] = attribute()
 
     def infer(self) -> Type:
-        acc, a, b = self.register(self.acc), self.register(self.a), self.b.type
-        self.require(isinstance(b, SharedType) and len(b.shape) == 3, "b is [slots, rows, columns]")
+        acc, a, b = self.register(self.acc), self.a.type, self.b.type
+        self._require_lines(b, "b")
+        if isinstance(a, SharedType):
+            self._require_lines(a, "a")
+        else:
+            a = self.register(self.a)
         assert isinstance(b, SharedType)
         self.require_indices((self.first,))
         self.require(tuple(self.dims) in ((0, 1), (1, 0)), "dims are [0, 1] or [1, 0]")
-        self.require(len(acc.shape) == len(a.shape) == 2, "acc and a are matrices")
+        self.require(len(acc.shape) == len(self.left_shape) == 2, "acc and a are matrices")
         self.require(a.dtype == b.dtype and a.dtype in GROUP_TERMS, "a and b are bf16 or f16")
-        self.require(acc.dtype == F32 and acc.shape[0] == a.shape[0], "acc is [m, n] of f32")
-        terms, columns = a.shape[1], acc.shape[1]
+        rows, terms = self.left_shape
+        self.require(acc.dtype == F32 and acc.shape[0] == rows, "acc is [m, n] of f32")
+        columns = acc.shape[1]
         across = terms if tuple(self.dims) == (1, 0) else columns
         down = columns if tuple(self.dims) == (1, 0) else terms
         self.require(b.shape[1] == down and across % b.shape[2] == 0, "b is [k, n]")
-        row = b.shape[2] * b.dtype.bits // 8
-        fits = row in (32, 64, 128) and b.swizzle == row // SWIZZLED_BYTES
-        self.require(fits, "rows of b are lines of 32, 64 or 128 bytes, swizzled in all")
         unit = UNITS["m16n8k16"]
         warps = acc.layout.lanes // WARP
         groups = warps % GROUP_WARPS == 0 and columns <= MOST_COLUMNS and acc.shape[0] % 64 == 0
         self.require(groups, f"{warps} warps make products of {acc.shape[0]} x {columns}")
-        for x, atom in ((acc, unit.c), (a, unit.a)):
+        sides = ((acc, unit.c), (a, unit.a))
+        for x, atom in sides:
+            if isinstance(x, SharedType):
+                continue
             parts = divide(x.layout, atom)
-            rows = Layout(2).local(x.shape[0] // (warps * unit.m), 1).spatial(warps, 1)
-            wanted = rows.local(1, x.shape[1] // atom.shape[1])
+            above = Layout(2).local(x.shape[0] // (warps * unit.m), 1).spatial(warps, 1)
+            wanted = above.local(1, x.shape[1] // atom.shape[1])
             same = parts is not None and parts.same_map(wanted)
             self.require(same, "warps share out 64 rows after the other, as m16n8k16 has them")
         return acc
 
+    def _require_lines(self, type_: Type, name: str) -> None:
+        """A side in shared memory, as warp groups read it."""
+        matrix = isinstance(type_, SharedType) and len(type_.shape) == 3
+        self.require(matrix, f"{name} is [slots, rows, columns]")
+        assert isinstance(type_, SharedType)
+        row = type_.shape[2] * type_.dtype.bits // 8
+        fits = row in (32, 64, 128) and type_.swizzle == row // SWIZZLED_BYTES
+        self.require(fits, f"rows of {name} are lines of 32, 64 or 128 bytes, swizzled in all")
+
+    @property
+    def left_shape(self) -> tuple[int, ...]:
+        """a's [m, k]."""
+        a = self.a.type
+        if isinstance(a, SharedType):
+            return a.shape[1], a.shape[0] * a.shape[2]
+        return self.register(self.a).shape
+
+    def left(self, a: Any) -> Any:
+        """a [m, k]: a tile, or out of the array of its shared memory."""
+        return np.concatenate(list(a), axis=-1) if isinstance(self.a.type, SharedType) else a
+
     def matrix(self, memory: Any, first: int) -> Any:
         """b [k, n] out of the array of its shared memory."""
-        terms = self.register(self.a).shape[1]
         columns = self.register(self.acc).shape[1]
-        across = terms if tuple(self.dims) == (1, 0) else columns
+        across = self.left_shape[1] if tuple(self.dims) == (1, 0) else columns
         parts = across // memory.shape[2]
         wide = np.concatenate(list(memory[first : first + parts]), axis=-1)
         return wide if tuple(self.dims) == (0, 1) else wide.T
 
     def reference(self, acc: Any, a: Any, b: Any, first: Any) -> Any:
         with np.errstate(all="ignore"):
-            return acc + a.astype(acc.dtype) @ self.matrix(b, int(first)).astype(acc.dtype)
+            right = self.matrix(b, int(first)).astype(acc.dtype)
+            return acc + self.left(a).astype(acc.dtype) @ right
 
 
 class GroupBegin(GroupProduct, name="tile.group_begin"):

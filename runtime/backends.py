@@ -322,6 +322,14 @@ def make_triton(variant: Variant, target: Target) -> tuple[Call, VariantReport]:
     return make(variant, target)
 
 
+def make_fastest(variant: Variant, target: Target) -> tuple[Call, VariantReport]:
+    """A kernel for a GPU by the back end that is faster there."""
+    with GENERATORS.lock:
+        from tilewright.runtime.gpu_choice import make_fastest as make
+
+    return make(variant, target)
+
+
 def make_cuda(variant: Variant, target: Target) -> tuple[Call, VariantReport]:
     """A kernel for a CUDA device, written in CUDA C++."""
     return _cuda(variant, target, emulated=False)
@@ -352,6 +360,7 @@ MAKERS = {
     "mlir": make_mlir,
     "interpreter": make_interpreter,
     "numba": make_numba,
+    "gpu": make_fastest,
     "triton": make_triton,
     "cuda": make_cuda,
     "cuda-host": make_cuda_host,

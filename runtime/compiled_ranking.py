@@ -59,12 +59,12 @@ def resources(
     choice: Choice,
     backend: str = "triton",
 ) -> Resources:
-    """What the compiler of a back end (``triton``, ``cuda``) makes of a schedule. Raises
+    """What the compiler of a back end (``gpu``, ``triton``, ``cuda``) makes of a schedule. Raises
     UnsupportedError for others and for a target that is no GPU, BackendMissingError where the
     compiler is not installed."""
     if not target.gpu:
         raise UnsupportedError(f"{target.name} is no GPU: its schedules are not compiled ahead")
-    if backend == "triton":
+    if backend in ("gpu", "triton"):  # schedules that are chosen are Triton's
         return _by_triton(_program(graph, target, rows, units, choice), target)
     if backend == "cuda":
         return _by_cuda(kernel_to_tile(graph, target, rows, units, choice), target)

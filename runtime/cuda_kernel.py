@@ -23,6 +23,7 @@ from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.target import Target
 from tilewright.passes.to_threads.lower import threads_program
 from tilewright.passes.to_threads.roles import roles_program
+from tilewright.passes.to_tile.whole_blocks.schedule import BlockSchedule
 from tilewright.runtime.backends import kernel_cache
 from tilewright.runtime.calls import launched_call_source
 from tilewright.runtime.cuda.calls import direct_call_source, element_bytes
@@ -192,12 +193,19 @@ def machine_code(source: CudaSource, architecture: str) -> bytes:
 
 
 def make_cuda(
-    variant: Variant, target: Target, emulated: bool = False
+    variant: Variant,
+    target: Target,
+    emulated: bool = False,
+    schedule: BlockSchedule | None = None,
+    reports: list[MachineReport] | None = None,
 ) -> tuple[Call, VariantReport]:
-    """A form of a kernel for a CUDA device, or for the host's emulation of one."""
+    """A form of a kernel for a CUDA device, or for the host's emulation of one; with a ``schedule``
+    instead of its own choice, and ``reports`` that another form fills, too."""
     return make_gpu(
         variant,
         target,
         "cuda-host" if emulated else "cuda",
-        lambda program, reports: CudaKernel(program, target, reports, emulated).call,
+        lambda program, found: CudaKernel(program, target, found, emulated).call,
+        schedule,
+        reports,
     )

@@ -138,7 +138,7 @@ def check_backend(level: Level, backend: str) -> None:
 def device_backend(level: Level, chosen: str) -> str:
     """The back end for tensors on a device: what has programs in a fixed order, if one is asked
     for."""
-    return "cuda" if level.order == FIXED and chosen == "triton" else chosen
+    return "cuda" if level.order == FIXED and chosen in ("gpu", "triton") else chosen
 
 
 def refuse_unordered(level: Level, error: UnsupportedError) -> None:

@@ -14,6 +14,7 @@ from tilewright.ir.types import BufferType
 from tilewright.passes.to_tile.kernel_info import is_routing
 from tilewright.passes.to_tile.lowbit.info import has_packed_weights
 from tilewright.passes.to_tile.lower import gpu_program, gpu_programs_in_parts, routing_programs
+from tilewright.passes.to_tile.whole_blocks.schedule import BlockSchedule
 from tilewright.runtime.calls import Signature
 from tilewright.runtime.cuda.gpus import gpus, refuse_capture
 from tilewright.runtime.family import Call, Variant
@@ -89,18 +90,20 @@ def make_gpu(
     target: Target,
     backend: str,
     make: Callable[[Graph, list[MachineReport]], Call],
+    schedule: BlockSchedule | None = None,
+    reports: list[MachineReport] | None = None,
 ) -> tuple[Call, VariantReport]:
     """A form of a kernel for a GPU; ``make`` gives the call of a program on whole blocks, and adds
-    to the reports what became of it."""
+    to the reports what became of it. ``schedule``: instead of its own choice."""
     refuse_capture(variant.graph.name)
-    units = variant.unit_dims
-    given = variant.graph, target, units, forced_schedule(), variant.rows, variant.choice
-    reports: list[MachineReport] = []
+    units, blocks = variant.unit_dims, schedule or forced_schedule()
+    given = variant.graph, target, units, blocks, variant.rows, variant.choice
+    found: list[MachineReport] = [] if reports is None else reports
 
     def made(program: Graph) -> Call:
-        return make(program, reports)
+        return make(program, found)
 
-    if backend == "triton" and has_packed_weights(variant.graph):
+    if has_packed_weights(variant.graph):
         with GENERATORS.lock:
             from tilewright.runtime.lowbit.gpu_products import PackedCall
 
@@ -117,7 +120,7 @@ def make_gpu(
     report = VariantReport(
         rows, target.name, backend, variant.units, variant.static_sizes, 0, False, 0.0
     )
-    report.schedule, report.machine = _schedule(program), reports
+    report.schedule, report.machine = _schedule(program), found
     return call, report
 
 

@@ -14,7 +14,8 @@ from tilewright.ir.target import GPUS, Target, named_target
 from tilewright.passes.to_tile.whole_blocks.schedule import BlockSchedule
 
 _FORCED: ContextVar[BlockSchedule | None] = ContextVar("tilewright_gpu_schedule", default=None)
-GPU_BACKENDS = ("triton", "cuda", "cuda-host")  # the last on CPU tensors, by emulation
+# "gpu": for each kernel the faster of the next two; the last on CPU tensors, by emulation
+GPU_BACKENDS = ("gpu", "triton", "cuda", "cuda-host")
 LEAST = 80  # compute capability 8.0
 
 
@@ -42,9 +43,10 @@ def using_schedule(
 
 @contextmanager
 def using_backend(name: str) -> Iterator[None]:
-    """Programs called inside with a GPU's tensors run kernels of this back end: ``triton`` (the
-    default) or ``cuda``. ``cuda-host``: programs called with CPU tensors run CUDA kernels, thread
-    by thread in the host's emulation, which refuses races and accesses out of bounds.
+    """Programs called inside with a GPU's tensors run kernels of this back end: ``triton``,
+    ``cuda``, or ``gpu``, the default: of the faster one for each kernel. ``cuda-host``: programs
+    called with CPU tensors run CUDA kernels, thread by thread in the host's emulation, which
+    refuses races and accesses out of bounds.
 
     Raises BackendMissingError for another name.
     """
@@ -64,7 +66,7 @@ class _Pretended:
     makes a GPU's kernels."""
 
     on = False
-    backend = "triton"
+    backend = "gpu"
 
 
 pretended = _Pretended()

@@ -41,7 +41,8 @@ def program_target(name: str | None, backend: str) -> Target:
             made_by = " or ".join(f"backend={b!r}" for b in GPU_BACKENDS)
             raise TargetError(f"{found.name} is a GPU: its kernels are made by {made_by}")
         return found
-    known = [t.name for t in GPUS.values() if backend == "triton" or t.gpu == "cuda"]
+    both = backend in ("gpu", "triton")
+    known = [t.name for t in GPUS.values() if both or t.gpu == "cuda"]
     if name is None:
         if backend == "cuda-host":
             return named_target("cuda-sm90")

@@ -13,6 +13,10 @@ from tilewright.backends.triton.build import build, interpreting
 from tilewright.backends.triton.emit import emit_source
 from tilewright.ir.core import Graph
 from tilewright.ir.target import Target
+from tilewright.passes.to_tile.kernel_info import analyse, is_routing
+from tilewright.passes.to_tile.lowbit.info import has_packed_weights
+from tilewright.passes.to_tile.lower import prepared
+from tilewright.passes.to_tile.whole_blocks.schedule import BlockSchedule, blocks_of_planes
 from tilewright.runtime.calls import launched_call_source
 from tilewright.runtime.cuda.calls import again_source, direct_call_source
 from tilewright.runtime.cuda.forms import Forms
@@ -20,6 +24,7 @@ from tilewright.runtime.cuda.gpus import gpus
 from tilewright.runtime.cuda.repeat import Repeat
 from tilewright.runtime.family import Call, Variant
 from tilewright.runtime.gpu_kernel import GpuKernel, make_gpu
+from tilewright.runtime.gpu_targets import forced_schedule
 from tilewright.runtime.report import MachineReport, VariantReport
 
 SYMBOL = "tilewright_kernel"
@@ -85,4 +90,15 @@ class TritonKernel(GpuKernel):
 
 def make_triton(variant: Variant, target: Target) -> tuple[Call, VariantReport]:
     """A form of a kernel for a GPU."""
-    return make_gpu(variant, target, "triton", lambda x, reports: TritonKernel(x, reports).call)
+
+    def make(program: Graph, reports: list[MachineReport]) -> Call:
+        return TritonKernel(program, reports).call
+
+    return make_gpu(variant, target, "triton", make, _blocks(variant, target))
+
+
+def _blocks(variant: Variant, target: Target) -> BlockSchedule | None:
+    """Blocks that suit Triton better than those of both back ends; None: the same."""
+    if forced_schedule() or is_routing(variant.graph) or has_packed_weights(variant.graph):
+        return None
+    return blocks_of_planes(analyse(prepared(variant.graph)), target, variant.rows)

@@ -7,6 +7,7 @@ eight matrix that the instruction hands out to a warp, or by the transposed one.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -202,10 +203,13 @@ class FragmentOps(SharedOps):
         self.text.line(f"tw::wgmma_ended({x.name});")
 
     def _group_begin(self, op: t.GroupProduct) -> None:
-        """``wgmma``: the right side is read from shared memory by the instruction itself."""
-        a, shared, from_zero = self.tile(op.a), self.values[op.b], self._is_zero(op.acc)
+        """``wgmma``: the right side is read from shared memory by the instruction itself, the left
+        one if it lies there."""
+        shared, from_zero = self.values[op.b], self._is_zero(op.acc)
         assert isinstance(shared, Shared) and isinstance(op.acc.type, RegisterType)
-        (rows, terms), columns = a.layout.shape, op.acc.type.shape[1]
+        (rows, terms), columns = op.left_shape, op.acc.type.shape[1]
+        groups = op.acc.type.layout.lanes // (GROUP_WARPS * WARP)
+        left = self._group_left(op, groups)
         if from_zero:
             out = self.declare(op.result)
         else:
@@ -219,17 +223,38 @@ class FragmentOps(SharedOps):
         self.text.line(f"const uint64_t {side} = {place};")
         self.text.line("tw::wgmma_fence();")
         turned = 0 if tuple(op.dims) == (1, 0) else 1
-        call = f"tw::wgmma<{c_type(a.dtype)}, {columns}, {turned}>"
-        groups = op.acc.type.layout.lanes // (GROUP_WARPS * WARP)
+        call = f"tw::wgmma<{c_type(shared.type.dtype)}, {columns}, {turned}>"
         parts = rows // (GROUP_ROWS * groups)
         with self.text.each("k", terms // 16) as k, self.text.each("m", parts) as m:
             at = self._group_offset(k, line, slot, turned)
-            left = times(added([times(m, str(terms // 16)), k]), "4")
             sums = f"tw::group<{columns // 2}>({out.name}, {times(m, str(columns // 2))})"
-            words = f"tw::group<4>({a.name}, {left})"
             more = f", {k} > 0" if from_zero else ""
-            self.text.line(f"{call}({sums}, {words}, {added([side, at])}{more});")
+            self.text.line(f"{call}({sums}, {left(k, m)}, {added([side, at])}{more});")
         self.text.line("tw::wgmma_commit();")
+
+    def _group_left(self, op: t.GroupProduct, groups: int) -> Callable[[str, str], str]:
+        """The left side of the instruction for terms ``k`` and the group's rows ``m``: registers,
+        or the descriptor of 64 rows in shared memory."""
+        shared, (_, terms) = self.values[op.a], op.left_shape
+        if not isinstance(shared, Shared):
+            a = self.tile(op.a)
+
+            def words(k: str, m: str) -> str:
+                at = times(added([times(m, str(terms // 16)), k]), "4")
+                return f"tw::group<4>({a.name}, {at})"
+
+            return words
+        side, line = self.text.name(f"{shared.name}_tile"), shared.row_bytes
+        slot, rows = shared.type.shape[1] * line, GROUP_ROWS * line
+        own = added([shared.name, times(f"thread / {GROUP_WARPS * WARP}", str(rows))])
+        place = f"tw::wgmma_descriptor({own}, {slot}, {SIDE * line}, {line})"
+        self.text.line(f"const uint64_t {side} = {place};")
+
+        def descriptor(k: str, m: str) -> str:
+            down = times(m, str(groups * rows // 16))
+            return added([side, self._group_offset(k, line, slot, 0), down])
+
+        return descriptor
 
     def only_begins(self, value: Value) -> bool:
         """True for zeros that nothing but products of warp groups begin with."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
+from tilewright.backends.numba.text import PythonText
 from tilewright.backends.triton.words import atom, is_literal
 from tilewright.ir import ops_math as m
 from tilewright.ir import ops_tile as t
-from tilewright.ir.core import Op, Value
+from tilewright.ir.core import Graph, Op, Value
 from tilewright.ir.types import RegisterType
+from tilewright.passes.to_tile.whole_blocks.schedule import LEAST
 
 
 class BlockOps:
@@ -16,6 +19,8 @@ class BlockOps:
 
     values: dict[Value, Any]
     made: dict[Value, Op]
+    text: PythonText
+    graph: Graph
 
     def _pointwise(self, op: Op) -> str:
         raise NotImplementedError
@@ -55,6 +60,46 @@ class BlockOps:
             order = ", ".join(map(str, (0, *range(2, 2 + bits), 1)))
             text = f"tl.permute({text}, ({order}))"
         return f"tl.reshape({text}, {type_.shape})"
+
+    def _in_turns(self, op: t.Product) -> list[Any]:
+        """The tiles whose rows a product's right side has in turn, if a product with each of them
+        is what units take: so its operands come in their layout from the words in memory, by
+        themselves, and need not be put together in shared memory first."""
+        together = self.made.get(op.b)
+        if not isinstance(together, t.Interleave) or not self._all_in_turns:
+            return [self.values[op.b]]
+        return [self.values[part] for part in together.parts]
+
+    @cached_property
+    def _all_in_turns(self) -> bool:
+        """Whether all products of tiles in turn can be made so: with just some of them kernels were
+        slower than with none (H100: 0.29 ms for 0.21; bench/results/h100/)."""
+        products = [op for op in self.graph.body.walk() if isinstance(op, t.Product)]
+        right = [self.made.get(op.b) for op in products]
+        found = [op for op in right if isinstance(op, t.Interleave)]
+        return all(op.dim == 0 and _rows(op.parts[0]) >= LEAST for op in found)
+
+    def _planes(self, x: Value, count: int) -> list[str]:
+        """Every ``count``-th column of a tile from the first, the second, … on."""
+        type_ = x.type
+        assert isinstance(type_, RegisterType)
+        rows, columns = type_.shape
+        bits = count.bit_length() - 1
+        shape = rows, columns // count, *(2,) * bits
+        planes = [f"tl.reshape({self.values[x]}, {shape})"]
+        for _ in range(bits):  # the last dimension is the lowest bit of a plane's number
+            split: list[tuple[str, str]] = []
+            for plane in planes:
+                low, high = self.text.name(x.hint), self.text.name(x.hint)
+                self.text.line(f"{low}, {high} = tl.split({plane})")
+                split.append((low, high))
+            planes = [low for low, _ in split] + [high for _, high in split]
+        return planes
+
+
+def _rows(tile: Value) -> int:
+    assert isinstance(tile.type, RegisterType)
+    return tile.type.shape[0]
 
 
 def _joined(parts: list[str]) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from tilewright.backends.numba.text import PythonText, is_atom
 from tilewright.backends.triton.blocks import BlockOps
 from tilewright.backends.triton.memory import Memory, MemoryOps
+from tilewright.backends.triton.narrow import narrowed_first
 from tilewright.backends.triton.pointwise import (
     HELPERS,
     dtype_name,
@@ -60,7 +61,7 @@ def emit_source(
     interpreter, whose bf16 arithmetic is wrong. Raises UnsupportedError for operations that it
     lacks.
     """
-    return _Program(graph, symbol, wide_products, bulk).run()
+    return _Program(narrowed_first(graph), symbol, wide_products, bulk).run()
 
 
 class _Program(MemoryOps, BlockOps):
@@ -296,6 +297,17 @@ class _Program(MemoryOps, BlockOps):
 
     def _tile_product(self, op: t.Product) -> str:
         acc, a, b = (self.values[v] for v in op.operands)
+        parts = self._in_turns(op)
+        if len(parts) == 1:
+            return self._dot(op, acc, a, b)
+        *first, last = zip(self._planes(op.a, len(parts)), parts, strict=True)
+        for left, right in first:
+            text = self._dot(op, acc, left, right)
+            acc = self.text.name(op.result.hint)
+            self.text.line(f"{acc} = {text}")
+        return self._dot(op, acc, *last)
+
+    def _dot(self, op: t.Product, acc: Any, a: Any, b: Any) -> str:
         dtype = dtype_of(op.a.type)
         if self.wide and dtype != F32:
             a, b = f"{a}.to(tl.float32)", f"{b}.to(tl.float32)"

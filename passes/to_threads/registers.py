@@ -13,7 +13,7 @@ from tilewright.ir.core import Graph, Op, Region, Value
 from tilewright.ir.types import IndexType, RegisterType, SharedType
 
 MOST = 255  # of a thread, on every CUDA device
-BESIDE = 50  # addresses, swizzles, operands on their way; read off machine code
+BESIDE = 54  # addresses, swizzles, operands on their way; read off machine code
 UNPACKED = 16  # more where codes are cut out of words (is_coded)
 STREAMED = 8  # of a right side that products read from shared memory as they go
 

@@ -21,11 +21,13 @@ from tilewright.passes.to_threads.staging import Staged, block_of, shared_type
 @dataclass(eq=False)
 class Ring:
     """Slots for blocks of one kind: the loads that go through it, in the program's order; whether
-    warp groups read them (``grouped``: rows are lines of at most 128 bytes then); its first barrier
-    among all rings', and, once it has been placed, its memory."""
+    warp groups read them (``grouped``: rows are lines of at most 128 bytes then); whether it is
+    filled just once, before the loops (``once``); its first barrier among all rings', and, once it
+    has been placed, its memory."""
 
     loads: list[t.Load]
     grouped: bool
+    once: bool = False
     slots: int = 0
     first: int = 0
     memory: Value | None = None
@@ -57,11 +59,15 @@ class Rings:
 
 
 def find_rings(
-    graph: Graph, grouped: Iterable[Value], sides: Iterable[Value], stages: int
+    graph: Graph,
+    grouped: Iterable[Value],
+    sides: Iterable[Value],
+    stages: int,
+    parked: Iterable[Value] = (),
 ) -> Rings:
     """The rings of a program on whole blocks. ``grouped``: loads of right sides that warp groups
     read; ``sides``: what is held as a side of a product; ``stages``: turns that are under way at
-    once.
+    once; ``parked``: loads of left sides before loops, which come so where they can.
 
     Raises UnsupportedError with the reason where not all of a loop's blocks can come so.
     """
@@ -88,16 +94,34 @@ def find_rings(
         key = op.source, op.result.type, op.dims
         kinds.setdefault(key, Ring([], op.result in wanted)).loads.append(op)
         rings.of[op.result] = kinds[key]
+    for value in parked:
+        load = made[value]
+        if _stays(graph, load, made, wanted & rings.of.keys()):
+            assert isinstance(load, t.Load)
+            rings.of[value] = kinds[value] = Ring([load], True, once=True)
     for ring in kinds.values():
-        ring.slots, ring.first = stages * _most_at_once(graph, ring), rings.count
+        turns = 1 if ring.once else stages
+        ring.slots, ring.first = turns * _most_at_once(graph, ring), rings.count
         rings.every.append(ring)
-    if not rings.every:
+    if all(ring.once for ring in rings.every):
         raise UnsupportedError(f"{graph.name}: no bulk copies: products read no blocks in loops")
     return rings
 
 
+def _stays(graph: Graph, op: Op, made: Mapping[Value, Op], grouped: set[Value]) -> bool:
+    """True for a left side that the copy engine can bring, and that warp groups read where it lies:
+    all its products' right sides are ``grouped`` and come through rings."""
+    users = [user for user in graph.body.walk() if op.results[0] in user.operands]
+    products = [x for x in users if isinstance(x, t.Product) and x.a is op.results[0]]
+    if len(products) < len(users) or not all(x.b in grouped for x in products):
+        return False
+    return _box_problem(graph, op, made, True) is None
+
+
 def _most_at_once(graph: Graph, ring: Ring) -> int:
     """How many blocks of a ring a turn of a loop reads, at most."""
+    if ring.once:
+        return 1
     loops = [region for op in graph.body.walk() for region in op.regions]
     return max(sum(load in region.ops for load in ring.loads) for region in loops)
 
@@ -108,6 +132,17 @@ def _no(op: Op, why: str) -> UnsupportedError:
 
 
 def _problem(graph: Graph, op: Op, made: Mapping[Value, Op], grouped: bool) -> str | None:
+    """Why the copy engine cannot bring a right side; None if it can."""
+    problem = _box_problem(graph, op, made, grouped)
+    users = [user for user in graph.body.walk() if op.results[0] in user.operands]
+    if problem is None and (
+        len(users) != 1 or not isinstance(users[0], t.Product) or users[0].b is not op.results[0]
+    ):
+        return "it is not just the right side of one product"
+    return problem
+
+
+def _box_problem(graph: Graph, op: Op, made: Mapping[Value, Op], grouped: bool) -> str | None:
     """Why the copy engine cannot bring a block; None if it can."""
     if not isinstance(op, t.Load):
         return "its rows lie anywhere (pages, tables)"
@@ -117,9 +152,6 @@ def _problem(graph: Graph, op: Op, made: Mapping[Value, Op], grouped: bool) -> s
     rank = len(source.shape)
     if source.unit != rank - 1 or op.dims[source.unit] != block.order[1]:
         return "its rows do not lie along the last dimension of the buffer"
-    users = [user for user in graph.body.walk() if op.result in user.operands]
-    if len(users) != 1 or not isinstance(users[0], t.Product) or users[0].b is not op.result:
-        return "it is not just the right side of one product"
     for limit, (dim, _) in zip(op.rest[rank:], op.bounds, strict=True):
         end, size = made.get(limit), source.shape[op.dims.index(dim)]
         if isinstance(end, m.Const) and size.constant == end.value:

@@ -48,9 +48,11 @@ class Share:
 # by warp groups that multiply; blocks of one group take turns, one multiplies while the other takes
 # exponentials (measured for Triton, whole_blocks/schedule.py)
 SHARES = {1: Share(2, 216, 40), 2: Share(1, 240, 24), 3: Share(1, 160, 32)}
-# By registers.estimate, which counts some twice: below the first, blocks fit two at once without
-# spills, below the second turns overlap without (tests/backends/cuda/corpus.json).
-TWO_AT_ONCE, OVERLAPPED = 278, 300
+# By registers.estimate, which counts some twice (tests/backends/cuda/corpus.json): up to the first,
+# blocks whose turns do not overlap fit two at once as they are; up to the second, with shares and
+# without spills; up to the others turns overlap without, with left sides in registers or (True) in
+# shared memory
+AS_THEY_ARE, TWO_AT_ONCE, OVERLAPPED = 170, 278, {False: 306, True: 330}
 MOST_SUMS = 128  # columns of a product in blocks that start with 128 registers a thread
 
 
@@ -79,16 +81,25 @@ def lower_roles(graph: Graph) -> Graph:
     if named_target(str(graph.attrs["target"])).cpu != "sm_90":
         raise UnsupportedError(f"{graph.name}: no bulk copies: the target has no warp groups")
     try:
-        plain = canonicalise_graph(_split(graph))
-        later = ordered(canonicalise_graph(overlapped(plain)))
-        return later if estimate(later) <= OVERLAPPED else ordered(plain)
+        plain = {park: canonicalise_graph(_split(graph, park)) for park in (False, True)}
+        for park, split in plain.items():
+            later = ordered(canonicalise_graph(overlapped(split)))
+            if estimate(later) <= OVERLAPPED[park] and (turns_overlap(later) or not park):
+                return later
+        return ordered(plain[False])
     except VerifyError as error:
         raise UnsupportedError(f"no form for threads: {error.message}", error.location) from error
 
 
-def _split(graph: Graph) -> Graph:
-    """Both roles of a program on whole blocks."""
-    consumers = _Consumers(in_lines(graph))
+def turns_overlap(graph: Graph) -> bool:
+    """Whether products of a program of threads go on beside its arithmetic."""
+    return any(isinstance(op, t.GroupBegin) for op in graph.body.walk())
+
+
+def _split(graph: Graph, park: bool) -> Graph:
+    """Both roles of a program on whole blocks; ``park``: left sides before loops are read in shared
+    memory."""
+    consumers = _Consumers(in_lines(graph), park)
     warps = consumers.layouts.warps
     before, ops, known = consumers.split()
     producer = _Producer(consumers.graph, consumers, known)
@@ -108,7 +119,8 @@ def _shared_out(graph: Graph, most: int) -> Graph:
     made_there = [v for op in roles.regions[1].walk() for v in op.results]
     if share is None or any(isinstance(v.type, RegisterType) for v in made_there):
         return graph  # what the warp computes takes more than is left to it
-    small = estimate(graph) <= TWO_AT_ONCE and 2 * int(graph.attrs["shared_bytes"]) <= most
+    needed, fits = estimate(graph), 0 if turns_overlap(graph) else AS_THEY_ARE
+    small = fits < needed <= TWO_AT_ONCE and 2 * int(graph.attrs["shared_bytes"]) <= most
     small = small and not any(_is_wide(op) for op in roles.regions[0].walk())
     if share.at_once > 1 and not small:
         return graph
@@ -183,10 +195,11 @@ class _Role(Lowering):
 class _Consumers(_Role):
     """Warps that multiply."""
 
-    def __init__(self, graph: Graph) -> None:
-        super().__init__(graph)
+    def __init__(self, graph: Graph, park: bool) -> None:
+        super().__init__(graph, park=park)
         sides = {v for v, needed in self.families.items() if needed - {ROWS, LANES}}
-        self.rings = find_rings(self.graph, self.grouped, sides, self._slots)
+        wanted, self.parked = sorted(self.parked, key=list(self.made).index), set()
+        self.rings = find_rings(self.graph, self.grouped, sides, self._slots, wanted)
         self.places: dict[Value, tuple[Value, Value]] = {}  # of a load: its slot and phase
 
     def split(self) -> tuple[list[Op], list[Op], dict[Value, Value]]:
@@ -228,8 +241,11 @@ class _Consumers(_Role):
         if ring is None:
             super()._tile(op, result)
             return
-        self.places[result] = self.turns[ring]
-        self.advance(ring)
+        self.places[result] = slot, phase = self.turns[ring]
+        if ring.once:
+            self.build.effect(Await, self.full, self.number(ring, slot), phase)
+        else:
+            self.advance(ring)
 
     def _product(self, op: t.Product) -> Value:
         ring, made = self.rings.of.get(op.b), self.made.get(op.b)
@@ -240,7 +256,9 @@ class _Consumers(_Role):
         b.effect(Await, self.full, number, phase)
         unit = unit_of(op, self.made.get).name
         if ring.grouped:
-            acc, a = self.at(op.acc), self._left(op.a, left_of(unit))
+            stays, acc = self.rings.of.get(op.a), self.at(op.acc)
+            a = self._left(op.a, left_of(unit)) if stays is None else stays.memory
+            assert a is not None
             out = self.staging.group_product(acc, a, staged, slot, op.result.hint)
         else:
             family = terms_of(unit)
@@ -298,4 +316,5 @@ class _Producer(_Role):
             place = b.add(first, part) if part else first
             given = self.full, number, op.source, staged.memory, place, *at
             b.effect(CopyBulk, *given, dims=dims)
-        self.advance(ring)
+        if not ring.once:
+            self.advance(ring)

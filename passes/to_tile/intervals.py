@@ -118,9 +118,18 @@ class Intervals:
         if self.coarse and op.tensor in self.state.tables:
             b, (low, high) = self.build, self.state.tables[op.tensor]
             first, end = b.div(last.low, STRIDE), b.div(last.high, STRIDE)
-            wide = self._range(low, before, Interval(first, end), high)
-            return wide
+            return self._entries(op, (low, high), before, Interval(first, end))
         return self._range(buffer, before, last, buffer)
+
+    def _entries(
+        self,
+        op: s.Source | s.Gather,
+        tables: tuple[Value, Value],
+        before: list[Value],
+        index: Interval,
+    ) -> Interval:
+        """The least and greatest of what entries of an operation's tables stand for."""
+        return self._range(tables[0], before, index, tables[1])
 
     def _dimension(self, op: s.Source, dim: tuple[str, ...], box: Box) -> Interval | None:
         """The position on a dimension that one axis makes up (none: it has one element)."""

@@ -21,7 +21,7 @@ from tilewright.runtime.experts.form import (
 )
 from tilewright.runtime.experts.rerouting import Rerouting
 from tilewright.runtime.experts.segments import check_ids, check_shapes
-from tilewright.runtime.gpu_targets import pretended
+from tilewright.runtime.gpu_backend import on_gpu
 
 
 def experts_forward(
@@ -43,7 +43,7 @@ def experts_forward(
     refuse_level(in_force(), "batch", "a layer of experts")
     if not ids.numel():
         return torch.zeros_like(x)
-    if x.is_cuda or pretended.on:
+    if on_gpu(x):
         if not gpu_grouped.why_not(form, x):
             return gpu_grouped.run(form, x, ids, weights, rerouting)
     elif not grouped.why_not(form, x):

@@ -26,15 +26,15 @@ from tilewright.runtime.experts.form import ALL, ExpertsForm, Product
 from tilewright.runtime.experts.gpu_plan import BlockPlan, block_plan
 from tilewright.runtime.experts.rerouting import Rerouting
 from tilewright.runtime.family import Call
+from tilewright.runtime.gpu_backend import gpu_call, on_gpu
 from tilewright.runtime.gpu_targets import device_target, forced_schedule, pretended
 from tilewright.runtime.kernel import FLOATS, TORCH_DTYPES
 from tilewright.runtime.once import Once
-from tilewright.runtime.triton_kernel import TritonKernel
 
 
 def why_not(form: ExpertsForm, x: torch.Tensor) -> str:
     """Why no grouped kernel covers a call ('': one does)."""
-    if not (x.is_cuda or (x.is_cpu and pretended.on)) or x.dtype not in FLOATS:
+    if not on_gpu(x) or x.dtype not in FLOATS:
         return f"activations of {x.dtype} on {x.device.type}"
     for product in (*form.first, form.down):
         if not isinstance(product.weight, torch.Tensor):
@@ -42,7 +42,8 @@ def why_not(form: ExpertsForm, x: torch.Tensor) -> str:
         if reason := why_not_matrices(product, product.weight, x.device):
             return reason
     try:
-        triton_module()
+        if pretended.backend in ("gpu", "triton"):
+            triton_module()
         device_target(x.device.index)
     except (BackendMissingError, TargetError) as error:
         return str(error)
@@ -71,7 +72,7 @@ def run(
         y = y * made.scales[:, None]
     width = int(y.shape[1])
     key = int(ids.shape[1]), width, FLOATS[y.dtype], FLOATS[x.dtype], target
-    return _SUMS[key](y, made.places)[0]
+    return _SUMS[(key, pretended.backend)](y, made.places)[0]
 
 
 def _rows(
@@ -134,7 +135,7 @@ def _product(
     form = float_form(x, matrices, gate, chosen, scale is not None, out)
     tokens = (made.tokens,) if chosen else ()
     more = () if scale is None else (scale,)
-    kernel = _PRODUCTS[form, _blocks(form, target, made.rows), target]
+    kernel = _PRODUCTS[(form, _blocks(form, target, made.rows), target), pretended.backend]
     return kernel(made.blocks, *tokens, x, *matrices.weights, *matrices.biases, *more)[0]
 
 
@@ -145,15 +146,21 @@ def _blocks(form: FloatForm, target: Target, rows: int) -> ProductBlocks:
     return ProductBlocks(rows, forced.inner, blocks.terms, forced.warps, forced.stages)
 
 
-def _made(key: tuple[FloatForm, ProductBlocks, Target]) -> Call:
+_ProductKey = tuple[FloatForm, ProductBlocks, Target]
+_SumKey = tuple[int, int, DType, DType, Target]
+
+
+def _made(wanted: tuple[_ProductKey, str]) -> Call:
+    key, backend = wanted
     refuse_capture("grouped_product")
-    return TritonKernel(product_program(*key)).call
+    return gpu_call(product_program(*key), key[-1], backend)
 
 
-def _sum(key: tuple[int, int, DType, DType, Target]) -> Call:
+def _sum(wanted: tuple[_SumKey, str]) -> Call:
+    key, backend = wanted
     refuse_capture("sum_experts")
-    return TritonKernel(sum_program(*key)).call
+    return gpu_call(sum_program(*key), key[-1], backend)
 
 
-_PRODUCTS: Once[tuple[FloatForm, ProductBlocks, Target], Call] = Once(_made)
-_SUMS: Once[tuple[int, int, DType, DType, Target], Call] = Once(_sum)
+_PRODUCTS: Once[tuple[_ProductKey, str], Call] = Once(_made)
+_SUMS: Once[tuple[_SumKey, str], Call] = Once(_sum)

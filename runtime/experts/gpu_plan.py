@@ -14,9 +14,10 @@ from tilewright.passes.to_tile.whole_blocks.experts.plan import FEW, count_progr
 from tilewright.runtime.cuda.gpus import refuse_capture
 from tilewright.runtime.experts.rerouting import Rerouting
 from tilewright.runtime.family import Call
+from tilewright.runtime.gpu_backend import gpu_call
+from tilewright.runtime.gpu_targets import pretended
 from tilewright.runtime.kernel import FLOATS
 from tilewright.runtime.once import Once
-from tilewright.runtime.triton_kernel import TritonKernel
 
 _IDS = {torch.int32: I32, torch.int64: I64}
 
@@ -61,7 +62,7 @@ def block_plan(
     if rerouting is not None:
         base, adapters = int(rerouting.map.shape[1]), (rerouting.adapters, rerouting.map)
     form = PlanForm(experts, chosen, _IDS[ids.dtype], FLOATS[weights.dtype], base, skip, rows)
-    sort, tally = _KERNELS[form, count <= FEW, target]
+    sort, tally = _KERNELS[form, count <= FEW, target, pretended.backend]
     flat = ids.reshape(-1)
     room = _room(most_blocks(count, experts, rows), ids.device)
     given = flat, weights.reshape(-1), *adapters, room
@@ -80,11 +81,11 @@ def _room(length: int, device: torch.device) -> torch.Tensor:
     return torch.zeros(1, dtype=torch.bool, device=device).expand(length)
 
 
-def _kernels(key: tuple[PlanForm, bool, Target]) -> tuple[Call, Call | None]:
-    form, few, target = key
+def _kernels(key: tuple[PlanForm, bool, Target, str]) -> tuple[Call, Call | None]:
+    form, few, target, backend = key
     refuse_capture("plan_experts")
-    sort = TritonKernel(plan_program(form, few, target)).call
-    return sort, None if few else TritonKernel(count_program(form, target)).call
+    sort = gpu_call(plan_program(form, few, target), target, backend)
+    return sort, None if few else gpu_call(count_program(form, target), target, backend)
 
 
-_KERNELS: Once[tuple[PlanForm, bool, Target], tuple[Call, Call | None]] = Once(_kernels)
+_KERNELS: Once[tuple[PlanForm, bool, Target, str], tuple[Call, Call | None]] = Once(_kernels)

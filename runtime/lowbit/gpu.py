@@ -37,11 +37,6 @@ from tilewright.runtime.lowbit.linear import (
 from tilewright.runtime.quantized.tensor import QuantizedTensor
 
 
-def on_gpu(x: torch.Tensor) -> bool:
-    """Whether a call is for a GPU's kernels (Triton's interpreter stands for one in tests)."""
-    return x.is_cuda or (pretended.on and x.is_cpu)
-
-
 def gpu_packing(dtype: DType, group: int, device: torch.device) -> Packing:
     """The packing that kernels of a device read best."""
     return choose_layout(dtype, group, device_target(_number(device)), activation="float").packing
@@ -79,7 +74,9 @@ class GpuCall:
     def __call__(self, x: torch.Tensor, *residual: torch.Tensor) -> torch.Tensor:
         if x.shape[0] >= MANY_ROWS and self.form.narrow:
             return self.written_out(x, *residual)
-        product = PRODUCTS[Product(self.form, self.target, forced_schedule())]
+        backend = "triton" if pretended.backend == "gpu" else pretended.backend
+        wanted = Product(self.form, self.target, backend, forced_schedule())
+        product = PRODUCTS[wanted]
         (y,) = product(x, *self.own, *residual)
         return y if y.shape[1] == self.rows else y[:, : self.rows].contiguous()
 

@@ -61,11 +61,12 @@ def tile_programs(wanted: GpuForm) -> PackedPrograms:
 
 @dataclass(frozen=True)
 class Product:
-    """A product with quantised weights on a kind of GPU; ``forced``: blocks instead of the default
-    ones (rows, codes of a turn, warps, stages)."""
+    """A product with quantised weights on a kind of GPU, by one of its back ends; ``forced``:
+    blocks instead of the default ones (rows, codes of a turn, warps, stages)."""
 
     form: LinearForm
     target: str
+    backend: str
     forced: BlockSchedule | None = None
 
 
@@ -74,7 +75,8 @@ def _family(wanted: Product) -> KernelFamily:
     zeros and bias, then the residual: the result, with whole blocks of columns. Traces and tuning
     know it as they know the kernels of programs."""
     target = named_target(wanted.target)
-    return KernelFamily(any_graph(wanted.form), target, MAKERS["triton"], backend="triton")
+    backend = wanted.backend
+    return KernelFamily(any_graph(wanted.form), target, MAKERS[backend], backend=backend)
 
 
 class GpuMatrix:

@@ -294,7 +294,8 @@ def check_numbers(weight: QuantizedTensor) -> None:
     if not weight.dtype.special:
         return
     values = torch.from_numpy(weight.dtype.decode(range(1 << weight.dtype.bits)))
-    if not values.isfinite()[weight.codes().long()].all():
+    finite = values.isfinite().to(weight.words.device)
+    if not finite[weight.codes().long()].all():
         raise UnsupportedError(f"weights of {weight.dtype} that are infinite or not a number")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from tilewright.runtime.gpu_backend import on_gpu
 from tilewright.runtime.lowbit import gpu, linear
 from tilewright.runtime.quantized.tensor import QuantizedTensor
 
@@ -22,7 +23,7 @@ def linear_kernel(
     epilogue: str = "",
 ) -> torch.Tensor:
     """``linear.linear_kernel``, or ``gpu.gpu_linear``."""
-    kernel = gpu.gpu_linear if gpu.on_gpu(x) else linear.linear_kernel
+    kernel = gpu.gpu_linear if on_gpu(x) else linear.linear_kernel
     return kernel(x, weight, bias, activation, residual=residual, epilogue=epilogue)
 
 
@@ -36,7 +37,7 @@ def gated_kernel(
     epilogue: str = "silu",
 ) -> torch.Tensor:
     """``linear.gated_kernel``, or ``gpu.gpu_gated``."""
-    kernel = gpu.gpu_gated if gpu.on_gpu(x) else linear.gated_kernel
+    kernel = gpu.gpu_gated if on_gpu(x) else linear.gated_kernel
     return kernel(x, gate, up, biases, activation, epilogue=epilogue)
 
 
@@ -47,5 +48,5 @@ def linears_kernel(
     activation: str = "float",
 ) -> tuple[torch.Tensor, ...]:
     """``linear.linears_kernel``, or ``gpu.gpu_linears``."""
-    kernel = gpu.gpu_linears if gpu.on_gpu(x) else linear.linears_kernel
+    kernel = gpu.gpu_linears if on_gpu(x) else linear.linears_kernel
     return kernel(x, weights, biases, activation)

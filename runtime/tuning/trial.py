@@ -67,7 +67,8 @@ def run_trial(
     results from one trial to the next."""
     TUNED.off = True  # the default is the default
     graph, oracle = task.graph, _Oracle(task, Path(folder) if folder else None)
-    device = "cuda" if task.backend in ("triton", "cuda") and torch.cuda.is_available() else "cpu"
+    on_gpu = task.backend in ("gpu", "triton", "cuda") and torch.cuda.is_available()
+    device = "cuda" if on_gpu else "cpu"
     inputs = random_inputs(graph, task.inputs, device)
     default = kernel_family(graph, task, {})
     found: list[Outcome] = []

@@ -111,12 +111,17 @@ def written(form: Attention, rows: int, parts: bool, target: Target) -> tuple[Gr
 
 def called(name: str, target: Target) -> tuple[Graph, ...]:
     """``tilewright.attention`` with one of the masks and scores that are measured."""
+    return kernels(called_module(name), target, 0)
+
+
+def called_module(name: str) -> Module:
+    """The program of such a call."""
     plans.forget_plans()
     q, k, v = (torch.randn(1, 2, 32, 128).bfloat16() for _ in range(3))
     with torch.no_grad():
         tilewright.attention(q, k, v, **MASKS[name](2, 32, q.device))
     ((plan,),) = plans._plans.values()
-    return kernels(plan.traced.module, target, 0)
+    return plan.traced.module
 
 
 def attention(

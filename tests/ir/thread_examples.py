@@ -12,7 +12,7 @@ from tilewright.passes.to_threads.layouts import ROWS, BlockLayouts, terms_of
 _UNIT = "m16n8k16"
 
 
-def _coordinates(name: str, shape: tuple[int, int], dim: int, layout: object) -> str:
+def coordinates(name: str, shape: tuple[int, int], dim: int, layout: object) -> str:
     """Lines for a bf16 tile of positions along a dimension."""
     size = " x ".join(map(str, shape))
     return (
@@ -22,7 +22,7 @@ def _coordinates(name: str, shape: tuple[int, int], dim: int, layout: object) ->
     )
 
 
-def _program(rows: int, columns: int, lines: str) -> str:
+def program(rows: int, columns: int, lines: str) -> str:
     return (
         f"tile f(%o: buffer<{rows} x {columns} x f32, unit 1>) "
         "with {grid = [[1, 1]], outputs = 1} {\n"
@@ -35,17 +35,17 @@ def _examples() -> Iterator[Example]:
     layouts = BlockLayouts(2)
     acc = layouts.of(ROWS, (32, 8))
     lines = f"%acc = math.const {{value = 1.0, type = reg<32 x 8 x f32, {acc}>}}\n"
-    lines += _coordinates("a", (32, 16), 0, layouts.of(ROWS, (32, 16)))
-    lines += _coordinates("b", (16, 8), 1, layouts.of(terms_of(_UNIT), (16, 8)))
+    lines += coordinates("a", (32, 16), 0, layouts.of(ROWS, (32, 16)))
+    lines += coordinates("b", (16, 8), 1, layouts.of(terms_of(_UNIT), (16, 8)))
     lines += f'%r = tile.matrix_product %acc, %a, %b {{unit = "{_UNIT}"}}\n'
     want = 1.0 + 16 * np.outer(np.arange(32.0), np.arange(8.0))
-    yield Example("tile.matrix_product", _program(32, 8, lines), (), want)
+    yield Example("tile.matrix_product", program(32, 8, lines), (), want)
 
     layouts = BlockLayouts(4)
     acc = layouts.of(ROWS, (64, 8))
     lines = f"%acc = math.const {{value = 1.0, type = reg<64 x 8 x f32, {acc}>}}\n"
-    lines += _coordinates("a", (64, 16), 0, layouts.of(ROWS, (64, 16)))
-    lines += _coordinates("b", (8, 16), 0, "spatial(8, 16)")
+    lines += coordinates("a", (64, 16), 0, layouts.of(ROWS, (64, 16)))
+    lines += coordinates("b", (8, 16), 0, "spatial(8, 16)")
     lines += (
         "%s = tile.alloc {type = shared<1 x 8 x 16 x bf16, swizzle 2>}\n"
         "tile.store %b, %s, %c0, %c0, %c0 {dims = [-1, 0, 1]}\n"
@@ -54,11 +54,11 @@ def _examples() -> Iterator[Example]:
     )
     want = 1.0 + 16 * np.outer(np.arange(64.0), np.arange(8.0))
     for op in ("tile.group_product", "tile.fence"):
-        yield Example(op, _program(64, 8, lines), (), want)
+        yield Example(op, program(64, 8, lines), (), want)
     begun = lines.replace("%r = tile.group_product", "%p = tile.group_begin")
     begun += "%r = tile.group_wait %p\n"
     for op in ("tile.group_begin", "tile.group_wait"):
-        yield Example(op, _program(64, 8, begun), (), want)
+        yield Example(op, program(64, 8, begun), (), want)
 
 
 # One warp copies %x in two halves through one slot, another takes them out of shared memory.

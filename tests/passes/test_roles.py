@@ -24,6 +24,7 @@ from tilewright.ir.ops_tile_roles import Arrive, Await, CopyBulk, Expect, Roles
 from tilewright.ir.parser import parse
 from tilewright.ir.types import INDEX, SharedType
 from tilewright.passes.rewrite import Rewriter, rewrite_graph
+from tilewright.passes.to_threads import roles as roles_module
 from tilewright.passes.to_threads.overlap import find_turn
 from tilewright.passes.to_threads.plan import plan_shared
 from tilewright.passes.to_threads.roles import SHARES, best_program, lower_roles
@@ -193,6 +194,54 @@ def test_turns_overlap() -> None:
         waits = [at for at, name in enumerate(names) if name == "tile.group_wait"]
         assert begun[1] < waits[0] < names.index("math.exp2") < waits[1]
     assert all(find_turn(loop) is None for loop in loops)  # nothing is left to overlap
+
+
+# ---- queries in shared memory
+
+PARKED = Case(Attention(128, 128, "bf16", causal=True), BlockSchedule(128, 128, 8, 2))
+
+
+def parked_small() -> Graph:
+    """A small program that reads its queries in shared memory."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(roles_module, "OVERLAPPED", {False: 0, True: 10**6})
+        return Case(Attention(128, 16, "bf16", causal=True), BlockSchedule(64, 16, 4, 2)).threads
+
+
+def test_queries_stay_in_shared_memory_where_registers_are_short() -> None:
+    """They come once, in bulk, and no thread loads any; turns overlap then."""
+    for case, stay in ((PARKED, True), (Case(PARKED.form, BlockSchedule(128, 64, 8, 2)), False)):
+        roles = case.threads.body.ops[-1]
+        assert isinstance(roles, Roles) and roles.registers
+        products = [op for op in roles.regions[0].walk() if isinstance(op, t.GroupBegin)]
+        first = [op for op in products if isinstance(op.a.type, SharedType)]
+        assert products and bool(first) == stay
+        assert len({op.a for op in first}) == stay
+        loads = [op for op in roles.regions[0].walk() if isinstance(op, t.Load)]
+        assert bool(loads) != stay
+
+
+@pytest.mark.parametrize("lengths", [(100, 70), (64, 64), (1, 33)])
+def test_parked_queries_give_the_same_numbers(lengths: tuple[int, int]) -> None:
+    graph = parked_small()
+    case = Case(Attention(128, 16, "bf16", causal=True), BlockSchedule(64, 16, 4, 2))
+    call = call_of(case.form, *lengths)
+    assert any(
+        isinstance(op, t.GroupProduct) and isinstance(op.a.type, SharedType)
+        for op in graph.body.walk()
+    )
+    got, want = run(graph, call, True), run(case.whole, call, False)
+    np.testing.assert_allclose(got, want, rtol=2.0**-7, atol=2.0**-7)
+
+
+def test_a_wait_for_queries_left_out_is_found() -> None:
+    graph = parked_small()
+    roles = graph.body.ops[-1]
+    assert isinstance(roles, Roles)
+    (first, *_) = (op for op in roles.regions[0].ops if isinstance(op, Await))
+    wrong = rewrite_graph(graph, lambda r, op: () if op is first else None)
+    with pytest.raises(EvaluationError, match=r"nothing wrote|under way"):
+        run(wrong, call_of(Attention(128, 16, "bf16", causal=True), 64, 64), True)
 
 
 # ---- what cannot be copied in bulk

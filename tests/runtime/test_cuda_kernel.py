@@ -98,7 +98,7 @@ def test_ragged_paged_and_shared_out_calls_in_the_emulation() -> None:
 
 
 def test_back_ends_and_targets_are_checked() -> None:
-    known = pytest.raises(BackendMissingError, match="known: triton, cuda, cuda-host")
+    known = pytest.raises(BackendMissingError, match="known: gpu, triton, cuda, cuda-host")
     with known, using_backend("cuda-hots"):
         pass
     module = parse(Attention(16, 16).text())

@@ -118,3 +118,23 @@ def test_no_memory_is_torch_s_error() -> None:
     attention(q, k, v)
     with pytest.raises(torch.OutOfMemoryError):
         attention(q[:, :, :1].expand(2, 4, 1 << 29, 64), k, v)
+
+
+@pytest.mark.parametrize("dtype", ["u4", "u8", "f8e4m3", "nf4"])
+def test_weights_of_few_bits(dtype: str) -> None:
+    weight = tilewright.QuantizedTensor.from_float(torch.randn(200, 320, device="cuda"), dtype, 64)
+    x = torch.randn(5, 320, device="cuda").bfloat16()
+    got, want = tilewright.linear(x, weight), x.double() @ weight.dequantize().double().T
+    assert float((got.double() - want).norm() / want.norm()) < 6e-3
+
+
+@pytest.mark.parametrize("length", [100, 1500])
+def test_wide_blocks_where_they_fill_the_gpu(length: int) -> None:
+    """The faster back end by the number of work items; a bias and a cap on scores, too."""
+    q, k, v = (torch.randn(4, 16, length, 128, device="cuda").bfloat16() for _ in range(3))
+    check(attention(q, k, v), q, k, v)
+    capped = tilewright.attention(q, k, v, score_mod=lambda s, b, h, i, j: 9 * torch.tanh(s / 9))
+    assert isinstance(capped, torch.Tensor)
+    scores = 9 * torch.tanh(q.double() @ k.double().mT * 128**-0.5 / 9)
+    want = scores.softmax(-1) @ v.double()
+    assert float((capped.double() - want).norm() / want.norm()) < 1e-2

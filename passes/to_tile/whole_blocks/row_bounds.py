@@ -42,28 +42,28 @@ def row_bound(info: KernelInfo, test: Value) -> RowBound | None:
     if info.varies(rhs):
         lhs, rhs = rhs, lhs
         relation = {"lt": "gt", "gt": "lt", "le": "ge", "ge": "le"}[relation]
-    added = None if info.varies(rhs) else _added_to_position(info, lhs)
+    added = None if info.varies(rhs) else added_to_position(info, lhs)
     if added is None:
         return None
     terms = [(1, rhs), *((-sign, value) for sign, value in added)]
     return RowBound(relation in ("lt", "le"), terms, int(relation in ("le", "gt")))
 
 
-def _added_to_position(info: KernelInfo, value: Value) -> Terms | None:
+def added_to_position(info: KernelInfo, value: Value) -> Terms | None:
     """What is added to the inner position, if that is all that varies."""
     op = info.made.get(value)
     if isinstance(op, s.Index):
         return [] if op.axis == info.inner.name else None
     if isinstance(op, s.Repeat):
-        return _added_to_position(info, op.x)
+        return added_to_position(info, op.x)
     if isinstance(op, m.Cast) and op.dtype.is_int and op.dtype.bits >= 32:
-        return _added_to_position(info, op.x)
+        return added_to_position(info, op.x)
     if isinstance(op, m.Add) and info.varies(op.lhs) != info.varies(op.rhs):
         one, other = (op.lhs, op.rhs) if info.varies(op.lhs) else (op.rhs, op.lhs)
-        below = _added_to_position(info, one)
+        below = added_to_position(info, one)
         return None if below is None else [*below, (1, other)]
     if isinstance(op, m.Sub) and not info.varies(op.rhs):
-        below = _added_to_position(info, op.lhs)
+        below = added_to_position(info, op.lhs)
         return None if below is None else [*below, (-1, op.rhs)]
     return None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tilewright.ir.dtypes import BOOL
 from tilewright.ir.ops_cache import CachedStream
@@ -57,34 +57,55 @@ def choose_blocks(info: KernelInfo, target: Target, rows: int = 0) -> BlockSched
     Measured on an H100 (bench/gpu_attention.py): two work items of 64 rows on a multiprocessor are
     faster than one of 128, since one reads and takes exponentials while the other multiplies.
     """
-    widest = max((padded(a.size) for a in elements(info)), default=1)
+    wide = widest(info)
     bulk = target.gpu == "cuda" and target.cpu != "sm_80"
     if not info.products:
-        return BlockSchedule(16, max(16, min(256, 4096 // widest)), 4, 2)
-    if bytes_read(info) > 2 or widest > 256:  # products in f32, by the ordinary units
+        return BlockSchedule(16, max(16, min(256, 4096 // wide)), 4, 2)
+    if bytes_read(info) > 2 or wide > 256:  # products in f32, by the ordinary units
         return BlockSchedule(16 if 0 < rows <= LEAST else 32, 32, 4, 2)
     if _caches(info):  # codes in registers on their way to products
         few, stages = 0 < rows <= LEAST, 2 if target.gpu == "cuda" else 1
         if few:
-            return BlockSchedule(LEAST, 64 if widest <= 128 else 32, 4, stages, at_once=4)
+            return BlockSchedule(LEAST, 64 if wide <= 128 else 32, 4, stages, at_once=4)
         inner = 32 if target.gpu == "cuda" else 16  # with more at once codes would be spilled
         return BlockSchedule(64, inner, 8, stages)
     by_pointers = _is_gathered(info) or (target.gpu == "cuda" and _reads_scores(info, bulk))
     if by_pointers and not 0 < rows <= LEAST:  # a pointer for every number takes registers
         stages = 3 if target.gpu == "cuda" else 1
-        return BlockSchedule(64, 64 if widest <= 128 else 32, 8, stages, bulk)
+        return BlockSchedule(64, 64 if wide <= 128 else 32, 8, stages, bulk)
     if rows:
-        return _few_rows(target, rows, widest, bulk)
-    if widest > 128:
+        return _few_rows(target, rows, wide, bulk)
+    if wide > 128:
         return BlockSchedule(64, 32, 8, 2, bulk)
     if bulk:
         return BlockSchedule(64, 64, 4, 3, bulk)
     if target.gpu == "cuda":
-        return BlockSchedule(128, 32 if _reads_masks(info) else 64, 8, 3)
-    return BlockSchedule(64 if _reads_masks(info) else 128, 32, 8, 1)
+        return BlockSchedule(128, 32 if reads_masks(info) else 64, 8, 3)
+    return BlockSchedule(64 if reads_masks(info) else 128, 32, 8, 1)
 
 
-def _reads_masks(info: KernelInfo) -> bool:
+def blocks_of_planes(info: KernelInfo, target: Target, rows: int) -> BlockSchedule | None:
+    """Triton's blocks of caches in few bits for up to ``rows`` rows, where they should have more
+    tokens than ``choose_blocks`` says: so many that a product with each plane of codes (the first
+    of every chunk, the second, …) has the terms that units take. Then codes come in their layout
+    from the words (backends/triton/blocks.py): 0.17 ms for 0.21 on an H100 (u8 keys and u4 values,
+    bench/gpu_decode.py)."""
+    caches = _caches(info)
+    if target.gpu != "cuda" or not 0 < rows <= LEAST or not caches or bytes_read(info) > 2:
+        return None
+    usual = choose_blocks(info, target, rows)
+    chunks = {op.form.keys: op.form.packing.chunk for op in caches}
+    tokens = LEAST * chunks.get(False, 1)
+    fits = usual.inner < tokens <= 2 * usual.inner and LEAST * chunks.get(True, 1) <= widest(info)
+    return replace(usual, inner=tokens) if fits else None
+
+
+def widest(info: KernelInfo) -> int:
+    """The longest axis inside elements, padded."""
+    return max((padded(a.size) for a in elements(info)), default=1)
+
+
+def reads_masks(info: KernelInfo) -> bool:
     """Whether there are tensors over the scores, blocks of which take registers beside these."""
     shapes = [p.type.shape for p in info.graph.params if isinstance(p.type, TensorType)]
     return any(len(shape) > 1 and shape[-1] == info.inner.size for shape in shapes)

@@ -7,10 +7,12 @@ its visible blocks begin and end, and which stretch of them no mask touches.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from tilewright.ir import ops_math as m
+from tilewright.ir import ops_stream as s
 from tilewright.ir import ops_tile as t
 from tilewright.ir.core import Op, Value
 from tilewright.ir.dtypes import I64
@@ -22,6 +24,7 @@ from tilewright.passes.to_tile.intervals import Interval, Intervals
 from tilewright.passes.to_tile.mask_range import MaskRange
 from tilewright.passes.to_tile.state import LoweringState
 from tilewright.passes.to_tile.tables import STRIDE
+from tilewright.passes.to_tile.whole_blocks.row_bounds import added_to_position
 
 AT_ONCE = 128  # blocks of a tile
 _FAR = 1 << 60  # beyond every position
@@ -69,26 +72,58 @@ class TileIntegers(TileBuilder):
 
 
 class BlockIntervals(Intervals):
-    """Intervals over many blocks at once; ``entries`` of a table are what a block spans."""
+    """Intervals over many blocks of ``size`` positions at once."""
 
-    def __init__(self, state: LoweringState, entries: int) -> None:
+    def __init__(self, state: LoweringState, size: int) -> None:
         super().__init__(state)
-        self.build, self.entries = TileIntegers(state.build), entries
+        self.build, self.size = TileIntegers(state.build), size
         self.coarse = True
 
     def _range(
         self, minima: Value, before: list[Value], index: Interval, maxima: Value
     ) -> Interval:
-        if isinstance(index.low.type, IndexType) and isinstance(index.high.type, IndexType):
+        if _at_one_block(index):
             return super()._range(minima, before, index, maxima)
-        if minima is maxima:
-            return Interval(self.build.index(-_FAR), self.build.index(_FAR))  # no table: unknown
+        return self._unknown()  # no table
+
+    def _unknown(self) -> Interval:
+        return Interval(self.build.index(-_FAR), self.build.index(_FAR))
+
+    def _entries(
+        self,
+        op: s.Source | s.Gather,
+        tables: tuple[Value, Value],
+        before: list[Value],
+        index: Interval,
+    ) -> Interval:
+        if _at_one_block(index):
+            return super()._entries(op, tables, before, index)
+        count = self._spanned(op)
+        if count is None:
+            return self._unknown()
         b, low, high = self.build, index.low, index.low
-        for entry in range(self.entries):
+        for entry in range(count):
             at = b.minimum(b.add(index.low, entry), index.high)
-            least, most = (b(t.Read, x, *before, at, hint="read") for x in (minima, maxima))
+            least, most = (b(t.Read, x, *before, at, hint="read") for x in tables)
             low, high = (b.minimum(low, least), b.maximum(high, most)) if entry else (least, most)
         return Interval(low, high)
+
+    def _spanned(self, op: s.Source | s.Gather) -> int | None:
+        """How many entries of a table a block's positions reach, at most; None where these are no
+        neighbours. Blocks start at multiples of their size; what is added to their positions may
+        be anything."""
+        step = math.gcd(self.size, STRIDE)
+        if isinstance(op, s.Gather) and op.dims[-1] == (s.INDEXED,):
+            added = added_to_position(self.info, op.indices[-1])
+            if added is None:
+                return None
+            step = 1 if added else step
+        return (STRIDE - step + self.size - 1) // STRIDE + 1
+
+
+def _at_one_block(index: Interval) -> bool:
+    """True for an interval that is the same for all blocks."""
+    return isinstance(index.low.type, IndexType) and isinstance(index.high.type, IndexType)
 
 
 class SeenBlocks:
@@ -97,7 +132,7 @@ class SeenBlocks:
     def __init__(self, state: LoweringState, mask: MaskRange, window: BlockRange) -> None:
         self.state, self.mask, self.info = state, mask, state.info
         self.size = state.schedule.inner_block
-        self.intervals = BlockIntervals(state, max(1, self.size // STRIDE))
+        self.intervals = BlockIntervals(state, self.size)
         self.build = TileIntegers(state.build)
         self.box = window.box()
 

@@ -3,26 +3,33 @@
 ``python -m tests.backends.cuda.corpus [NAME …]`` compiles the rows of
 ``tests/backends/gpu_corpus.py`` (or those with NAME in their name) for every CUDA target and writes
 ``corpus.json`` beside this file: registers, spills, shared memory, and how often the instructions
-that matter occur; for what the back end does not cover, why. ``test_corpus.py`` holds it.
+that matter occur; for what the back end does not cover, why. Rows that end in "wide" are the form
+that is preferred to Triton's kernel. ``test_corpus.py`` holds it.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.backends.gpu_corpus import ROWS
+from tests.attention_programs import Attention
+from tests.backends.gpu_corpus import ROWS, called_module
 from tilewright.backends.cuda.compile import compile_kernel
 from tilewright.backends.cuda.emit import emit_cuda
 from tilewright.backends.gpu.machine_code import resources
 from tilewright.ir.core import Graph
 from tilewright.ir.errors import UnsupportedError
+from tilewright.ir.parser import parse
 from tilewright.ir.target import Target, named_target
+from tilewright.passes.pipeline import TO_KERNELS, run_passes
 from tilewright.passes.to_threads.lower import threads_program
 from tilewright.passes.to_threads.roles import roles_program
+from tilewright.passes.to_tile.tables import with_tables
+from tilewright.runtime.family import Variant
+from tilewright.runtime.gpu_choice import wide_program
 
 ARCHITECTURES = {"cuda-sm80": "sm_80", "cuda-sm90": "sm_90a", "cuda-sm100": "sm_100a"}
 COUNTED = ("HMMA", "HGMMA", "LDSM", "LDGSTS", "LDG.E.64", "LDG.E.128", "STL", "LDL")
@@ -32,6 +39,32 @@ TABLE = Path(__file__).with_suffix(".json")
 REFUSED: dict[str, str] = {}
 # few rows with keys and values in few bits: codes on their way take registers (docs/cuda.md)
 SPILLING = ("cache u8, u4, 16 rows", "cache u3, u5")
+
+
+WIDE_FORMS = {
+    f"attention {dtype} D{head}{' causal' if causal else ''}": Attention(
+        head, head, dtype, causal=causal
+    )
+    for dtype, head, causal in (
+        *(("bf16", head, causal) for head in (80, 128) for causal in (False, True)),
+        ("f16", 128, True),
+    )
+}
+WIDE = [*(f"{x}, wide" for x in (*WIDE_FORMS, *(f"attention {x}" for x in ("alibi", "soft cap"))))]
+
+
+def wide_row(name: str) -> dict[str, Any]:
+    """A kernel in the form that ``tilewright.runtime.gpu_choice`` prefers to Triton's."""
+    plain = name.removesuffix(", wide")
+    form = WIDE_FORMS.get(plain)
+    text = None if form is None else parse(form.text())
+    module = text or called_module(plain.removeprefix("attention "))
+    (graph,) = map(with_tables, run_passes(module, TO_KERNELS).graphs)
+    units = tuple(len(getattr(p.type, "shape", ())) - 1 for p in graph.params)
+    target = named_target("cuda-sm90")
+    program = wide_program(Variant(graph, 0, units, {}), target)
+    assert program is not None, f"{name} is left to Triton"
+    return _row((program,), "cuda-sm90", roles_program)
 
 
 def refusal(name: str) -> str | None:
@@ -49,12 +82,18 @@ def measured(name: str, target: str) -> dict[str, Any]:
 
 
 def _measured(name: str, target: str, lower: Callable[[Graph, Target], Graph]) -> dict[str, Any]:
+    first, *others = ROWS[name].programs(named_target(target))
+    return _row((first, *(() if lower is roles_program else others)), target, lower)
+
+
+def _row(
+    programs: Sequence[Graph], target: str, lower: Callable[[Graph, Target], Graph]
+) -> dict[str, Any]:
     where = named_target(target)
     found: dict[str, Any] = {"registers": 0, "spills": 0, "shared_bytes": 0}
     counts = dict.fromkeys(COUNTED, 0)
-    first, *others = ROWS[name].programs(where)
     try:
-        for program in (first, *(() if lower is roles_program else others)):
+        for program in programs:
             source = emit_cuda(lower(program, where), "kernel")
             made = resources(compile_kernel(source.text, ARCHITECTURES[target], "kernel"))
             found["registers"] = max(found["registers"], made.registers)
@@ -69,15 +108,19 @@ def _measured(name: str, target: str, lower: Callable[[Graph, Target], Graph]) -
 
 def main() -> None:
     """Writes the table, row by row."""
-    for name in ROWS:
+    every = [*ROWS, *WIDE]
+    for name in every:
         if len(sys.argv) > 1 and not any(word in name for word in sys.argv[1:]):
             continue
-        row = {target: measured(name, target) for target in ARCHITECTURES}
+        if name in WIDE:
+            row = {"cuda-sm90": wide_row(name)}
+        else:
+            row = {target: measured(name, target) for target in ARCHITECTURES}
         table = json.loads(TABLE.read_text()) if TABLE.exists() else {}  # others write it, too
         table[name] = row
         sys.stdout.write(f"{name}: {table[name]['cuda-sm90']}\n")
         sys.stdout.flush()
-        kept = {n: table[n] for n in ROWS if n in table}
+        kept = {n: table[n] for n in every if n in table}
         TABLE.write_text(json.dumps(kept, indent=1) + "\n")
 
 

@@ -11,7 +11,15 @@ from typing import Any
 
 import pytest
 
-from tests.backends.cuda.corpus import ARCHITECTURES, SPILLING, TABLE, measured, refusal
+from tests.backends.cuda.corpus import (
+    ARCHITECTURES,
+    SPILLING,
+    TABLE,
+    WIDE,
+    measured,
+    refusal,
+    wide_row,
+)
 from tests.backends.gpu_corpus import ROWS
 from tilewright.backends.cuda.compile import compiler_missing
 from tilewright.backends.gpu.machine_code import disassembler_missing
@@ -49,10 +57,11 @@ def bulk_problems(name: str, row: dict[str, Any]) -> list[str]:
 
 def test_the_table_is_whole_and_good() -> None:
     table = json.loads(TABLE.read_text())
-    missing = set(ROWS) ^ set(table)
+    missing = {*ROWS, *WIDE} ^ set(table)
     assert not missing, f"run python -m tests.backends.cuda.corpus for {sorted(missing)}"
-    every = [(n, t) for n in table for t in ARCHITECTURES]
+    every = [(n, t) for n in table for t in table[n]]
     assert not [p for n, t in every for p in problems(n, t, table[n][t])]
+    assert not [p for n in WIDE for p in bulk_problems(n, table[n]["cuda-sm90"])]
     copied = [n for n in table if "instructions" in table[n]["cuda-sm90"].get("bulk", {})]
     assert {f"attention bf16 D128{x}" for x in ("", " causal", " window", " documents")} <= {
         *copied
@@ -71,3 +80,9 @@ def test_a_sample_compiles_without_problems() -> None:
         assert not problems(name, target, measured(name, target)), f"seed {seed}"
         if time.perf_counter() > end:
             break
+
+
+@pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
+@pytest.mark.parametrize("name", WIDE)
+def test_wide_forms_do_not_spill(name: str) -> None:
+    assert not bulk_problems(name, wide_row(name))

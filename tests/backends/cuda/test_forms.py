@@ -42,6 +42,36 @@ def close(got: torch.Tensor, want: torch.Tensor) -> None:
     torch.testing.assert_close(got.double(), want, rtol=0, atol=BOUND)
 
 
+@settings(max_examples=4, phases=QUICK, deadline=None)
+@given(
+    shift=st.sampled_from([0, 1, 40, 63, 64]),
+    scale=st.sampled_from([1, 2]),
+    blocks=st.sampled_from([(64, 64), (64, 48), (64, 96), (128, 128), (64, 32)]),
+    cuts=st.lists(st.integers(1, 290), min_size=1, max_size=4),
+)
+def test_masks_that_look_up_other_positions(
+    shift: int, scale: int, blocks: tuple[int, int], cuts: list[int]
+) -> None:
+    """Which blocks are left out follows from tables of every 64 numbers: blocks of other sizes, and
+    what is added to their positions, reach more of them."""
+    length = 300
+    number = torch.zeros(scale * length + shift, dtype=torch.int32)
+    number[[scale * cut for cut in cuts]] = 1
+    number = number.cumsum(0).int()
+
+    def mask(b, h, i, j):  # type: ignore[no-untyped-def]
+        return (number[scale * i + shift] == number[scale * j + shift]) & (i >= j)
+
+    q, k, v = (torch.randn(1, 1, length, 64).bfloat16() for _ in range(3))
+    with using_backend("cuda-host"), using_schedule(*blocks, blocks[0] // 16, 2):
+        got = tilewright.attention(q, k, v, mask_mod=mask)
+    assert isinstance(got, torch.Tensor) and not INTERPRETED
+    at = torch.arange(length)
+    seen = (number[scale * at + shift][:, None] == number[scale * at + shift]) & (at[:, None] >= at)
+    s = (q.double() @ k.double().mT / 8).masked_fill(~seen, -torch.inf)
+    close(got, torch.softmax(s, -1) @ v.double())
+
+
 @settings(max_examples=2, phases=QUICK, deadline=None)
 @given(
     used=st.lists(st.integers(0, 40), min_size=1, max_size=2),

@@ -44,8 +44,11 @@ BOUNDS = {"bf16": 1e-2, "f16": 1.5e-3}  # of outputs of random inputs (tests/bou
         (Attention(64, 64, "f16", mask="add"), BlockSchedule(128, 32, 8, 2), (130, 90)),
         # a group with twice its rows, heads that no power of two is
         (Attention(80, 24, "bf16", mask="bool"), BlockSchedule(128, 16, 4, 2), (70, 90)),
+        # queries in shared memory, both sides of a product read there by two groups
+        (Attention(128, 128, "bf16", causal=True), BlockSchedule(128, 128, 8, 2), (200, 140)),
+        (Attention(80, 128, "f16"), BlockSchedule(128, 128, 8, 2), (130, 300)),
     ],
-    ids=["lines", "groups", "padded"],
+    ids=["lines", "groups", "padded", "parked", "parked, padded"],
 )
 def test_attention(form: Attention, schedule: BlockSchedule, lengths: tuple[int, int]) -> None:
     case = Case(form, schedule)

@@ -15,7 +15,7 @@ from tilewright.passes.to_tile.emitter import Loop
 from tilewright.passes.to_tile.whole_blocks.routing.frame import dtype_of
 from tilewright.passes.to_tile.whole_blocks.routing.values import TokenValues
 
-CHUNK = 8  # parts whose counts are read at once
+CHUNK = 16  # parts whose counts are read at once
 
 
 def matches(values: TokenValues, ids: Value, choice: Value | None, segment: str) -> Value:
@@ -90,11 +90,12 @@ def early(
     if dtype_of(offsets) != I32:
         offsets = b(m.Cast, offsets, dtype=I32, hint="offsets")
     start = frame.widened(offsets, [segment])
-    with b.loop(b.index(0), part, CHUNK, [start], hint="other") as loop:
+    # summed over the chunk's parts at last: threads meet once, not in every turn
+    with b.loop(b.index(0), part, CHUNK, [b.filled(0, I32, layout)], hint="other") as loop:
         each = b.load(counts, [loop.counter, b.index(0)], dims, layout, bounds, hint="each")
-        found = b(t.Reduce, each, kind="sum", dim=0, hint="before")
-        loop.next = (b(m.Add, loop.carried[0], found, hint="next"),)
-    return loop.results[0]
+        loop.next = (b(m.Add, loop.carried[0], each, hint="before"),)
+    found = b(t.Reduce, loop.results[0], kind="sum", dim=0, hint="before")
+    return b(m.Add, start, found, hint="next")
 
 
 def ranked(values: TokenValues, ids: Value, before: Value, segment: str) -> tuple[Value, Value]:

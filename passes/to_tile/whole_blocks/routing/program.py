@@ -34,10 +34,11 @@ from tilewright.passes.to_tile.whole_blocks.routing.products import ROWS
 from tilewright.passes.to_tile.whole_blocks.routing.values import TokenValues
 from tilewright.passes.to_tile.whole_blocks.schedule import power_of_two
 
-PARTS = 128  # of the tokens, about as many as a GPU has multiprocessors
+PARTS = 256  # of the tokens, about twice as many as a GPU has multiprocessors
 ROOM = 512  # numbers of the largest tile for each warp, so that a few of them fit into registers
 WARPS = 4
 MOST_ROWS, MOST_WARPS = 32, 16
+ADDING = 8  # warps of a kernel that adds up what parts of the tokens counted
 COUNTED_ROWS = 8  # all choices of a token are written out by compilers
 
 
@@ -85,9 +86,11 @@ class _Program:
         if info.parts > 1:
             axes.pop(PART, None)
         self.frame = TokenFrame(self.b, axes, token, self._rows(axes))
-        self.warps = WARPS
+        self.warps = ADDING if info.token is None else WARPS
         most = WARPS if target.gpu == "hip" else MOST_WARPS  # more leave a thread few registers
-        while self.frame.rows * self._widest(axes) > ROOM * self.warps and self.warps < most:
+        while info.token is not None and self.warps < most:
+            if self.frame.rows * self._widest(axes) <= ROOM * self.warps:
+                break
             self.warps *= 2
         self.values = TokenValues(self.b, self.frame, self.buffers, info.made)
         self.counts = [op for op in graph.body.ops if isinstance(op, StreamSegmentCount)]

@@ -32,6 +32,7 @@ from tilewright.passes.to_tile.whole_blocks.routing.frame import TokenFrame, dty
 from tilewright.passes.to_tile.whole_blocks.routing.products import product
 
 LARGE = 4096  # numbers of a tile that registers hold easily
+ADDED = 4 * LARGE  # of one that is only added up, by more warps
 _PAST = (1 << 31) - 1  # a position that nothing has
 
 
@@ -203,18 +204,18 @@ class TokenValues:
         b, frame, dim = self.b, self.frame, self.frame.dim(op.axis)
         dims, at, bounds = self._straight(source.dims)
         sizes = list(frame.layout(self.axes(op.x)).shape)
-        sizes[dim] = max(1, LARGE * sizes[dim] // math.prod(sizes))
+        sizes[dim] = max(1, min(sizes[dim], ADDED * sizes[dim] // math.prod(sizes)))
         end = b.index(frame.sizes[op.axis])
         kinds = [(d, "zero", x) for d, x in bounds if d != dim]
         kinds += [(dim, "zero", end)] if sizes[dim] > 1 else []
         where, layout = dims.index(dim), Layout(frame.rank).local(*sizes)
         dims[where] = dim if sizes[dim] > 1 else -1
-        zero = b.filled(0, _dtype(op.result), frame.layout(self.axes(op.result)))
+        zero = b.filled(0, _dtype(op.result), layout)
         with b.loop(b.index(0), end, sizes[dim], [zero], hint=op.axis) as loop:
             at[where] = loop.counter
             part = b.load(self.buffers[source.tensor], at, dims, layout, kinds, hint="part")
-            loop.next = (b(m.Add, loop.carried[0], frame.reduced(part, [op.axis], "sum")),)
-        return loop.results[0]
+            loop.next = (b(m.Add, loop.carried[0], part, hint=op.axis),)
+        return frame.reduced(loop.results[0], [op.axis], "sum")
 
     def _prefix_sum(self, op: StreamPrefixSum) -> Value:
         b, element = self.b, self.axes(op.x)

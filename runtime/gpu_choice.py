@@ -1,0 +1,101 @@
+"""The faster back end for each kernel of a GPU: Triton, or CUDA C++ with roles where turns of its
+loops overlap.
+
+Measured on an H100 (bench/gpu_attention.py): attention with blocks of 128 x 128 whose products go
+on beside the exponentials takes 0.8 to 0.9 of the time of Triton's kernel. Nothing else was faster
+yet: products of few bits, experts and decode steps are Triton's.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from tilewright.backends.cuda.compile import compiler_missing
+from tilewright.backends.triton.build import interpreting
+from tilewright.ir.bind import bind_sizes
+from tilewright.ir.core import Graph
+from tilewright.ir.errors import UnsupportedError
+from tilewright.ir.ops_tile_roles import Roles
+from tilewright.ir.sizes import Size
+from tilewright.ir.target import Target
+from tilewright.passes.to_threads.roles import roles_program, turns_overlap
+from tilewright.passes.to_tile.kernel_info import analyse, is_routing
+from tilewright.passes.to_tile.lowbit.info import has_packed_weights
+from tilewright.passes.to_tile.lower import gpu_program, prepared
+from tilewright.passes.to_tile.whole_blocks.schedule import BlockSchedule, reads_masks, widest
+from tilewright.runtime.cuda.repeat import bound
+from tilewright.runtime.cuda_kernel import make_cuda
+from tilewright.runtime.family import Call, Variant
+from tilewright.runtime.gpu_parts import processors
+from tilewright.runtime.gpu_targets import forced_schedule
+from tilewright.runtime.report import VariantReport
+from tilewright.runtime.triton_kernel import make_triton
+
+WIDE = BlockSchedule(128, 128, 8, 2, bulk=True, at_once=1)  # of two warp groups
+WIDTH = 128  # of heads, padded: others were not measured
+_MOST = 4096  # shapes whose number of work items is remembered
+
+
+def make_fastest(variant: Variant, target: Target) -> tuple[Call, VariantReport]:
+    """A form of a kernel for a GPU, by the back end that is faster there."""
+    usual, report = make_triton(variant, target)
+    program = None if compiler_missing() else wide_program(variant, target)
+    if program is None:
+        return usual, report
+    wide, found = make_cuda(variant, target, schedule=WIDE, reports=report.machine)
+    found.schedule += f"; fewer work items: triton, {report.schedule}"
+    return Wide(variant.graph, program, wide, usual).call, found
+
+
+def wide_program(variant: Variant, target: Target) -> Graph | None:
+    """The program on blocks of ``WIDE`` whose turns overlap as threads; None where there is none,
+    and where something else is asked for."""
+    given = variant.rows or variant.choice or forced_schedule() or interpreting()
+    if given or target.cpu != "sm_90" or is_routing(variant.graph):
+        return None
+    if has_packed_weights(variant.graph):
+        return None
+    info = analyse(prepared(variant.graph))
+    if reads_masks(info):  # whose addresses take too many registers
+        return None
+    if widest(info) != WIDTH:
+        return None
+    try:
+        program = gpu_program(variant.graph, target, variant.unit_dims, WIDE)
+        threads = roles_program(program, target)
+    except UnsupportedError:
+        return None
+    (roles,) = (op for op in threads.body.ops if isinstance(op, Roles))
+    return program if turns_overlap(threads) and roles.registers else None
+
+
+class Wide:
+    """A kernel of ``program`` where its work items fill a GPU, ``usual`` where they are fewer.
+    ``call`` is it."""
+
+    def __init__(self, graph: Graph, program: Graph, wide: Call, usual: Call) -> None:
+        self.graph, self.wide, self.usual = graph, wide, usual
+        self.grid = tuple((Size.of(size), int(tile)) for size, tile in program.attrs["grid"])
+        self.known: dict[tuple[torch.Size, ...], Call] = {}
+
+    def call(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The results, newly allocated."""
+        return self._chosen(tensors)(*tensors)
+
+    def bind(self, *tensors: torch.Tensor) -> Call | None:
+        """What repeats a call with these tensors, and others of their shapes and strides."""
+        return bound(self._chosen(tensors), tensors)
+
+    def _chosen(self, tensors: tuple[torch.Tensor, ...]) -> Call:
+        shapes = tuple([x.shape for x in tensors])
+        found = self.known.get(shapes)
+        if found is None:
+            if len(self.known) >= _MOST:
+                self.known.clear()
+            sizes = bind_sizes(self.graph, [tuple(x) for x in shapes])
+            items = 1
+            for size, tile in self.grid:
+                items *= -(-size.evaluate(sizes) // tile)
+            fills = items >= processors(tensors[0].device)
+            found = self.known[shapes] = self.wide if fills else self.usual
+        return found

@@ -1,0 +1,100 @@
+"""Which back end makes a GPU's kernel: without a GPU, by what the choice gives and which of two
+calls is taken."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.attention_forms import module_of
+from tests.attention_programs import Attention
+from tilewright.gpu import using_backend, using_schedule
+from tilewright.ir.parser import parse
+from tilewright.ir.target import named_target
+from tilewright.passes.pipeline import TO_KERNELS, run_passes
+from tilewright.passes.to_tile.tables import with_tables
+from tilewright.runtime import gpu_choice
+from tilewright.runtime.family import Variant
+from tilewright.runtime.gpu_choice import Wide, make_fastest, wide_program
+from tilewright.runtime.gpu_targets import pretended
+
+pytest.importorskip("triton")
+SM90 = named_target("cuda-sm90")
+LONG = Attention(128, 128, "bf16", causal=True)
+
+
+def variant(form: Attention | str, rows: int = 0) -> Variant:
+    module = module_of(form) if isinstance(form, str) else parse(form.text())
+    (graph,) = map(with_tables, run_passes(module, TO_KERNELS).graphs)
+    units = tuple(len(getattr(p.type, "shape", ())) - 1 for p in graph.params)
+    return Variant(graph, rows, units, {})
+
+
+@pytest.mark.parametrize("head", [72, 80, 128])
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_of_many_rows_is_wide(head: int, causal: bool) -> None:
+    program = wide_program(variant(Attention(head, head, "bf16", causal=causal)), SM90)
+    assert program is not None and program.attrs["warps"] == 8
+    assert [tile for _, tile in program.attrs["grid"]][-1] == 128
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        Attention(64, 64, "bf16"),
+        Attention(256, 256, "bf16"),
+        Attention(64, 64, "f32"),
+        Attention(128, 128, "bf16", mask="bool"),
+        Attention(128, 128, "bf16", mask="add"),
+        "pages",
+        "ragged",
+        "cache u8, u4",
+    ],
+    ids=str,
+)
+def test_what_spills_or_comes_in_lines_is_triton_s(form: Attention | str) -> None:
+    assert wide_program(variant(form), SM90) is None
+
+
+def test_what_is_asked_for_is_not_chosen() -> None:
+    assert wide_program(variant(LONG), SM90) is not None
+    assert wide_program(variant(LONG), named_target("cuda-sm80")) is None
+    assert wide_program(variant(LONG, rows=16), SM90) is None
+    tuned = variant(LONG)
+    assert wide_program(Variant(tuned.graph, 0, tuned.units, {}, {"inner": 32}), SM90) is None
+    with using_schedule(64, 64, 4, 3):
+        assert wide_program(variant(LONG), SM90) is None
+    assert pretended.backend == "gpu"
+    with using_backend("triton"):
+        assert pretended.backend == "triton"
+
+
+def test_wide_blocks_where_they_fill_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_choice, "processors", lambda device: 8)
+    made = variant(LONG)
+    program = wide_program(made, SM90)
+    assert program is not None
+    calls: list[str] = []
+
+    def call(name: str) -> Any:
+        def found(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            calls.append(name)
+            return tensors[:1]
+
+        return found
+
+    wide = Wide(made.graph, program, call("wide"), call("usual"))
+    for heads, length in ((4, 200), (4, 128), (4, 129), (8, 100), (1, 1000), (1, 800)):
+        q = torch.empty(1, heads, length, 128, device="meta")
+        wide.call(q, q, q)
+    assert calls == ["wide", "usual", "wide", "wide", "wide", "usual"]
+    assert wide.bind(*(torch.empty(1, 4, 200, 128, device="meta"),) * 3) is None
+
+
+def test_without_a_compiler_everything_is_triton_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[object] = []
+    monkeypatch.setattr(gpu_choice, "compiler_missing", lambda: "no NVRTC, no nvcc")
+    monkeypatch.setattr(gpu_choice, "make_triton", lambda *given: taken.append(given) or (1, 2))
+    assert make_fastest(variant(LONG), SM90) == (1, 2) and len(taken) == 1
