@@ -6,12 +6,14 @@ from functools import cached_property
 from typing import Any
 
 from tilewright.backends.numba.text import PythonText
+from tilewright.backends.triton.pointwise import dtype_name
 from tilewright.backends.triton.words import atom, is_literal
 from tilewright.ir import ops_math as m
 from tilewright.ir import ops_tile as t
 from tilewright.ir.core import Graph, Op, Value
 from tilewright.ir.types import RegisterType
-from tilewright.passes.to_tile.whole_blocks.schedule import LEAST
+
+LEAST = 16  # rows of a right side that matrix units take
 
 
 class BlockOps:
@@ -65,18 +67,30 @@ class BlockOps:
         """The tiles whose rows a product's right side has in turn, if a product with each of them
         is what units take: so its operands come in their layout from the words in memory, by
         themselves, and need not be put together in shared memory first."""
-        together = self.made.get(op.b)
-        if not isinstance(together, t.Interleave) or not self._all_in_turns:
+        together = self._together(op)
+        if together is None or not self._all_in_turns:
             return [self.values[op.b]]
-        return [self.values[part] for part in together.parts]
+        cast, parts = self.made.get(op.b), [self.values[part] for part in together.parts]
+        if not isinstance(cast, m.Cast):
+            return parts
+        names = [self.text.name(part.hint) for part in together.parts]
+        for name, part in zip(names, parts, strict=True):
+            self.text.line(f"{name} = {atom(part)}.to({dtype_name(cast.dtype)})")
+        return names
+
+    def _together(self, op: t.Product) -> t.Interleave | None:
+        """What puts the right side of a product together from tiles in turn."""
+        made = self.made.get(op.b)
+        if isinstance(made, m.Cast):
+            made = self.made.get(made.x)
+        return made if isinstance(made, t.Interleave) else None
 
     @cached_property
     def _all_in_turns(self) -> bool:
         """Whether all products of tiles in turn can be made so: with just some of them kernels were
         slower than with none (H100: 0.29 ms for 0.21; bench/results/h100/)."""
         products = [op for op in self.graph.body.walk() if isinstance(op, t.Product)]
-        right = [self.made.get(op.b) for op in products]
-        found = [op for op in right if isinstance(op, t.Interleave)]
+        found = [op for op in map(self._together, products) if op is not None]
         return all(op.dim == 0 and _rows(op.parts[0]) >= LEAST for op in found)
 
     def _planes(self, x: Value, count: int) -> list[str]:

@@ -14,7 +14,6 @@ from typing import Any
 from tilewright.backends.numba.text import PythonText, is_atom
 from tilewright.backends.triton.blocks import BlockOps
 from tilewright.backends.triton.memory import Memory, MemoryOps
-from tilewright.backends.triton.narrow import narrowed_first
 from tilewright.backends.triton.pointwise import (
     HELPERS,
     dtype_name,
@@ -61,7 +60,7 @@ def emit_source(
     interpreter, whose bf16 arithmetic is wrong. Raises UnsupportedError for operations that it
     lacks.
     """
-    return _Program(narrowed_first(graph), symbol, wide_products, bulk).run()
+    return _Program(graph, symbol, wide_products, bulk).run()
 
 
 class _Program(MemoryOps, BlockOps):

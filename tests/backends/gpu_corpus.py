@@ -37,13 +37,15 @@ from tilewright.passes.choose_layout import choose_layout
 from tilewright.passes.pipeline import TO_KERNELS, run_passes
 from tilewright.passes.to_tile.experts.gate import GateFunction
 from tilewright.passes.to_tile.experts.grouped_form import FloatForm
+from tilewright.passes.to_tile.kernel_info import analyse
 from tilewright.passes.to_tile.lowbit.info import WeightForm
-from tilewright.passes.to_tile.lower import gpu_program, gpu_programs_in_parts
+from tilewright.passes.to_tile.lower import gpu_program, gpu_programs_in_parts, prepared
 from tilewright.passes.to_tile.tables import with_tables
 from tilewright.passes.to_tile.whole_blocks.experts.blocks import product_blocks
 from tilewright.passes.to_tile.whole_blocks.experts.choices import PlanForm
 from tilewright.passes.to_tile.whole_blocks.experts.plan import plan_program
 from tilewright.passes.to_tile.whole_blocks.experts.products import product_program
+from tilewright.passes.to_tile.whole_blocks.schedule import blocks_of_planes
 from tilewright.runtime.lowbit.form import LinearForm
 from tilewright.runtime.lowbit.gpu_programs import GpuForm, tile_programs
 
@@ -95,12 +97,16 @@ def products(target: str) -> tuple[str, ...]:
 # ---- programs
 
 
-def kernels(module: Module, target: Target, rows: int, parts: bool = False) -> tuple[Graph, ...]:
-    """The whole-block programs of a module's kernels; ``parts``: the pair that shares out keys."""
+def kernels(
+    module: Module, target: Target, rows: int, parts: bool = False, planes: bool = False
+) -> tuple[Graph, ...]:
+    """The whole-block programs of a module's kernels; ``parts``: the pair that shares out keys;
+    ``planes``: with the blocks that Triton has for caches in few bits."""
     found: list[Graph] = []
     for graph in map(with_tables, run_passes(module, TO_KERNELS).graphs):
         units = {p.hint: len(getattr(p.type, "shape", ())) - 1 for p in graph.params}
-        given = graph, target, units, None, rows
+        blocks = blocks_of_planes(analyse(prepared(graph)), target, rows) if planes else None
+        given = graph, target, units, blocks, rows
         found += gpu_programs_in_parts(*given) if parts else (gpu_program(*given),)
     return tuple(found)
 
@@ -160,7 +166,13 @@ def expert_plan(target: Target) -> tuple[Graph, ...]:
     return tuple(plan_program(form, few, target) for few in (True, False))
 
 
-ROWS: dict[str, Row] = {
+def planes(name: str, target: Target) -> tuple[Graph, ...]:
+    """Few rows over a cache in few bits, as Triton's kernels take them."""
+    module = module_of(name)
+    return *kernels(module, target, 16, False, True), *kernels(module, target, 16, True, True)
+
+
+BOTH: dict[str, Row] = {  # that CUDA C++ has, too
     **{f"attention bf16 D{d}": Row(attention(d), matrix_units) for d in (64, 80, 128)},
     **{
         f"attention bf16 D{d} causal": Row(attention(d, causal=True), matrix_units)
@@ -189,6 +201,10 @@ ROWS: dict[str, Row] = {
     "experts 16 rows": Row(partial(expert_products, 16), few_rows),
     "experts 128 rows": Row(partial(expert_products, 128), products),
     "experts, order of tokens": Row(expert_plan, nothing),
+}
+ROWS = {
+    **BOTH,
+    "attention bf16 D128 planes of u8, u4": Row(partial(planes, "cache u8, u4"), few_rows),
 }
 
 

@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from tests.attention_programs import Attention
+from tests.backends.gpu_corpus import planes
 from tests.backends.interpreted import run_interpreted
 from tilewright.backends.triton.build import Resources, compile_ahead
 from tilewright.backends.triton.emit import TritonSource, emit_source
 from tilewright.ir.core import Graph
 from tilewright.ir.errors import TargetError
+from tilewright.ir.ops_tile import For
 from tilewright.ir.parser import parse
 from tilewright.ir.target import named_target
 from tilewright.passes.pipeline import TO_KERNELS, run_passes
@@ -85,3 +87,15 @@ def test_on_a_gpu() -> None:
     (got,) = Program(parse(form.text()))(q, k, v)
     want = form.reference(q.cpu(), k.cpu(), v.cpu(), None)
     assert got.is_cuda and float((got.cpu().double() - want).abs().max()) < 2e-2
+
+
+def test_caches_in_few_bits_are_multiplied_plane_by_plane() -> None:
+    """Codes of few rows' blocks need not be put together; with a part of the products so, none is."""
+    for name, tokens, dots in (("cache u8, u4", 128, 4 + 8), ("cache u3, u5", 64, 2)):
+        programs = planes(name, named_target("cuda-sm90"))
+        for program in (x for x in programs if "merge" not in x.name):
+            text = emit_source(program, "kernel").text
+            (loop, *_) = (op for op in program.body.ops if isinstance(op, For))
+            assert loop.step == tokens
+            body = text[text.index("for m_at in") : text.index("for after in")]
+            assert body.count("tl.dot(") == dots

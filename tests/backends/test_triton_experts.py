@@ -98,7 +98,9 @@ def test_products_spill_nothing_and_use_matrix_units(name: str, target: str) -> 
     for rows in (16, 128) if name != "woven" else ROWS:
         blocks = product_blocks(form, named_target(target), rows)
         found = resources(product_program(form, blocks, named_target(target)), target)
-        assert found.spills == 0 and found.shared_bytes <= 100 << 10
+        # one work item on a multiprocessor of sm_90, where that was measured to be faster; else two
+        alone = target == "cuda-sm90" and rows == ROWS[-1] and form.products > 1
+        assert found.spills == 0 and found.shared_bytes <= (227 if alone else 100) << 10
         many = "wgmma.mma_async" if rows >= 64 else "mma.sync"
         few = "mma.sync" if target == "cuda-sm100" and rows < 64 else MATRIX.get(target, many)
         assert few in found.assembly

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.attention_programs import Attention
-from tests.backends.gpu_corpus import ROWS, called_module
+from tests.backends.gpu_corpus import BOTH as ROWS
+from tests.backends.gpu_corpus import called_module
 from tilewright.backends.cuda.compile import compile_kernel
 from tilewright.backends.cuda.emit import emit_cuda
 from tilewright.backends.gpu.machine_code import resources

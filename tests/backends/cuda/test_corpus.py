@@ -20,7 +20,7 @@ from tests.backends.cuda.corpus import (
     refusal,
     wide_row,
 )
-from tests.backends.gpu_corpus import ROWS
+from tests.backends.gpu_corpus import BOTH as ROWS
 from tilewright.backends.cuda.compile import compiler_missing
 from tilewright.backends.gpu.machine_code import disassembler_missing
 
