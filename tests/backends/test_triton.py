@@ -90,7 +90,7 @@ def test_on_a_gpu() -> None:
 
 
 def test_caches_in_few_bits_are_multiplied_plane_by_plane() -> None:
-    """Codes of few rows' blocks need not be put together; with a part of the products so, none is."""
+    """Codes of few rows' blocks need not be put together; where some have to, all are."""
     for name, tokens, dots in (("cache u8, u4", 128, 4 + 8), ("cache u3, u5", 64, 2)):
         programs = planes(name, named_target("cuda-sm90"))
         for program in (x for x in programs if "merge" not in x.name):
