@@ -1,8 +1,10 @@
 """Everything for a lent GPU in one command: ``bench/gpu_session.sh OUT`` (``--dry``: here, tiny).
 
-Runs the GPU tests and the suites below, each in a process of its own, most important first, and
-writes OUT/session.json after each, so that a run cut off leaves what it has. A suite that is not
-there yet, or for which no time is left, is named as such. The exit status is 1 if any failed.
+First all suites and the GPU's tests at once, for as long as kernels take to compile, whose caches
+the rest then finds warm; then one suite after the other, each in a process of its own, most
+important first. Writes OUT/session.json after each, so that a run cut off leaves what it has. A
+suite that is not there yet, or for which no time is left, is named as such. The exit status is 1 if
+any failed.
 """
 
 from __future__ import annotations
@@ -14,10 +16,12 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+WARM_SECONDS = 70.0  # in which most kernels are compiled where nothing is measured yet
 DRY_SECONDS = 600.0  # for a suite where no GPU is lent: a busy machine may take its time
 ROOT = Path(__file__).resolve().parent.parent
 MODULES = "tilewright.bench"
@@ -26,24 +30,26 @@ MODULES = "tilewright.bench"
 @dataclass(frozen=True)
 class Suite:
     """A module of this folder run with OUT.json, --seconds N and perhaps --dry; ``tests`` says
-    which tests to run instead. ``least`` seconds are needed to begin."""
+    which tests to run instead. ``least`` seconds are needed to begin; ``compilers``: processes that
+    compile its kernels at first (0: a short run of it does)."""
 
     name: str
     seconds: float
     least: float = 10.0
     tests: str = ""
+    compilers: int = 0
 
 
 # In order of importance. Others' suites are called as soon as their module is there.
 SUITES = (
-    Suite("gpu_tests", 90, tests="gpu"),
-    Suite("roofline", 15),
+    Suite("roofline", 10),
+    Suite("gpu_attention", 75, least=40, compilers=5),
+    Suite("gpu_lowbit", 75, least=30, compilers=5),
+    Suite("gpu_decode", 40, least=15),
+    Suite("gpu_moe", 30, least=15),
+    Suite("gpu_routing", 20),
     Suite("gpu_launch", 20),
-    Suite("gpu_attention", 140, least=60),
-    Suite("gpu_decode", 50, least=20),
-    Suite("gpu_lowbit", 100, least=30),
-    Suite("gpu_moe", 70, least=20),
-    Suite("gpu_routing", 30),
+    Suite("gpu_tests", 90, tests="gpu"),
 )
 
 
@@ -60,9 +66,10 @@ def main() -> int:
     whole = options.seconds or (DRY_SECONDS * len(SUITES) if options.dry else 520.0)
     end = time.monotonic() + whole
     found: dict[str, Any] = {"dry": options.dry, "suites": {}}
-    for suite in SUITES:
-        if options.only not in suite.name:
-            continue
+    wanted = [suite for suite in SUITES if options.only in suite.name]
+    if not options.dry:
+        found["warm_seconds"] = warm(wanted, out, min(WARM_SECONDS, whole / 3))
+    for suite in wanted:
         found["suites"][suite.name] = row = run(suite, out, end, options.dry)
         _save(out, found)
         print(f"{suite.name}: {row['state']} in {row['seconds']:.0f} s", flush=True)
@@ -76,6 +83,38 @@ def main() -> int:
 
 def _save(out: Path, found: dict[str, Any]) -> None:
     (out / "session.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def warm(suites: Sequence[Suite], out: Path, seconds: float) -> float:
+    """Runs everything at once for so long, for what it compiles; the seconds that it took. Logs are
+    in OUT/warm, numbers mean nothing."""
+    began, folder = time.monotonic(), out / "warm"
+    folder.mkdir(exist_ok=True)
+    started = []
+    for name, words in warming(suites, folder):
+        with (folder / f"{name}.log").open("w", encoding="utf-8") as log:
+            process = subprocess.Popen(
+                words, cwd=ROOT, env=environment(False), stdout=log, stderr=subprocess.STDOUT
+            )
+        started.append(process)
+    for process in started:
+        try:
+            process.wait(timeout=max(0.1, began + seconds - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    return round(time.monotonic() - began, 1)
+
+
+def warming(suites: Sequence[Suite], folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """What is started at once: names, and how."""
+    for suite in suites:
+        plain = command(suite, folder, 5.0, False)
+        for number in range(suite.compilers):
+            share = ["--processes", str(suite.compilers), "--warm", str(number)]
+            yield f"{suite.name}-{number}", [*plain[:6], *share]
+        if not suite.compilers:
+            yield suite.name, plain
 
 
 def run(suite: Suite, out: Path, end: float, dry: bool) -> dict[str, Any]:
@@ -116,7 +155,7 @@ def command(suite: Suite, out: Path, seconds: float, dry: bool) -> list[str]:
         more = ["--collect-only"] if dry else []
         return [sys.executable, "-m", "pytest", "-q", "-m", suite.tests, *marked, *more]
     path = str(out / f"{suite.name}.json")
-    more = ["--dry"] if dry else []
+    more = ["--dry"] if dry else ["--processes", "0"] if suite.compilers else []
     return [
         *(sys.executable, "-m", f"{MODULES}.{suite.name}", path),
         *("--seconds", f"{seconds:.0f}", *more),

@@ -47,13 +47,29 @@ def test_commands(tmp_path: Path) -> None:
     by_name = {suite.name: suite for suite in SUITES}
     plain = gpu_session.command(by_name["gpu_attention"], tmp_path, 12.3, dry=False)
     assert plain[1:3] == ["-m", "tilewright.bench.gpu_attention"]
-    assert plain[3:] == [str(tmp_path / "gpu_attention.json"), "--seconds", "12"]
+    assert plain[3:6] == [str(tmp_path / "gpu_attention.json"), "--seconds", "12"]
+    assert plain[6:] == ["--processes", "0"]
     tests = gpu_session.command(by_name["gpu_tests"], tmp_path, 9, dry=True)
     assert "tests/runtime/test_cuda_on_gpu.py" in tests and tests[-1] == "--collect-only"
     assert "TRITON_INTERPRET" in gpu_session.environment(True)
     carried = gpu_session.environment(False)["PYTHONPATH"].split(":")
     assert carried[1].endswith("build/gpu_site")
-    assert sum(suite.seconds for suite in SUITES) < 540  # a lent machine's command
+    whole = gpu_session.WARM_SECONDS + sum(suite.seconds for suite in SUITES)
+    assert whole < 540  # a lent machine's command
+
+
+def test_everything_is_compiled_at_once_first(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    first, *others = gpu_session.warming(SUITES, tmp_path)
+    commands = dict([first, *others])
+    shares = [words for name, words in commands.items() if name.startswith("gpu_lowbit-")]
+    assert [words[-3:] for words in shares] == [["5", "--warm", str(n)] for n in range(5)]
+    assert all(words.count("--processes") == 1 for words in shares)
+    assert "gpu_tests" in commands and "gpu_routing" in commands
+    script(monkeypatch, "import time; time.sleep(60)")
+    assert gpu_session.warm([Suite("a", 1), Suite("b", 1, compilers=2)], tmp_path, 3) < 30
+    assert sorted(x.name for x in (tmp_path / "warm").iterdir()) == ["a.log", "b-0.log", "b-1.log"]
 
 
 def test_shares_of_the_floor(tmp_path: Path) -> None:
