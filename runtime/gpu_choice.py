@@ -2,8 +2,8 @@
 loops overlap.
 
 Measured on an H100 (bench/gpu_attention.py): attention with blocks of 128 x 128 whose products go
-on beside the exponentials takes 0.8 to 0.9 of the time of Triton's kernel. Nothing else was faster
-yet: products of few bits, experts and decode steps are Triton's.
+on beside the exponentials takes 0.80 to 0.98 of the time of Triton's kernel (of windows 1.04).
+Products of few bits, experts and decode steps are Triton's, where it is faster.
 """
 
 from __future__ import annotations
@@ -22,7 +22,12 @@ from tilewright.passes.to_threads.roles import roles_program, turns_overlap
 from tilewright.passes.to_tile.kernel_info import analyse, is_routing
 from tilewright.passes.to_tile.lowbit.info import has_packed_weights
 from tilewright.passes.to_tile.lower import gpu_program, prepared
-from tilewright.passes.to_tile.whole_blocks.schedule import BlockSchedule, reads_masks, widest
+from tilewright.passes.to_tile.whole_blocks.schedule import (
+    BlockSchedule,
+    elements,
+    reads_masks,
+    widest,
+)
 from tilewright.runtime.cuda.repeat import bound
 from tilewright.runtime.cuda_kernel import make_cuda
 from tilewright.runtime.family import Call, Variant
@@ -33,6 +38,7 @@ from tilewright.runtime.triton_kernel import make_triton
 
 WIDE = BlockSchedule(128, 128, 8, 2, bulk=True, at_once=1)  # of two warp groups
 WIDTH = 128  # of heads, padded: others were not measured
+COPIED = 8  # elements of 16 bits that the copy engine takes at least
 _MOST = 4096  # shapes whose number of work items is remembered
 
 
@@ -58,7 +64,8 @@ def wide_program(variant: Variant, target: Target) -> Graph | None:
     info = analyse(prepared(variant.graph))
     if reads_masks(info):  # whose addresses take too many registers
         return None
-    if widest(info) != WIDTH:
+    rows = [axis.size.constant or 0 for axis in elements(info)]
+    if widest(info) != WIDTH or any(n % COPIED for n in rows):
         return None
     try:
         program = gpu_program(variant.graph, target, variant.unit_dims, WIDE)
@@ -76,7 +83,7 @@ class Wide:
     def __init__(self, graph: Graph, program: Graph, wide: Call, usual: Call) -> None:
         self.graph, self.wide, self.usual = graph, wide, usual
         self.grid = tuple((Size.of(size), int(tile)) for size, tile in program.attrs["grid"])
-        self.known: dict[tuple[torch.Size, ...], Call] = {}
+        self.known: dict[object, Call] = {}
 
     def call(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The results, newly allocated."""
@@ -87,15 +94,26 @@ class Wide:
         return bound(self._chosen(tensors), tensors)
 
     def _chosen(self, tensors: tuple[torch.Tensor, ...]) -> Call:
-        shapes = tuple([x.shape for x in tensors])
-        found = self.known.get(shapes)
+        kind = tensors[0].device, tuple([(x.shape, x.stride()) for x in tensors])
+        found = self.known.get(kind)
         if found is None:
             if len(self.known) >= _MOST:
                 self.known.clear()
-            sizes = bind_sizes(self.graph, [tuple(x) for x in shapes])
-            items = 1
-            for size, tile in self.grid:
-                items *= -(-size.evaluate(sizes) // tile)
-            fills = items >= processors(tensors[0].device)
-            found = self.known[shapes] = self.wide if fills else self.usual
+            found = self.known[kind] = self.wide if self._suits(tensors) else self.usual
         return found
+
+    def _suits(self, tensors: tuple[torch.Tensor, ...]) -> bool:
+        """Whether work items fill the device, and rows lie so that they are copied in bulk (but for
+        addresses, which change from call to call)."""
+        sizes = bind_sizes(self.graph, [tuple(x.shape) for x in tensors])
+        items = 1
+        for size, tile in self.grid:
+            items *= -(-size.evaluate(sizes) // tile)
+        strides = [x.stride() for x in tensors if x.dim() > 2]
+        bulk = all(each[-1] == 1 and _whole(each[:-1]) for each in strides)
+        return bulk and items >= processors(tensors[0].device)
+
+
+def _whole(steps: tuple[int, ...]) -> bool:
+    """Whether steps are whole pieces that the copy engine takes."""
+    return all(n > 0 and n % COPIED == 0 for n in steps)

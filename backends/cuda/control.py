@@ -25,6 +25,7 @@ class ControlOps(Writer):
         counter, *params = region.params
         for init, param in zip(op.inits, params, strict=True):
             self._carried(init, param)
+        self.before_loop(region)
         at = self.text.name(counter.hint)
         lo, hi = (self.index(v) for v in op.operands[:2])
         self.values[counter] = at

@@ -24,7 +24,7 @@ from tilewright.backends.cuda.text import (
 )
 from tilewright.backends.cuda.tiles import Lazy, Shared, Tile
 from tilewright.ir import ops_tile as t
-from tilewright.ir.core import Op, Value
+from tilewright.ir.core import Op, Region, Value
 from tilewright.ir.dtypes import F32
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.layout import Layout, column_spatial, spatial
@@ -231,6 +231,16 @@ class FragmentOps(SharedOps):
             more = f", {k} > 0" if from_zero else ""
             self.text.line(f"{call}({sums}, {left(k, m)}, {added([side, at])}{more});")
         self.text.line("tw::wgmma_commit();")
+
+    def before_loop(self, region: Region) -> None:
+        """Left sides that the region's warp groups take, and that are read before it: other loops
+        take them, too."""
+        inside = {v for op in region.walk() for v in op.results}
+        for op in region.walk():
+            if not isinstance(op, t.GroupProduct) or op.a in inside:
+                continue
+            if isinstance(self.values.get(op.a), Lazy):
+                self.tile(op.a)
 
     def _group_left(self, op: t.GroupProduct, groups: int) -> Callable[[str, str], str]:
         """The left side of the instruction for terms ``k`` and the group's rows ``m``: registers,

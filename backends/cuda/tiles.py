@@ -9,7 +9,7 @@ from typing import Any
 from tilewright.backends.cuda.pointwise import HALVES, c_type, scalar_type
 from tilewright.backends.cuda.text import CText, added, atom, times
 from tilewright.ir import ops_tile as t
-from tilewright.ir.core import Graph, Op, Value
+from tilewright.ir.core import Graph, Op, Region, Value
 from tilewright.ir.dtypes import DType
 from tilewright.ir.layout import Layout
 from tilewright.ir.types import SWIZZLED_BYTES, RegisterType, SharedType
@@ -123,6 +123,10 @@ class Writer:
             held = self.values[value]
         assert isinstance(held, Tile)
         return held
+
+    def before_loop(self, region: Region) -> None:
+        """Writes what all loops need, not just the one that a region is the body of."""
+        raise NotImplementedError
 
     def read_shared(self, op: t.Load) -> None:
         """Writes a load from shared memory."""

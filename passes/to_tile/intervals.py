@@ -118,7 +118,7 @@ class Intervals:
         if self.coarse and op.tensor in self.state.tables:
             b, (low, high) = self.build, self.state.tables[op.tensor]
             first, end = b.div(last.low, STRIDE), b.div(last.high, STRIDE)
-            return self._entries(op, (low, high), before, Interval(first, end))
+            return self._entries(op, (low, high), before, Interval(first, end), box)
         return self._range(buffer, before, last, buffer)
 
     def _entries(
@@ -127,8 +127,9 @@ class Intervals:
         tables: tuple[Value, Value],
         before: list[Value],
         index: Interval,
-    ) -> Interval:
-        """The least and greatest of what entries of an operation's tables stand for."""
+        box: Box,
+    ) -> Interval | None:
+        """The least and greatest of what entries of an operation's tables stand for, over a box."""
         return self._range(tables[0], before, index, tables[1])
 
     def _dimension(self, op: s.Source, dim: tuple[str, ...], box: Box) -> Interval | None:
@@ -146,7 +147,7 @@ class Intervals:
 
     def _range(
         self, minima: Value, before: list[Value], index: Interval, maxima: Value
-    ) -> Interval:
+    ) -> Interval | None:
         """The least and greatest of a stretch of memory."""
         b = self.build
         start = [b(t.Read, x, *before, index.low, hint="read") for x in (minima, maxima)]

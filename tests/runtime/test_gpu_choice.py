@@ -44,6 +44,7 @@ def test_attention_of_many_rows_is_wide(head: int, causal: bool) -> None:
     "form",
     [
         Attention(64, 64, "bf16"),
+        Attention(100, 128, "bf16"),
         Attention(256, 256, "bf16"),
         Attention(64, 64, "f32"),
         Attention(128, 128, "bf16", mask="bool"),
@@ -90,6 +91,13 @@ def test_wide_blocks_where_they_fill_the_device(monkeypatch: pytest.MonkeyPatch)
         q = torch.empty(1, heads, length, 128, device="meta")
         wide.call(q, q, q)
     assert calls == ["wide", "usual", "wide", "wide", "wide", "usual"]
+    q = torch.empty(1, 8, 200, 128, device="meta")
+    turned = torch.empty(1, 200, 8, 128, device="meta").transpose(1, 2)
+    for other in (q[..., :1].expand(q.shape), q[:, :1].expand(q.shape), turned):
+        wide.call(q, other, q)
+    odd = torch.empty(1, 8, 200, 132, device="meta")[..., :128]
+    wide.call(odd, odd, odd)
+    assert calls[6:] == ["usual", "usual", "wide", "usual"]
     assert wide.bind(*(torch.empty(1, 4, 200, 128, device="meta"),) * 3) is None
 
 

@@ -20,7 +20,7 @@ from tilewright.ir.layout import Layout
 from tilewright.ir.types import IndexType
 from tilewright.passes.to_tile.block_range import BlockRange, Span
 from tilewright.passes.to_tile.emitter import TileBuilder
-from tilewright.passes.to_tile.intervals import Interval, Intervals
+from tilewright.passes.to_tile.intervals import Box, Interval, Intervals
 from tilewright.passes.to_tile.mask_range import MaskRange
 from tilewright.passes.to_tile.state import LoweringState
 from tilewright.passes.to_tile.tables import STRIDE
@@ -81,13 +81,10 @@ class BlockIntervals(Intervals):
 
     def _range(
         self, minima: Value, before: list[Value], index: Interval, maxima: Value
-    ) -> Interval:
+    ) -> Interval | None:
         if _at_one_block(index):
             return super()._range(minima, before, index, maxima)
-        return self._unknown()  # no table
-
-    def _unknown(self) -> Interval:
-        return Interval(self.build.index(-_FAR), self.build.index(_FAR))
+        return None  # no table
 
     def _entries(
         self,
@@ -95,12 +92,13 @@ class BlockIntervals(Intervals):
         tables: tuple[Value, Value],
         before: list[Value],
         index: Interval,
-    ) -> Interval:
+        box: Box,
+    ) -> Interval | None:
         if _at_one_block(index):
-            return super()._entries(op, tables, before, index)
-        count = self._spanned(op)
+            return super()._entries(op, tables, before, index, box)
+        count = self._spanned(op, box)
         if count is None:
-            return self._unknown()
+            return None
         b, low, high = self.build, index.low, index.low
         for entry in range(count):
             at = b.minimum(b.add(index.low, entry), index.high)
@@ -108,14 +106,17 @@ class BlockIntervals(Intervals):
             low, high = (b.minimum(low, least), b.maximum(high, most)) if entry else (least, most)
         return Interval(low, high)
 
-    def _spanned(self, op: s.Source | s.Gather) -> int | None:
+    def _spanned(self, op: s.Source | s.Gather, box: Box) -> int | None:
         """How many entries of a table a block's positions reach, at most; None where these are no
-        neighbours. Blocks start at multiples of their size; what is added to their positions may
-        be anything."""
+        neighbours, or others for every row. Blocks start at multiples of their size; what is added
+        to their positions may be anything that a work item has one of."""
         step = math.gcd(self.size, STRIDE)
         if isinstance(op, s.Gather) and op.dims[-1] == (s.INDEXED,):
             added = added_to_position(self.info, op.indices[-1])
             if added is None:
+                return None
+            known = [self.of(value, box) for _, value in added]
+            if not all(x is not None and x.exact for x in known):
                 return None
             step = 1 if added else step
         return (STRIDE - step + self.size - 1) // STRIDE + 1

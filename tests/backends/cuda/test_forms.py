@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
 import tilewright
@@ -42,34 +42,45 @@ def close(got: torch.Tensor, want: torch.Tensor) -> None:
     torch.testing.assert_close(got.double(), want, rtol=0, atol=BOUND)
 
 
-@settings(max_examples=4, phases=QUICK, deadline=None)
+@settings(max_examples=6, phases=QUICK, deadline=None)
 @given(
-    shift=st.sampled_from([0, 1, 40, 63, 64]),
-    scale=st.sampled_from([1, 2]),
+    place=st.sampled_from(
+        ["j", "j + 1", "j + 63", "2 * j", "j + i", "j + off[h]", "j - i + 300", "j + off[h] + i"]
+    ),
+    known=st.booleans(),
     blocks=st.sampled_from([(64, 64), (64, 48), (64, 96), (128, 128), (64, 32)]),
+    groups=st.sampled_from([1, 4]),
     cuts=st.lists(st.integers(1, 290), min_size=1, max_size=4),
 )
+@example("j + off[h]", True, (64, 64), 4, [100])  # several loops take queries read before them
+@example("2 * j", True, (64, 64), 1, [100])
 def test_masks_that_look_up_other_positions(
-    shift: int, scale: int, blocks: tuple[int, int], cuts: list[int]
+    place: str, known: bool, blocks: tuple[int, int], groups: int, cuts: list[int]
 ) -> None:
     """Which blocks are left out follows from tables of every 64 numbers: blocks of other sizes, and
-    what is added to their positions, reach more of them."""
-    length = 300
-    number = torch.zeros(scale * length + shift, dtype=torch.int32)
-    number[[scale * cut for cut in cuts]] = 1
+    what is added to their positions, reach more of them. ``known``: beside a constant."""
+    length, rows = 300, 40 if groups > 1 else 300
+    number, off = torch.zeros(3 * length, dtype=torch.int32), torch.tensor([0, 70, 130, 5])
+    number[[2 * cut for cut in cuts]] = 1
     number = number.cumsum(0).int()
 
     def mask(b, h, i, j):  # type: ignore[no-untyped-def]
-        return (number[scale * i + shift] == number[scale * j + shift]) & (i >= j)
+        places = {
+            "j": j, "j + 1": j + 1, "j + 63": j + 63, "2 * j": 2 * j, "j + i": j + i,
+            "j + off[h]": j + off[h], "j - i + 300": j - i + 300, "j + off[h] + i": j + off[h] + i,
+        }  # fmt: skip
+        there = number[places[place]]
+        return there == 1 if known else there == number[i]
 
-    q, k, v = (torch.randn(1, 1, length, 64).bfloat16() for _ in range(3))
+    q = torch.randn(1, groups, rows, 64).bfloat16()
+    k, v = (torch.randn(1, 1, length, 64).bfloat16() for _ in range(2))
     with using_backend("cuda-host"), using_schedule(*blocks, blocks[0] // 16, 2):
-        got = tilewright.attention(q, k, v, mask_mod=mask)
+        got = tilewright.attention(q, k, v, mask_mod=mask, enable_gqa=True)
     assert isinstance(got, torch.Tensor) and not INTERPRETED
-    at = torch.arange(length)
-    seen = (number[scale * at + shift][:, None] == number[scale * at + shift]) & (at[:, None] >= at)
-    s = (q.double() @ k.double().mT / 8).masked_fill(~seen, -torch.inf)
-    close(got, torch.softmax(s, -1) @ v.double())
+    h, i, j = (torch.arange(n) for n in (groups, rows, length))
+    seen = mask(0, h[:, None, None], i[:, None], j[None]).expand(groups, rows, length)
+    s = (q[0].double() @ k[0].double().mT / 8).masked_fill(~seen, -torch.inf)
+    close(got[0], torch.softmax(s, -1).nan_to_num(0.0) @ v[0].double())
 
 
 @settings(max_examples=2, phases=QUICK, deadline=None)
