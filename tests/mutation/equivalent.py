@@ -25,6 +25,61 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "return 8 if schedule.lanes == 16 else 4",
         "return 7 if schedule.lanes == 16 else 4",
     ): "the height of a register tile, chosen by measuring: any gives the same sums",
+    (
+        "passes/to_tile/whole_blocks/seen.py",
+        "_FAR = 1 << 60  # beyond every position",
+        "_FAR = 1 << 61  # beyond every position",
+    ): "a number beyond every position: any larger one does the same",
+    (
+        "passes/to_tile/intervals.py",
+        "_FAR = 1 << 31  # added, in multiples of the divisor, so that a dividend is not negative",
+        "_FAR = 1 << 32  # added, in multiples of the divisor, so that a dividend is not negative",
+    ): "a number beyond every dividend, in multiples of the divisor: any larger one does the same",
+    (
+        "passes/to_threads/roles.py",
+        "AS_THEY_ARE, TWO_AT_ONCE, OVERLAPPED = 170, 278, {False: 306, True: 330}",
+        "AS_THEY_ARE, TWO_AT_ONCE, OVERLAPPED = 169, 278, {False: 306, True: 330}",
+    ): "a threshold of an estimate, read off machine code: no program has exactly that many",
+    (
+        "passes/to_tile/spaces.py",
+        "ELEMENTS = (4, 6, 8, 12, 16)",
+        "ELEMENTS = (4, 6, 8, 11, 16)",
+    ): "which sizes a tuner tries, chosen by measuring: any gives the same sums",
+    (
+        "passes/to_tile/spaces.py",
+        'return space_around(schedule, {"rows": (1, 2, 4, 8, 16, 32, 64)})',
+        'return space_around(schedule, {"rows": ( 2, 2, 4, 8, 16, 32, 64)})',
+    ): "which sizes a tuner tries: any gives the same sums",
+    (
+        "passes/axes.py",
+        "if len(flat) != len(set(flat)):",
+        "if len(flat) is not len(set(flat)):",
+    ): "Python keeps one object for each small integer, and no element has hundreds of axes",
+    (
+        "passes/to_threads/registers.py",
+        "if isinstance(op, m.Add | m.Or) and words(op.lhs) < words(value):",
+        "if isinstance(op, m.Add | m.Or) and words(op.lhs) is not words(value):",
+    ): "no operand is larger than the sum, and small integers are one object each",
+    (
+        "passes/to_tile/whole_blocks/schedule.py",
+        'stages = 3 if target.gpu == "cuda" else 1',
+        'stages = 3 if not target.gpu == "cuda" else 1',
+    ): "how many blocks are under way, chosen by measuring: any number gives the same sums",
+    (
+        "passes/to_tile/whole_blocks/lowbit/schedule.py",
+        "items = -(-blocks * schedule.pieces // schedule.vectors) * -(-rows // schedule.rows)",
+        "items = -(~blocks * schedule.pieces // schedule.vectors) * -(-rows // schedule.rows)",
+    ): "how many work items there are, about: it decides how k is cut, and any cut is right",
+    (
+        "passes/to_tile/whole_blocks/lowbit/schedule.py",
+        "return strips if few else min(strips, 8 if least == 2 else 4)",
+        "return strips if few else min(strips, 8 if not least == 2 else 4)",
+    ): "how many codes a turn takes, chosen by measuring: any number gives the same sums",
+    (
+        "passes/to_tile/lowbit/weights.py",
+        "self.b.prefetch(memory, [block, column], (-1, 1), self.shapes.vector)",
+        "self.b.prefetch(memory, [block, column], (- 2, 1), self.shapes.vector)",
+    ): "a hint to the memory: nothing is read by it",
 }
 
 

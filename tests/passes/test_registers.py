@@ -14,6 +14,7 @@ from tests.strategies import AttentionShape
 from tilewright.ir import ops_math as m
 from tilewright.ir import ops_tile as t
 from tilewright.ir.core import Graph
+from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.evaluate import evaluate_graph
 from tilewright.ir.ops_tile_memory import Barrier, CopyAsync
 from tilewright.ir.parser import parse
@@ -106,3 +107,11 @@ def test_codes_are_unpacked_once_in_a_block(shape: tuple[int, int], dim: int, wi
     assert sorted(held) == list(itertools.product(*map(range, shape)))
     first, second = layout.index(5, 0), layout.index(5, width - 1)
     assert second[dim] - first[dim] == width - 1 and first[1 - dim] == second[1 - dim]
+
+
+@pytest.mark.parametrize(("parts", "dim"), [(2, 0), (4, 1), (2, 1)])
+def test_parts_of_a_tile_made_together_fit_its_width(parts: int, dim: int) -> None:
+    """Four neighbours along rows are made of four tiles along rows, of no others."""
+    assert Made((16, 8), 0, 4).part(4, 0) == Made((4, 8), 0, 1)
+    with pytest.raises(UnsupportedError, match="tiles in turn"):
+        Made((16, 8), 0, 4).part(parts, dim)
