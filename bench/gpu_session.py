@@ -92,17 +92,9 @@ def warm(suites: Sequence[Suite], out: Path, seconds: float) -> float:
     folder.mkdir(exist_ok=True)
     started = []
     for name, words in warming(suites, folder):
-        with (folder / f"{name}.log").open("w", encoding="utf-8") as log:
-            process = subprocess.Popen(
-                words, cwd=ROOT, env=environment(False), stdout=log, stderr=subprocess.STDOUT
-            )
-        started.append(process)
+        started.append(_started(words, folder / f"{name}.log", dry=False))
     for process in started:
-        try:
-            process.wait(timeout=max(0.1, began + seconds - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        _ended(process, max(0.1, began + seconds - time.monotonic()))
     return round(time.monotonic() - began, 1)
 
 
@@ -126,22 +118,29 @@ def run(suite: Suite, out: Path, end: float, dry: bool) -> dict[str, Any]:
         return {"state": "no time left", "ok": False, "seconds": 0.0}
     seconds = min(DRY_SECONDS if dry else suite.seconds, left - 3)
     began = time.monotonic()
-    with (out / f"{suite.name}.log").open("w", encoding="utf-8") as log:
-        process = subprocess.Popen(
-            command(suite, out, seconds, dry),
-            cwd=ROOT,
-            env=environment(dry),
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-        try:  # a suite keeps to its seconds, give or take what is under way
-            code: int | None = process.wait(timeout=max(5.0, min(seconds * 1.5, left)))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            code = None
+    process = _started(command(suite, out, seconds, dry), out / f"{suite.name}.log", dry)
+    # a suite keeps to its seconds, give or take what is under way
+    code = _ended(process, max(5.0, min(seconds * 1.5, left)))
     state = {0: "good", None: "cut off"}.get(code, f"failed ({code})")
     return {"state": state, "ok": code == 0, "seconds": round(time.monotonic() - began, 1)}
+
+
+def _started(words: list[str], log: Path, dry: bool) -> subprocess.Popen[bytes]:
+    """A process whose output goes to a file."""
+    with log.open("w", encoding="utf-8") as file:
+        return subprocess.Popen(
+            words, cwd=ROOT, env=environment(dry), stdout=file, stderr=subprocess.STDOUT
+        )
+
+
+def _ended(process: subprocess.Popen[bytes], seconds: float) -> int | None:
+    """Its exit status; None if it took longer, and was killed."""
+    try:
+        return process.wait(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        return None
 
 
 def command(suite: Suite, out: Path, seconds: float, dry: bool) -> list[str]:

@@ -20,6 +20,7 @@ from tilewright.passes.to_tile import kernel_to_tile
 from tilewright.passes.to_tile.choices import Choice
 from tilewright.passes.to_tile.gpu_spaces import SHARED_BYTES
 from tilewright.passes.to_tile.lowbit.info import has_packed_weights
+from tilewright.runtime.gpu_targets import BY_TRITON
 from tilewright.runtime.lowbit.gpu_products import product_programs
 from tilewright.runtime.schedule_forms import KernelForm
 from tilewright.runtime.tuning.local import LocalWorkers
@@ -64,7 +65,7 @@ def resources(
     compiler is not installed."""
     if not target.gpu:
         raise UnsupportedError(f"{target.name} is no GPU: its schedules are not compiled ahead")
-    if backend in ("gpu", "triton"):  # schedules that are chosen are Triton's
+    if backend in BY_TRITON:  # schedules that are chosen are Triton's
         return _by_triton(_program(graph, target, rows, units, choice), target)
     if backend == "cuda":
         return _by_cuda(kernel_to_tile(graph, target, rows, units, choice), target)

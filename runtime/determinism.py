@@ -20,7 +20,7 @@ from typing import Any
 
 from tilewright.ir.errors import DeterminismError, SettingError, UnsupportedError
 from tilewright.passes.to_tile.orders import ANY, BATCH, FIXED
-from tilewright.runtime.gpu_targets import GPU_BACKENDS
+from tilewright.runtime.gpu_targets import BY_TRITON, GPU_BACKENDS
 from tilewright.runtime.settings import DETERMINISTIC_LEVELS, settings
 
 NAMES = ("", *DETERMINISTIC_LEVELS)
@@ -138,7 +138,7 @@ def check_backend(level: Level, backend: str) -> None:
 def device_backend(level: Level, chosen: str) -> str:
     """The back end for tensors on a device: what has programs in a fixed order, if one is asked
     for."""
-    return "cuda" if level.order == FIXED and chosen in ("gpu", "triton") else chosen
+    return "cuda" if level.order == FIXED and chosen in BY_TRITON else chosen
 
 
 def refuse_unordered(level: Level, error: UnsupportedError) -> None:

@@ -16,12 +16,9 @@ from tilewright.ir.bind import bind_sizes
 from tilewright.ir.core import Graph
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.ops_tile_roles import Roles
-from tilewright.ir.sizes import Size
 from tilewright.ir.target import Target
 from tilewright.passes.to_threads.roles import roles_program, turns_overlap
-from tilewright.passes.to_tile.kernel_info import analyse, is_routing
-from tilewright.passes.to_tile.lowbit.info import has_packed_weights
-from tilewright.passes.to_tile.lower import gpu_program, prepared
+from tilewright.passes.to_tile.lower import gpu_program
 from tilewright.passes.to_tile.whole_blocks.schedule import (
     BlockSchedule,
     elements,
@@ -31,8 +28,8 @@ from tilewright.passes.to_tile.whole_blocks.schedule import (
 from tilewright.runtime.cuda.repeat import bound
 from tilewright.runtime.cuda_kernel import make_cuda
 from tilewright.runtime.family import Call, Variant
-from tilewright.runtime.gpu_parts import processors
-from tilewright.runtime.gpu_targets import forced_schedule
+from tilewright.runtime.gpu_kernel import choosable
+from tilewright.runtime.gpu_parts import processors, work_items
 from tilewright.runtime.report import VariantReport
 from tilewright.runtime.triton_kernel import make_triton
 
@@ -56,13 +53,10 @@ def make_fastest(variant: Variant, target: Target) -> tuple[Call, VariantReport]
 def wide_program(variant: Variant, target: Target) -> Graph | None:
     """The program on blocks of ``WIDE`` whose turns overlap as threads; None where there is none,
     and where something else is asked for."""
-    given = variant.rows or variant.choice or forced_schedule() or interpreting()
-    if given or target.cpu != "sm_90" or is_routing(variant.graph):
+    if variant.rows or variant.choice or interpreting() or target.cpu != "sm_90":
         return None
-    if has_packed_weights(variant.graph):
-        return None
-    info = analyse(prepared(variant.graph))
-    if reads_masks(info):  # whose addresses take too many registers
+    info = choosable(variant)
+    if info is None or reads_masks(info):  # whose addresses take too many registers
         return None
     rows = [axis.size.constant or 0 for axis in elements(info)]
     if widest(info) != WIDTH or any(n % COPIED for n in rows):
@@ -81,8 +75,7 @@ class Wide:
     ``call`` is it."""
 
     def __init__(self, graph: Graph, program: Graph, wide: Call, usual: Call) -> None:
-        self.graph, self.wide, self.usual = graph, wide, usual
-        self.grid = tuple((Size.of(size), int(tile)) for size, tile in program.attrs["grid"])
+        self.graph, self.program, self.wide, self.usual = graph, program, wide, usual
         self.known: dict[object, Call] = {}
 
     def call(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -106,12 +99,9 @@ class Wide:
         """Whether work items fill the device, and rows lie so that they are copied in bulk (but for
         addresses, which change from call to call)."""
         sizes = bind_sizes(self.graph, [tuple(x.shape) for x in tensors])
-        items = 1
-        for size, tile in self.grid:
-            items *= -(-size.evaluate(sizes) // tile)
         strides = [x.stride() for x in tensors if x.dim() > 2]
         bulk = all(each[-1] == 1 and _whole(each[:-1]) for each in strides)
-        return bulk and items >= processors(tensors[0].device)
+        return bulk and work_items(self.program, sizes) >= processors(tensors[0].device)
 
 
 def _whole(steps: tuple[int, ...]) -> bool:

@@ -11,9 +11,14 @@ from tilewright.ir.core import Graph
 from tilewright.ir.sizes import Size
 from tilewright.ir.target import Target
 from tilewright.ir.types import BufferType
-from tilewright.passes.to_tile.kernel_info import is_routing
+from tilewright.passes.to_tile.kernel_info import KernelInfo, analyse, is_routing
 from tilewright.passes.to_tile.lowbit.info import has_packed_weights
-from tilewright.passes.to_tile.lower import gpu_program, gpu_programs_in_parts, routing_programs
+from tilewright.passes.to_tile.lower import (
+    gpu_program,
+    gpu_programs_in_parts,
+    prepared,
+    routing_programs,
+)
 from tilewright.passes.to_tile.whole_blocks.schedule import BlockSchedule
 from tilewright.runtime.calls import Signature
 from tilewright.runtime.cuda.gpus import gpus, refuse_capture
@@ -83,6 +88,14 @@ class GpuKernel:
 
     def _complain(self, tensors: tuple[object, ...]) -> NoReturn:
         refuse(self.name, self.signature, self.place, tensors)
+
+
+def choosable(variant: Variant) -> KernelInfo | None:
+    """The facts of a kernel whose blocks a back end may choose; None where others are asked for,
+    and for kernels of another kind (products of few bits, routing)."""
+    if forced_schedule() or is_routing(variant.graph) or has_packed_weights(variant.graph):
+        return None
+    return analyse(prepared(variant.graph))
 
 
 def make_gpu(

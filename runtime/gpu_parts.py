@@ -8,7 +8,8 @@ every time, nothing is compiled again, and a CUDA graph may hold the call.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from functools import cache, cached_property
 
 import torch
@@ -95,9 +96,7 @@ class InParts:
             return 1, ()
         sizes = bind_sizes(self.graph, [tuple(x) for x in shapes])
         first, _ = self.programs
-        items = 1
-        for size, tile in self.program.attrs["grid"]:
-            items *= -(-Size.of(size).evaluate(sizes) // tile)
+        items = work_items(self.program, sizes)
         inner, block, at_once = first.attrs["shares"]
         blocks = -(-Size.of(inner).evaluate(sizes) // block)
         parts = parts_of(items, blocks, processors(device) * at_once) if items else 1
@@ -112,6 +111,12 @@ class InParts:
 
 
 MakeKernel = Callable[[Graph], Call]
+
+
+def work_items(program: Graph, sizes: Mapping[str, int]) -> int:
+    """How many work items a program's grid has for these sizes."""
+    blocks = (-(-Size.of(size).evaluate(sizes) // tile) for size, tile in program.attrs["grid"])
+    return math.prod(blocks)
 
 
 @cache

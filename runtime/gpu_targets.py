@@ -16,6 +16,7 @@ from tilewright.passes.to_tile.whole_blocks.schedule import BlockSchedule
 _FORCED: ContextVar[BlockSchedule | None] = ContextVar("tilewright_gpu_schedule", default=None)
 # "gpu": for each kernel the faster of the next two; the last on CPU tensors, by emulation
 GPU_BACKENDS = ("gpu", "triton", "cuda", "cuda-host")
+BY_TRITON = ("gpu", "triton")  # whose kernels are Triton's where no other is faster
 LEAST = 80  # compute capability 8.0
 
 

@@ -9,7 +9,7 @@ import torch
 from tilewright.ir.errors import TargetError
 from tilewright.ir.target import GPUS, NAMED, Target, from_features, lanes_in, named_target
 from tilewright.runtime.bundle.active import bundle_in_use
-from tilewright.runtime.gpu_targets import GPU_BACKENDS, device_target
+from tilewright.runtime.gpu_targets import BY_TRITON, GPU_BACKENDS, device_target
 from tilewright.runtime.native import host_cpu
 
 
@@ -41,8 +41,7 @@ def program_target(name: str | None, backend: str) -> Target:
             made_by = " or ".join(f"backend={b!r}" for b in GPU_BACKENDS)
             raise TargetError(f"{found.name} is a GPU: its kernels are made by {made_by}")
         return found
-    both = backend in ("gpu", "triton")
-    known = [t.name for t in GPUS.values() if both or t.gpu == "cuda"]
+    known = [t.name for t in GPUS.values() if backend in BY_TRITON or t.gpu == "cuda"]
     if name is None:
         if backend == "cuda-host":
             return named_target("cuda-sm90")

@@ -13,9 +13,6 @@ from tilewright.backends.triton.build import build, interpreting
 from tilewright.backends.triton.emit import emit_source
 from tilewright.ir.core import Graph
 from tilewright.ir.target import Target
-from tilewright.passes.to_tile.kernel_info import analyse, is_routing
-from tilewright.passes.to_tile.lowbit.info import has_packed_weights
-from tilewright.passes.to_tile.lower import prepared
 from tilewright.passes.to_tile.whole_blocks.schedule import BlockSchedule, blocks_of_planes
 from tilewright.runtime.calls import launched_call_source
 from tilewright.runtime.cuda.calls import again_source, direct_call_source
@@ -23,8 +20,7 @@ from tilewright.runtime.cuda.forms import Forms
 from tilewright.runtime.cuda.gpus import gpus
 from tilewright.runtime.cuda.repeat import Repeat
 from tilewright.runtime.family import Call, Variant
-from tilewright.runtime.gpu_kernel import GpuKernel, make_gpu
-from tilewright.runtime.gpu_targets import forced_schedule
+from tilewright.runtime.gpu_kernel import GpuKernel, choosable, make_gpu
 from tilewright.runtime.report import MachineReport, VariantReport
 
 SYMBOL = "tilewright_kernel"
@@ -99,6 +95,5 @@ def make_triton(variant: Variant, target: Target) -> tuple[Call, VariantReport]:
 
 def _blocks(variant: Variant, target: Target) -> BlockSchedule | None:
     """Blocks that suit Triton better than those of both back ends; None: the same."""
-    if forced_schedule() or is_routing(variant.graph) or has_packed_weights(variant.graph):
-        return None
-    return blocks_of_planes(analyse(prepared(variant.graph)), target, variant.rows)
+    info = choosable(variant)
+    return None if info is None else blocks_of_planes(info, target, variant.rows)

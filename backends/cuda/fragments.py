@@ -216,17 +216,13 @@ class FragmentOps(SharedOps):
             acc = self.tile(op.acc)
             out = self.declare(op.result)
             self.assign(out, acc)
-        side = self.text.name(f"{shared.name}_tile")
-        line, slot = shared.row_bytes, shared.type.shape[1] * shared.row_bytes
-        start = shared.start(self.index(op.first))
-        place = f"tw::wgmma_descriptor({start}, {slot}, {SIDE * line}, {line})"
-        self.text.line(f"const uint64_t {side} = {place};")
+        side = self._descriptor(shared, shared.start(self.index(op.first)))
         self.text.line("tw::wgmma_fence();")
         turned = 0 if tuple(op.dims) == (1, 0) else 1
         call = f"tw::wgmma<{c_type(shared.type.dtype)}, {columns}, {turned}>"
         parts = rows // (GROUP_ROWS * groups)
         with self.text.each("k", terms // 16) as k, self.text.each("m", parts) as m:
-            at = self._group_offset(k, line, slot, turned)
+            at = self._group_offset(k, shared, turned)
             sums = f"tw::group<{columns // 2}>({out.name}, {times(m, str(columns // 2))})"
             more = f", {k} > 0" if from_zero else ""
             self.text.line(f"{call}({sums}, {left(k, m)}, {added([side, at])}{more});")
@@ -254,17 +250,22 @@ class FragmentOps(SharedOps):
                 return f"tw::group<4>({a.name}, {at})"
 
             return words
-        side, line = self.text.name(f"{shared.name}_tile"), shared.row_bytes
-        slot, rows = shared.type.shape[1] * line, GROUP_ROWS * line
+        rows = GROUP_ROWS * shared.row_bytes
         own = added([shared.name, times(f"thread / {GROUP_WARPS * WARP}", str(rows))])
-        place = f"tw::wgmma_descriptor({own}, {slot}, {SIDE * line}, {line})"
-        self.text.line(f"const uint64_t {side} = {place};")
+        side = self._descriptor(shared, own)
 
         def descriptor(k: str, m: str) -> str:
             down = times(m, str(groups * rows // 16))
-            return added([side, self._group_offset(k, line, slot, 0), down])
+            return added([side, self._group_offset(k, shared, 0), down])
 
         return descriptor
+
+    def _descriptor(self, shared: Shared, start: str) -> str:
+        """The name of a descriptor of what lies in shared memory from ``start`` on."""
+        name, line = self.text.name(f"{shared.name}_tile"), shared.row_bytes
+        place = f"tw::wgmma_descriptor({start}, {_slot_bytes(shared)}, {SIDE * line}, {line})"
+        self.text.line(f"const uint64_t {name} = {place};")
+        return name
 
     def only_begins(self, value: Value) -> bool:
         """True for zeros that nothing but products of warp groups begin with."""
@@ -283,8 +284,9 @@ class FragmentOps(SharedOps):
         op = self.made.get(value)
         return isinstance(op, Const) and op.value == 0
 
-    def _group_offset(self, k: str, line: int, slot: int, turned: int) -> str:
+    def _group_offset(self, k: str, shared: Shared, turned: int) -> str:
         """What 16 terms further on add to a descriptor, which counts pieces of 16 bytes."""
+        line, slot = shared.row_bytes, _slot_bytes(shared)
         if turned:
             return times(k, str(16 * line // 16))
         per = line // 32  # instructions in a row of a slot
@@ -367,3 +369,8 @@ def _number(layout: Layout, index: tuple[str, str]) -> str:
         terms.append(times(digit(index[dim], stride, size, stride * size), str(place)))
         place *= size
     return added(terms)
+
+
+def _slot_bytes(shared: Shared) -> int:
+    """Bytes from a slot to the next."""
+    return shared.type.shape[1] * shared.row_bytes

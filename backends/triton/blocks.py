@@ -11,9 +11,10 @@ from tilewright.backends.triton.words import atom, is_literal
 from tilewright.ir import ops_math as m
 from tilewright.ir import ops_tile as t
 from tilewright.ir.core import Graph, Op, Value
+from tilewright.ir.matrix_units import GROUP_UNIT, UNITS
 from tilewright.ir.types import RegisterType
 
-LEAST = 16  # rows of a right side that matrix units take
+LEAST = UNITS[GROUP_UNIT].k  # rows of a right side that matrix units take
 
 
 class BlockOps:

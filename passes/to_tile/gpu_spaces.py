@@ -21,6 +21,7 @@ from tilewright.passes.to_tile.whole_blocks.schedule import (
     choose_blocks,
     elements,
     padded,
+    widest,
 )
 
 # bytes of shared memory that one work item may take (CUDA programming guide, table of compute
@@ -93,8 +94,7 @@ def shared_bytes(y: BlockSchedule, info: KernelInfo) -> int:
 
 def block_registers(y: BlockSchedule, info: KernelInfo, target: Target) -> int:
     """Registers of a thread for running sums and one block of scores."""
-    widest = max((padded(a.size) for a in elements(info)), default=1)
-    return y.rows * (widest + y.inner) // (y.warps * THREADS[target.gpu])
+    return y.rows * (widest(info) + y.inner) // (y.warps * THREADS[target.gpu])
 
 
 def product_bytes(y: ProductSchedule, info: KernelInfo) -> int:

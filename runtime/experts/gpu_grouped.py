@@ -27,7 +27,7 @@ from tilewright.runtime.experts.gpu_plan import BlockPlan, block_plan
 from tilewright.runtime.experts.rerouting import Rerouting
 from tilewright.runtime.family import Call
 from tilewright.runtime.gpu_backend import gpu_call, on_gpu
-from tilewright.runtime.gpu_targets import device_target, forced_schedule, pretended
+from tilewright.runtime.gpu_targets import BY_TRITON, device_target, forced_schedule, pretended
 from tilewright.runtime.kernel import FLOATS, TORCH_DTYPES
 from tilewright.runtime.once import Once
 
@@ -42,7 +42,7 @@ def why_not(form: ExpertsForm, x: torch.Tensor) -> str:
         if reason := why_not_matrices(product, product.weight, x.device):
             return reason
     try:
-        if pretended.backend in ("gpu", "triton"):
+        if pretended.backend in BY_TRITON:
             triton_module()
         device_target(x.device.index)
     except (BackendMissingError, TargetError) as error:

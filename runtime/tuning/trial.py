@@ -26,6 +26,7 @@ from tilewright.passes.to_tile.choices import Choice
 from tilewright.runtime.accuracy import bound_of, errors_over_bounds
 from tilewright.runtime.backends import MAKERS
 from tilewright.runtime.family import KernelFamily, Variant
+from tilewright.runtime.gpu_targets import BY_TRITON
 from tilewright.runtime.report import VariantReport
 from tilewright.runtime.targets import program_target
 from tilewright.runtime.tuned import TUNED
@@ -67,7 +68,7 @@ def run_trial(
     results from one trial to the next."""
     TUNED.off = True  # the default is the default
     graph, oracle = task.graph, _Oracle(task, Path(folder) if folder else None)
-    on_gpu = task.backend in ("gpu", "triton", "cuda") and torch.cuda.is_available()
+    on_gpu = task.backend in (*BY_TRITON, "cuda") and torch.cuda.is_available()
     device = "cuda" if on_gpu else "cpu"
     inputs = random_inputs(graph, task.inputs, device)
     default = kernel_family(graph, task, {})
