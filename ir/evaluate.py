@@ -75,8 +75,23 @@ def evaluate_graph(
         with reported(op):
             outputs = run_op(op, [scope[v] for v in op.operands], values)
         for result, output in zip(op.results, outputs, strict=True):
-            scope[result] = arithmetic.settle(output, getattr(result.type, "dtype", None))
+            settled = arithmetic.settle(once(output), getattr(result.type, "dtype", None))
+            scope[result] = repeated(settled, np.shape(output))
     return tuple(scope[v] for v in graph.results)
+
+
+def once(array: Any) -> Any:
+    """A view with length 1 along the axes that an array only repeats (those of step 0, as
+    ``np.broadcast_to`` makes them): what is the same everywhere is computed once."""
+    if not isinstance(array, np.ndarray) or 0 not in array.strides:
+        return array
+    steps = zip(array.shape, array.strides, strict=True)
+    return array[tuple(slice(0, 1 if n > 1 and not step else None) for n, step in steps)]
+
+
+def repeated(array: Any, shape: tuple[int, ...]) -> Any:
+    """An array as a view of a shape that ``once`` shortened."""
+    return array if np.shape(array) == shape else np.broadcast_to(array, shape)
 
 
 def run_op(op: Op, inputs: list[Any], sizes: dict[str, int]) -> tuple[Any, ...]:
@@ -92,7 +107,7 @@ def run_op(op: Op, inputs: list[Any], sizes: dict[str, int]) -> tuple[Any, ...]:
     elif by_axes is not None:
         out = by_axes(*inputs, sizes=axis_sizes(op, sizes))
     else:
-        out = op.reference(*_align(op, inputs))
+        out = _at_each_place(op, _align(op, inputs))
     if len(op.results) == 1:
         return (out,)
     assert isinstance(out, tuple)
@@ -122,6 +137,16 @@ def _align(op: Op, inputs: list[Any]) -> list[Any]:
         view = [next(shape) if a.name in have else 1 for a in out_type.axes]
         aligned.append(moved.reshape(view))
     return aligned
+
+
+def _at_each_place(op: Op, inputs: list[Any]) -> Any:
+    """An op's reference; a pointwise one of streams is not computed twice along an axis along which
+    no operand varies."""
+    streams = inputs and isinstance(op.results[0].type, StreamType)
+    if not streams or len(op.results) > 1 or "pointwise" not in op.traits:
+        return op.reference(*inputs)
+    out = op.reference(*map(once, inputs))
+    return repeated(out, np.broadcast_shapes(*map(np.shape, inputs)))
 
 
 @contextmanager

@@ -219,13 +219,34 @@ class Contract(StreamOp, name="stream.contract", traits=("linear",)):
     def reference(self, lhs: Any, rhs: Any) -> Any:
         left, right = self.stream(self.lhs), self.stream(self.rhs)
         out = self.stream(self.result)
-        names = list(dict.fromkeys(a.name for a in left.axes + right.axes))
-        letter = {name: chr(97 + i) for i, name in enumerate(names)}
-        spell = ["".join(letter[a.name] for a in t.axes) for t in (left, right, out)]
         wide = np.result_type(lhs, rhs, np.float32)
+        sides = [self._varying(x, t.axes) for x, t in ((lhs, left), (rhs, right))]
+        names = list(dict.fromkeys(n for _, axes in sides for n in axes))
+        letter = {name: chr(97 + i) for i, name in enumerate(names)}
+        kept = [a.name for a in out.axes if a.name in letter]
+        spell = ["".join(letter[n] for n in axes) for axes in (*(axes for _, axes in sides), kept)]
         with np.errstate(all="ignore"):
             equation = f"{spell[0]},{spell[1]}->{spell[2]}"
-            return np.einsum(equation, lhs.astype(wide), rhs.astype(wide), optimize=True)
+            operands = (x.astype(wide, copy=False) for x, _ in sides)
+            result = np.einsum(equation, *operands, optimize=True)
+        return self._over_all(result, kept, lhs, rhs)
+
+    def _varying(self, array: Any, axes: Sequence[Axis]) -> tuple[Any, list[str]]:
+        """An operand without the axes that it only repeats (views of step 0) and that are not
+        summed over, and the names of the others: a product of matrices is one, in time and
+        memory, though its streams have every place of a loop over rows and columns."""
+        each = zip(axes, array.shape, array.strides, strict=True)
+        drop = [n > 1 and not step and a.name not in self.axes for a, n, step in each]
+        view = array[tuple(0 if dropped else slice(None) for dropped in drop)]
+        return view, [a.name for a, dropped in zip(axes, drop, strict=True) if not dropped]
+
+    def _over_all(self, result: Any, kept: Sequence[str], lhs: Any, rhs: Any) -> Any:
+        """A result over the axes ``kept`` as a view over all."""
+        pairs = (lhs, self.stream(self.lhs)), (rhs, self.stream(self.rhs))
+        sizes = {a.name: n for x, t in pairs for a, n in zip(t.axes, x.shape, strict=True)}
+        axes = [a.name for a in self.stream(self.result).axes]
+        view = result.reshape([sizes[n] if n in kept else 1 for n in axes])
+        return np.broadcast_to(view, [sizes[n] for n in axes])
 
 
 class Fold(StreamOp, name="stream.fold"):

@@ -21,7 +21,8 @@ from tilewright.ir.bind import bind_sizes
 from tilewright.ir.core import Graph
 from tilewright.ir.errors import EvaluationError, TilewrightError
 from tilewright.ir.evaluate import evaluate_graph
-from tilewright.ir.types import StreamType, TensorType
+from tilewright.ir.evaluate_work import places
+from tilewright.ir.types import TensorType
 from tilewright.passes.to_tile.choices import Choice
 from tilewright.runtime.accuracy import bound_of, errors_over_bounds
 from tilewright.runtime.backends import MAKERS
@@ -37,7 +38,7 @@ Call = Callable[..., tuple[torch.Tensor, ...]]
 SHORTEST = 2e-4  # seconds of one measurement: shorter calls are repeated
 FEWEST = 5  # rounds
 HOPELESS = 1.5  # times the default's time, after FEWEST rounds: not worth more
-ORACLE_WORK = 3e7  # places of the largest value in the problem that the interpreter checks
+ORACLE_WORK = 1e8  # places that the interpreter may compute for a check, of eight bytes each
 CAPS = (1048573, 65537, 4099, 1031, 523, 263, 131, 67, 37, 19, 11, 5, 3)
 
 
@@ -177,7 +178,7 @@ def small_shapes(task: KernelTask) -> tuple[TensorShape, ...]:
         below = {n: min(v, cap) for n, v in free.items()}
         fewer = {**sizes, **{n: v if n in whole else _ragged(v) for n, v in below.items()}}
         shapes = _shapes(family.source, task.inputs, fewer)
-        if _work(family.source, fewer) > ORACLE_WORK:
+        if places(family.source, fewer) > ORACLE_WORK:
             continue
         with suppress(TilewrightError):
             if family.key(family.completed(uninitialised(family.source, shapes))) == wanted:
@@ -206,14 +207,6 @@ def _shapes(
         assert isinstance(param.type, TensorType)
         out.append(TensorShape(tuple(x.evaluate(sizes) for x in param.type.shape), given.order))
     return tuple(out)
-
-
-def _work(graph: Graph, sizes: dict[str, int]) -> float:
-    """Places of the largest stream."""
-    types = [v.type for op in graph.body.ops for v in op.results]
-    streams = [x for x in types if isinstance(x, StreamType)]
-    lengths = ([a.size.evaluate(sizes) for a in x.axes] for x in streams)
-    return max((float(math.prod(each)) for each in lengths), default=0.0)
 
 
 def _in_turns(

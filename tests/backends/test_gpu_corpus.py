@@ -31,6 +31,24 @@ def test_the_table_is_whole_and_good() -> None:
     assert not [p for n, t in every for p in problems(n, t, table[n][t])]
 
 
+def at_once(row: dict[str, Any], warps: int) -> int:
+    """Work items that one multiprocessor of an H100 runs at a time (CUDA's occupancy tables: 228
+    KiB of shared memory, of which each block takes 1 KiB more than it asks for, in steps of 128
+    bytes; 65,536 registers in steps of 8 for each thread)."""
+    shared = -(-row["shared_bytes"] // 128) * 128 + 1024
+    registers = -(-row["registers"] // 8) * 8 * 32 * warps
+    return min((228 << 10) // shared, 65536 // registers)
+
+
+@pytest.mark.parametrize("name", [n for n in ROWS if n.startswith("attention bf16 D128")])
+def test_two_work_items_run_at_a_time_on_an_h100(name: str) -> None:
+    """Which is what schedules of 64 rows are chosen for: one multiplies while the other takes
+    exponentials. Masks in memory take the room of the second."""
+    if name.endswith("mask"):
+        pytest.skip("a block of the mask for every block of keys")
+    assert at_once(read()["rows"][name]["cuda-sm90"], warps=4) > 1
+
+
 def test_a_sample_compiles_to_what_the_table_says() -> None:
     table, same = read(), triton_module().__version__ == read()["triton"]
     seed = int(os.environ.get("TILEWRIGHT_CORPUS_SEED", time.strftime("%j")))  # another each day

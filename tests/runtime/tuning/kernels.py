@@ -44,6 +44,17 @@ def product(rows: int, bits: int) -> KernelTask:
     return _task(lambda x: tilewright.linear(x, weight), torch.randn(rows, 128))
 
 
+def matrices(rows: int, columns: int, length: int) -> KernelTask:
+    """A product of two matrices whose sizes the program fixes."""
+    left, right = f"tensor<{rows} x {length} x f32>", f"tensor<{columns} x {length} x f32>"
+    text = f"""graph linear(%x: {left}, %w: {right}) {{
+      %y = tensor.contract %x, %w {{equation = "mk,nk->mn"}}
+      return %y
+    }}"""
+    program = Program(tilewright.parse(text))
+    return _task(program, torch.randn(rows, length), torch.randn(columns, length))
+
+
 def gpu_attention(backend: str) -> KernelTask:
     """Attention in bf16 with heads of 64, for a GPU that need not be there."""
     module = run_passes(tilewright.parse(attention_text(64, dtype="bf16")), TO_KERNELS)

@@ -13,7 +13,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 import tilewright
-from tests.runtime.tuning.kernels import attention, prefill, product, softmax
+from tests.runtime.tuning.kernels import attention, matrices, prefill, product, softmax
 from tilewright.ir.core import Graph
 from tilewright.passes.to_tile.choices import Space
 from tilewright.runtime import backends
@@ -89,6 +89,12 @@ def test_every_number_of_rows_can_be_checked(queries: int, keys: int) -> None:
     small = replace(task, inputs=small_shapes(task))
     assert KernelForm.of(small).variant.rows == KernelForm.of(task).variant.rows
     assert small.inputs[1].shape[2] in {keys, *CAPS} and small.inputs[1].shape[2] <= keys
+
+
+def test_a_product_of_a_models_size_can_be_checked() -> None:
+    """Nothing of it can be made smaller; a billion multiply-adds are a product of matrices."""
+    task = matrices(256, 2048, 2048)
+    assert [x.shape for x in small_shapes(task)] == [(256, 2048), (2048, 2048)]
 
 
 @cache
