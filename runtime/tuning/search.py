@@ -28,15 +28,15 @@ class Search:
         self._sampler = _Sampler(space, seed)
         self.refused: dict[str, str] = {}  # choices that were not compiled, and why
 
-    def know(self, trials: Iterable[Trial]) -> int:
-        """Learns from earlier trials, which are not proposed again; says how many there were."""
-        count = 0
+    def know(self, trials: Iterable[Trial]) -> set[str]:
+        """Learns from earlier trials, whose choices (``choice_text``) are not proposed again."""
+        known = set()
         for trial in trials:
             if set(trial.choice) == set(self.space.values):
-                self._seen.add(choice_text(trial.choice))
+                known.add(choice_text(trial.choice))
                 self.tell(trial.choice, trial.ratio)
-                count += 1
-        return count
+        self._seen |= known
+        return known
 
     def tell(self, choice: Choice, ratio: float | None) -> None:
         """A choice's time over the default's; None: there was none."""

@@ -43,13 +43,18 @@ class TaskState:
     seconds: float  # its part of the budget
     schedules: int = 0  # that can be compiled
     trials: int = 0
-    known: int = 0  # of an earlier run
+    choices: set[str] = field(default_factory=set)  # of these and, to resume, of earlier ones
     failures: dict[str, int] = field(default_factory=dict)  # state: trials
     best: Trial | None = None
     winner: Winner | None = None
     ends: float = 0.0  # by time.monotonic
     reason: str = ""  # why it was not tuned
     errors: set[tuple[str, str]] = field(default_factory=set)  # states and reasons of its trials
+
+    @property
+    def tried(self) -> int:
+        """Schedules whose time is known: the default's is once there is any trial."""
+        return len(self.choices) + bool(self.choices)
 
     @property
     def left(self) -> float:
@@ -119,9 +124,10 @@ class Tuner:
         self.database.add_all(tasks=[task])
         search = Search(form.space, order, self.seed)
         earlier = self._earlier(task)
-        state.known = search.know(earlier) if self.resume else 0
-        for trial in earlier if self.resume else ():
-            _improve(state, trial)
+        if self.resume:
+            state.choices |= search.know(earlier)
+            for trial in earlier:
+                _improve(state, trial)
         self.watch(state)
         with ScratchFolder() as folder:
             final = min(FINAL_MOST, FINAL_SHARE * state.seconds)
@@ -258,6 +264,7 @@ class Tuner:
         for trial in trials:
             search.tell(trial.choice, trial.ratio)
             state.trials += 1
+            state.choices.add(choice_text(trial.choice))
             if trial.state != "ok":
                 state.failures[trial.state] = state.failures.get(trial.state, 0) + 1
             _improve(state, trial)

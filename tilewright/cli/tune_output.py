@@ -94,7 +94,7 @@ class Live:
             if won is not None and won.choice:
                 schedule = " ".join(f"{k}={v}" for k, v in won.choice.items())
             gain = f"{1 / won.ratio:.2f}x" if won else ""
-            tried = f"{x.trials + x.known}/{x.schedules}"
+            tried = f"{x.tried}/{x.schedules}"
             rows.append((x.task.name, x.task.shapes, schedule, gain, tried, failed))
         columns = ("kernel", "inputs", "schedule", "gain", "tried", "failed")
         table(columns, rows, right=("gain", "tried"))
@@ -114,6 +114,6 @@ def _left(seconds: float) -> str:
 
 def _facts(state: TaskState) -> list[str]:
     best = f"best {1 / state.best.ratio:.2f}x" if state.best and state.best.ratio else "none yet"
-    tried = f"{state.trials + state.known}/{state.schedules} tried"
+    tried = f"{state.tried}/{state.schedules} tried"
     failed = sum(state.failures.values())
     return [best, tried, *([f"{failed} failed"] if failed else [])]
