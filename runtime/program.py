@@ -23,7 +23,7 @@ from tilewright.passes.to_tile.kernel_info import is_routing
 from tilewright.passes.to_tile.made import remakes
 from tilewright.passes.to_tile.orders import ordered_target
 from tilewright.runtime.backends import MAKERS, choose_backend, run_from_device, run_on_host
-from tilewright.runtime.cuda.repeat import Repeated
+from tilewright.runtime.cuda.repeat import Repeated, kinds
 from tilewright.runtime.determinism import (
     check_backend,
     device_backend,
@@ -94,7 +94,7 @@ class Program:
         check_backend(self.level, self.backend)
         self.target = program_target(target, self.backend)
         self._on_gpu: dict[object, Program] = {}
-        self._on_device = Repeated(lambda x: self._for_device(x.device)._call, _depends_on)
+        self._on_device = Repeated(lambda x: self._for_device(x.device)._call, depends_on)
         if self.backend == "numba":
             self.target = named_target("scalar")  # plain loops, one element at a time
         if self.backend == "mlir":
@@ -218,6 +218,11 @@ class Program:
         """What a call does once it is known where."""
         return self._single or self._in_steps
 
+    def repeats(self, kind: object) -> Call | None:
+        """What repeats calls on a GPU of a kind: ``kinds`` of their tensors and ``depends_on()``.
+        None where none came twice."""
+        return self._on_device.bound(kind)
+
     def _for_device(self, device: torch.device) -> Program:
         """The same program for a GPU. Raises UnsupportedError if it has parts without a kernel."""
         target = device_target(device.index)
@@ -278,10 +283,10 @@ def _as_a_whole(*_: torch.Tensor) -> NoReturn:
     raise _AsAWholeError
 
 
-def _depends_on() -> object:
+def depends_on() -> object:
     """What repeated calls on a device depend on besides their tensors."""
     TUNED.look()
     return chosen_by_caller(), TUNED.number
 
 
-__all__ = ["Program", "ProgramReport", "Step"]
+__all__ = ["Program", "ProgramReport", "Step", "depends_on", "kinds", "now", "pretended"]

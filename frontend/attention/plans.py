@@ -108,6 +108,7 @@ def make_program(module: Module) -> ProgramLike | Interpreted:
 
 
 _plans: dict[Hashable, list[Plan]] = {}
+STARTS: dict[Hashable, Callable[..., Sequence[torch.Tensor]]] = {}  # kernels' by kinds (again.py)
 _guard = Guard()
 TRACES: Counter[str] = Counter()  # how often functions were traced, for tests and reports
 
@@ -226,3 +227,4 @@ def forget_plans() -> None:
     """Drops all traces (tests; freeing memory)."""
     with _guard.lock:
         _plans.clear()
+        STARTS.clear()

@@ -71,9 +71,13 @@ class Repeated:
         self.known: dict[object, Call] = {}
         self.seen: dict[object, None] = {}
 
+    def bound(self, kind: object) -> Call | None:
+        """What repeats calls of a kind, with ``also`` (``kinds``), if any came twice."""
+        return self.known.get(kind)
+
     def __call__(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         try:
-            kind = _kinds(len(tensors))(*tensors), self.also()
+            kind = kinds(len(tensors))(*tensors), self.also()
             again = self.known.get(kind)
         except (AttributeError, RuntimeError):  # no tensors, or such without strides
             return self.choose(tensors[0])(*tensors)
@@ -94,7 +98,7 @@ class Repeated:
 
 
 @cache
-def _kinds(count: int) -> Callable[..., tuple[object, ...]]:
+def kinds(count: int) -> Callable[..., tuple[object, ...]]:
     """A function of so many tensors that gives all that decides a launch but addresses."""
     names = [f"t{i}" for i in range(count)]
     facts = [f"{t}.dtype, {t}.shape, {t}.stride(), {t}.get_device()" for t in names]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from tests.runtime.fake_gpu import NO_BINARY, NO_MEMORY, FakeDriver, fake_gpu
 from tilewright.frontend.attention import again
 from tilewright.frontend.attention.plans import forget_plans
 from tilewright.frontend.programs import forget_programs
+from tilewright.gpu import using_schedule
 from tilewright.ir.errors import BindError, DeviceError, UnsupportedError
 from tilewright.ir.parser import parse
 from tilewright.runtime.cuda import descriptions as descriptions_module
@@ -25,7 +27,9 @@ from tilewright.runtime.cuda import start as start_module
 from tilewright.runtime.cuda.driver import Driver, Image, Tiling
 from tilewright.runtime.cuda.gpus import gpus
 from tilewright.runtime.cuda.start import Layout, starter
+from tilewright.runtime.gpu_targets import pretended
 from tilewright.runtime.program import Program
+from tilewright.runtime.tuned import TUNED
 
 pytest.importorskip("triton")
 FORM = Attention(16, 16, "bf16", causal=True)
@@ -217,6 +221,38 @@ def test_repeated_calls_do_not_pass_the_checks(
         tilewright.attention(q, k, v[:, :, :-1], enable_gqa=True)
     with pytest.raises(UnsupportedError, match="negated"):
         tilewright.attention(torch._neg_view(q), k, v, enable_gqa=True)
+    forget()
+
+
+def test_a_call_like_some_before_is_one_look_up(
+    driver: FakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And goes by its plan again where anything differs that a kernel depends on."""
+    forget()
+    driver.runs = False
+    q, k, v = inputs()
+    looked: list[object] = []
+    known_plan = again.known_plan
+    monkeypatch.setattr(again, "known_plan", lambda *x: looked.append(x) or known_plan(*x))
+
+    def looks(*tensors: torch.Tensor, **options: Any) -> bool:
+        before = len(looked)
+        tilewright.attention(*tensors, enable_gqa=True, **options)
+        return len(looked) > before
+
+    for _ in range(4):
+        looks(q, k, v)
+    assert not looks(q, k, v) and not looks(q.clone(), k.clone(), v.clone())
+    assert looks(q, k, v, is_causal=True) and looks(q, k, v, scale=0.5)
+    assert looks(q, k[:, :, :-1], v[:, :, :-1])
+    assert looks(q.transpose(1, 2).contiguous().transpose(1, 2), k, v)
+    with using_schedule(16, 16, 4, 2):
+        monkeypatch.setattr(pretended, "on", True)
+        assert looks(q, k, v)
+    monkeypatch.setattr(TUNED, "number", TUNED.number + 1)
+    assert looks(q, k, v)
+    forget()
+    assert looks(q, k, v)
     forget()
 
 
