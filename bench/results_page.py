@@ -30,6 +30,7 @@ TOPICS = {
     "placement": "Experts on several devices",
     "cross_entropy": "Cross-entropy",
     "simulator": "The simulator",
+    "schedules": "Default schedules, and what a search finds",
     "tuning-kills": "Tuning that is killed",
     "soak": "Many threads at once",
     "determinism": "What levels of determinism cost",
