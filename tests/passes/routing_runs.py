@@ -71,5 +71,6 @@ def _shared(graph: Graph, given: Sequence[Any], parts: int, target: str) -> list
     first = _run(shared.loop, given, target)
     kept = len(shared.loop_results)
     late = _run(shared.after, [*first[kept:], *(given[i] for i in shared.after_inputs)], target)
-    both = dict(zip((*shared.loop_results, *shared.after_results), [*first[:kept], *late]))
+    places = *shared.loop_results, *shared.after_results
+    both = dict(zip(places, [*first[:kept], *late], strict=True))
     return [both[at] for at in range(len(graph.results))]

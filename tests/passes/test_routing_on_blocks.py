@@ -1,4 +1,4 @@
-"""Routing on whole blocks in the tile interpreter, kernel after kernel, against what the text means:
+"""Routing on whole blocks in the tile interpreter, kernel after kernel, against what a text means:
 the interpreter also refuses what reads or writes outside of a buffer."""
 
 from __future__ import annotations
