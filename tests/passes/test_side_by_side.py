@@ -72,7 +72,7 @@ def test_what_cannot_share_a_queue() -> None:
         side_by_side([named(0, 8, 4), named(1, 8, 2)])
     with pytest.raises(UnsupportedError, match="other grids"):
         side_by_side([named(0, 8, 4, 1), named(1, 8, 4, 2)])
-    with pytest.raises(UnsupportedError, match="%x is .* side by side"):
+    with pytest.raises(UnsupportedError, match=r"%x is .* side by side"):
         first, second = named(0, 8, 4), named(1, 8, 4)
         x = Value(BufferType((Size.of(ROWS),), I32, 0), "x")
         body = Region((x, *second.params[1:]), second.body.ops)
