@@ -341,6 +341,18 @@ def test_wrong_text_is_refused_by_name(text: str, message: str) -> None:
         read_layout(text)
 
 
+def test_collapse_forgets_one_dimension() -> None:
+    """Exhaustively, whichever of two dimensions it is: lanes keep where they are in the other."""
+    for layout in SMALL[2]:
+        for dim in (0, 1):
+            small = layout.collapse(dim)
+            assert small.shape[dim] == 1 and small.lanes == layout.lanes, layout
+            for lane in range(layout.lanes):
+                held = {layout.index(lane, r)[1 - dim] for r in range(layout.registers)}
+                kept = [small.index(lane, r)[1 - dim] for r in range(small.registers)]
+                assert sorted(kept) == sorted(held), (str(layout), dim, lane)
+
+
 @given(any_layouts(), st.data())
 @settings(max_examples=60)
 def test_collapse_join_drop_of_any_layout(layout: Layout, data: st.DataObject) -> None:

@@ -91,8 +91,8 @@ def rings_of(uses: str) -> list[str]:
         }
         own = b.filled(1, BF16, layout)
         (acc,) = loop.carried
-        for left, right in uses.split():
-            acc = b(t.Product, acc, blocks.get(left, own), blocks.get(right, own))
+        for use in uses.split():
+            acc = b(t.Product, acc, blocks.get(use[0], own), blocks.get(use[1], own))
         loop.next = (acc,)
     attrs = {"grid": (), "outputs": 0, "target": "cuda-sm90", "warps": 4, "stages": 2}
     graph = Graph("tile", "f", (), Region(tuple(memories.values()), tuple(b.top.ops)), attrs)
