@@ -82,7 +82,7 @@ def test_ranks_from_any_offsets(tokens: int) -> None:
     check(GIVEN, ids_of(rng, (tokens, 3), 9).numpy(), rng.integers(-50, 999, 9))
 
 
-@pytest.mark.parametrize("segments", [1, 2, 300, 9000])
+@pytest.mark.parametrize("segments", [1, 2, 300, 2000, 4000, 9000])
 def test_counts_of_many_segments(segments: int) -> None:
     """What parts counted is added up some of them at a time, one where there are most segments."""
     text = f"""graph counts<T>(%ids: tensor<T x 2 x i32>) {{
