@@ -3,52 +3,20 @@ sizes."""
 
 from __future__ import annotations
 
-from functools import cache
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tilewright.bench.programs import attention_text, cross_entropy_text
-from tilewright.ir.core import Graph
-from tilewright.ir.parser import parse
+from tests.passes.cost_kernels import TEXTS, closed_form, kernel, sizes_of, space
 from tilewright.ir.target import named_target
-from tilewright.passes.pipeline import TO_KERNELS, run_passes
-from tilewright.passes.specialise import specialise
 from tilewright.passes.to_tile import kernel_to_tile
-from tilewright.passes.to_tile.choices import Space
-from tilewright.passes.to_tile.cost.blocks import BlockModel
-from tilewright.passes.to_tile.cost.counts import NAMES, Counts, total
+from tilewright.passes.to_tile.cost.counts import NAMES
 from tilewright.passes.to_tile.cost.defaults import last_units
-from tilewright.passes.to_tile.cost.few_rows import FewRowsModel
 from tilewright.passes.to_tile.cost.walk import count_program
-from tilewright.passes.to_tile.lower import default_schedule
-from tilewright.passes.to_tile.schedule import Schedule
-from tilewright.passes.to_tile.spaces import kernel_info, kernel_space
 
 PART = 0.02  # of all vector instructions, by which a kind of them may be off
 TARGETS = ("znver4", "x86-64-v3", "x86-64-v4")
-TEXTS = {
-    "attention": attention_text(64),
-    "attention, 80 elements": attention_text(80),
-    "attention, many elements": attention_text(200),
-    "causal": attention_text(64, causal=True),
-    "bf16": attention_text(64, dtype="bf16"),
-    "bf16 causal": attention_text(48, causal=True, dtype="bf16"),
-    "cross entropy": cross_entropy_text(),
-}
-
-
-@cache
-def kernel(name: str) -> Graph:
-    (graph,) = run_passes(parse(TEXTS[name]), TO_KERNELS).graphs
-    return specialise(graph, {"D": 64}) if "D" in graph.sizes else graph
-
-
-@cache
-def space(name: str, target: str, rows: int) -> Space:
-    return kernel_space(kernel(name), named_target(target), rows)
 
 
 def drawn(name: str, target: str, rows: int, at: int) -> dict[str, int]:
@@ -58,24 +26,6 @@ def drawn(name: str, target: str, rows: int, at: int) -> dict[str, int]:
         at, digit = divmod(at, len(values))
         choice[field] = values[digit]
     return dict(known.default) if known.why_not(choice) else choice
-
-
-def sizes_of(graph: Graph, rows: int, length: int) -> dict[str, int]:
-    found = {name: 1 for name in graph.sizes}
-    return {**found, "N": rows, "M" if "M" in graph.sizes else "V": length}
-
-
-def closed_form(name: str, target: str, rows: int, choice: dict[str, int], sizes: object) -> Counts:
-    graph, machine = kernel(name), named_target(target)
-    info = kernel_info(graph)
-    schedule = default_schedule(info, machine, rows)
-    assert isinstance(schedule, Schedule)
-    kind = BlockModel if schedule.rows_on_lanes else FewRowsModel
-    model = kind(info, schedule, last_units(graph), machine)
-    fields = {field: np.array([float(value)]) for field, value in choice.items()}
-    sections, items = model.sections(fields, sizes)  # type: ignore[arg-type]
-    found: Counts = total(sections) * items
-    return found
 
 
 def check(name: str, target: str, rows: int, at: int, sizes: dict[str, int]) -> None:
