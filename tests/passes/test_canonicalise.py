@@ -168,6 +168,26 @@ def test_a_folded_cast_rounds_what_it_casts() -> None:
     assert before == after == 0.30078125
 
 
+@pytest.mark.parametrize("source", ["f32", "f16", "i32", "bool"])
+@pytest.mark.parametrize("to", ["f32", "bf16", "f16", "i8", "i32", "i64", "bool"])
+@pytest.mark.parametrize("value", [0.0, 0.7, -1.3, 100.9, 70000.0])
+def test_casts_of_constants_give_what_they_gave(source: str, to: str, value: float) -> None:
+    """A float that becomes a float is folded and rounds to it; whatever becomes an integer or a
+    truth value, or was one, is left to be cast."""
+    floats = source.startswith("f"), to.startswith(("f", "bf"))
+    if (abs(value) > 127 and to == "i8") or (abs(value) > 65504 and "f16" in (source, to)):
+        value = 0.5  # no number of that dtype
+    text = str(bool(value)).lower() if source == "bool" else value if floats[0] else int(value)
+    module = program(const("a", text, source) + f"%r = math.cast %a {{dtype = {to}}}")
+    after = canonicalise(module)
+    casts = 0 if source == to or all(floats) else 1
+    assert ops(after).count("math.cast") == casts and parse(str(after)) == after
+    given = X[:3], X[:3], C[:3]
+    (want,), (got,) = evaluate(module, *given), evaluate(after, *given)
+    assert want.dtype == got.dtype
+    np.testing.assert_array_equal(got, want)
+
+
 def test_folding_goes_on_until_nothing_changes() -> None:
     """The scale moves before the mask, then meets the scale that is there already."""
     body = const("a", 0.125) + TWO + const("no", "-inf")

@@ -44,7 +44,22 @@ def least_for(plan: Plan, others: Depths, edge: Edge, cycles: int | None) -> int
     return high
 
 
+# Found by Hypothesis. The sum is repeated twice: the second could come later without a place more
+# in the channel that brings it, and so wait there instead of before the addition.
+REPEATED_TWICE = """stream f<N, M>(%x: tensor<N x M x f32>) {
+  %a = stream.source %x {dims = [["n"], ["m"]], type = stream<n=N, m=M; f32>}
+  %s = stream.reduce %a {kind = "sum", axis = "m"}
+  %r = stream.repeat %s {axis = axis(m, M)}
+  %c = math.sub %r, %a
+  %q = stream.repeat %s {axis = axis(m, M)}
+  %d = math.add %c, %q
+  %o = stream.sink %d {dims = [["n"], ["m"]], type = tensor<N x M x f32>}
+  return %o
+}"""
+
+
 @given(stream_graphs(2), RULES)
+@example(parse(REPEATED_TWICE).main, NodeRules())
 @settings(max_examples=60)
 def test_depths_are_the_least_that_a_search_finds(graph: Graph, rules: NodeRules) -> None:
     """Loops longer than the graph has nodes, and rows enough for a cycle a row to be seen."""

@@ -60,6 +60,12 @@ ALONE: dict[str, tuple[str, str, int, int]] = {
         1,
         0,
     ),
+    "a maximum of values added to a shift": (
+        "hoist",
+        reduce("sum", "s") + "%d = math.add %sum, %s\n" + reduce("o", "d", "max"),
+        1,
+        0,
+    ),
     "log of a probability": (
         "logarithm",
         exponentials()
@@ -232,6 +238,10 @@ UNCHANGED: dict[str, tuple[str, str]] = {
     "a logarithm of a sum": (
         "logarithm",
         "%e = math.exp %s\n%a = math.add %e, %y\n%b = math.log %a\n" + reduce("o", "b"),
+    ),
+    "a maximum of values taken from a shift": (
+        "hoist",
+        reduce("sum", "s") + "%d = math.sub %sum, %s\n" + reduce("o", "d", "max"),
     ),
     "an early constant in a maximum": (
         "hoist",
