@@ -193,6 +193,11 @@ def mean(x: str) -> str:
          "a->z", "3", "1"),
         # a value per row
         (mean("%a") + "%z = math.sub %a, %r", "s->r", "ceil(2/M)", "1"),
+        (
+            '%s = stream.reduce %a {kind = "sum", axis = "m"} %t = math.tanh %s '
+            "%r = stream.repeat %t {axis = axis(m, M)} %z = math.sub %a, %r",
+            "s->t", "ceil(2/M)", "1",
+        ),
         # two reductions one after the other: twice the row for full throughput, once for ending
         (mean("%a") + "%c = math.sub %b, %r "
          '%t = stream.reduce %c {kind = "sum", axis = "m"} '
@@ -346,3 +351,32 @@ def test_parts_that_no_channel_connects_go_at_their_own_pace(extents: tuple[int,
     found = channel_depths(nodes, sizes)
     full = {e: c.full.evaluate(sizes) for e, c in zip(nodes.edges, found, strict=True)}
     assert run_plan(plan, full).cycles == run_plan(plan, dict.fromkeys(nodes.edges)).cycles
+
+
+BURSTS = """stream f<N, M, K>(%x: tensor<N x M x K x f32>, %y: tensor<N x M x f32>,
+                          %w: tensor<N x M x f32>, %g: tensor<N x f32>) {
+  %v = stream.source %x {dims = [["n"], ["m"], ["k"]], type = stream<n=N, m=M, k=K; f32>}
+  %g1 = stream.source %g {dims = [["n"]], type = stream<n=N; f32>}
+  %r = stream.repeat %g1 {axis = axis(m, M)}
+  %a = stream.source %y {dims = [["n"], ["m"]], type = stream<n=N, m=M; f32>}
+  %b = math.tanh %a
+  %c = math.tanh %b
+  %e = stream.source %w {dims = [["n"], ["m"]], type = stream<n=N, m=M; f32>}
+  %d = math.sub %c, %e
+  %z = math.add %d, %r
+  %q = stream.repeat %z {axis = axis(k, K)}
+  %o = math.add %q, %v
+  %p = stream.sink %o {dims = [["n"], ["m"], ["k"]], type = tensor<N x M x K x f32>}
+  return %p
+}"""
+
+
+@pytest.mark.parametrize("inside", [1, 2, 12])
+def test_depths_of_a_middle_loop_are_enough_whatever_loop_is_inside(inside: int) -> None:
+    """Elements of the middle loop come every K cycles, or one after another once the value of their
+    row has come."""
+    nodes, sizes = find_nodes(parse(BURSTS).main), {"N": 3, "M": 12, "K": inside}
+    plan, found = Plan(nodes, Machine(), sizes), channel_depths(nodes)
+    full = {e: c.full.evaluate(sizes) for e, c in zip(nodes.edges, found, strict=True)}
+    cycles = run_plan(plan, dict.fromkeys(nodes.edges)).cycles
+    assert run_plan(plan, full).cycles == cycles

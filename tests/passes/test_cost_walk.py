@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.parser import parse
 from tilewright.ir.target import named_target
 from tilewright.passes.to_tile.cost.counts import Counts
-from tilewright.passes.to_tile.cost.walk import count_program, walk_program
+from tilewright.passes.to_tile.cost.walk import count_program
 
 TARGET = named_target("znver4")
 REGISTER = "reg<1 x 16 x f32, spatial(1, 16)>"
