@@ -41,6 +41,7 @@ from tilewright.passes.to_tile.whole_blocks.schedule import row_classes as block
 from tilewright.runtime.calls import Signature, key_source
 from tilewright.runtime.cuda.repeat import bound
 from tilewright.runtime.determinism import NONE, Level
+from tilewright.runtime.kernel import TORCH_DTYPES
 from tilewright.runtime.locks import GENERATORS, Guard
 from tilewright.runtime.logs import KERNELS
 from tilewright.runtime.report import VariantReport
@@ -221,8 +222,20 @@ class KernelFamily:
                 empty, given = self.empty, self.given
                 self.forms[key] = lambda *tensors: empty(*tensors[:given])
                 return self.forms[key]
-            self.forms[key] = call = self._chosen(self.variant(key))
+            variant = self.variant(key)
+            nothing = gives_nothing(variant.graph)
+            self.forms[key] = call = self._nothing if nothing else self._chosen(variant)
             return call
+
+    def _nothing(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The results of a call in which none has an element: no kernel has rows of none."""
+        sizes = bind_sizes(self.graph, [tuple(x.shape) for x in tensors])
+        types = [v.type for v in self.graph.results if isinstance(v.type, TensorType)]
+        shapes = [[size.evaluate(sizes) for size in type_.shape] for type_ in types]
+        return tuple(
+            tensors[0].new_empty(shape, dtype=TORCH_DTYPES[type_.dtype.name])
+            for shape, type_ in zip(shapes, types, strict=True)
+        )
 
     def variant(self, key: Key) -> Variant:
         """What to compile for calls with a key."""
@@ -292,6 +305,12 @@ def _unit(tensor: torch.Tensor) -> int:
         if strides[dim] == 1 or (shape[dim] <= 1 and dim == len(shape) - 1):
             return dim
     return -1
+
+
+def gives_nothing(graph: Graph) -> bool:
+    """Whether the sizes that a form is made for leave no result an element."""
+    types = [v.type for v in graph.results if isinstance(v.type, TensorType)]
+    return all(any(size.constant == 0 for size in type_.shape) for type_ in types)
 
 
 def _static_names(graph: Graph) -> set[str]:
