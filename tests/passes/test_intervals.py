@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -167,3 +168,58 @@ def test_usual_masks_are_decided_exactly(
 
 def test_what_is_not_integer_is_unknown() -> None:
     assert bounds_program(Expression("div", (_leaf("n"), _leaf("m")))) is None
+
+
+def _constant(low: int, high: int) -> st.SearchStrategy[Expression]:
+    return st.integers(low, high).map(_number)
+
+
+def _stretched(leaf: str) -> st.SearchStrategy[Expression]:
+    """Functions of one position that give all integers between two of their values."""
+
+    def more(part: st.SearchStrategy[Expression]) -> st.SearchStrategy[Expression]:
+        def with_number(op: str) -> st.SearchStrategy[Expression]:
+            both = st.tuples(part, _constant(1, 6) if op == "div" else _constant(-9, 15))
+            return st.builds(Expression, st.just(op), both)
+
+        alone = st.builds(Expression, st.sampled_from(["neg", "abs"]), st.tuples(part))
+        return alone | st.sampled_from(["add", "sub", "min", "max", "div"]).flatmap(with_number)
+
+    return st.recursive(st.just(_leaf(leaf)), more, max_leaves=3)
+
+
+def _seen_once() -> st.SearchStrategy[Expression]:
+    """Conditions and numbers in which every position occurs once."""
+    n, m = _stretched("n"), _stretched("m")
+    both = st.tuples(n, m) | st.tuples(m, n)
+    compared = st.builds(Expression, st.sampled_from(["lt", "le", "gt", "ge", "eq", "ne"]), both)
+    several = st.tuples(n | m, _constant(-9, 15))
+    conditions = compared | st.builds(Expression, st.sampled_from(["lt", "eq", "ne"]), several)
+    return st.one_of(
+        st.builds(Expression, st.sampled_from(["add", "sub", "min", "max"]), both),
+        st.builds(Expression, st.just("mod"), st.tuples(n | m, _constant(1, 9))),
+        conditions | st.builds(Expression, st.just("not"), st.tuples(conditions)),
+        st.builds(Expression, st.sampled_from(["neg", "abs"]), st.tuples(n | m)),
+    )
+
+
+@given(_seen_once(), boxes())
+@settings(max_examples=60, deadline=None)
+def test_positions_that_occur_once_are_decided_exactly(
+    expression: Expression, box: tuple[int, int, int, int]
+) -> None:
+    all_values = values(expression, box, [0])
+    assert interval(expression, box, [0]) == [min(all_values), max(all_values)]
+
+
+@pytest.mark.parametrize("op", ["neg", "abs", "not"])
+def test_one_operand_over_all_small_boxes(op: str) -> None:
+    """From below zero to above it, of one position and of several."""
+    inside = Expression("sub", (_leaf("n"), _number(4)))
+    inside = Expression("lt", (inside, _number(0))) if op == "not" else inside
+    expression = Expression(op, (inside,))
+    for n in range(9):
+        for more in range(4):
+            box = n, n + more, 0, 0
+            all_values = values(expression, box, [0])
+            assert interval(expression, box, [0]) == [min(all_values), max(all_values)]
