@@ -74,7 +74,7 @@ positions = st.integers(0, LONGEST - 1) | st.sampled_from([0, 1, LONGEST - 1])
 @settings(max_examples=60, deadline=None)
 def test_what_is_narrowed_fits(expression: Expression, drawn: list[tuple[int, int]]) -> None:
     """At positions near the ends of the longest axes, and between."""
-    corners = list(itertools.product((0, LONGEST - 1), repeat=2))
+    corners = [(n, k) for n in (0, LONGEST - 1) for k in (0, LONGEST - 1)]
     check_fits(narrowed(expression.lines("e")), [*corners, *drawn])
 
 
@@ -119,7 +119,7 @@ USUAL = {
 def test_what_fits_is_narrowed(name: str) -> None:
     """All that is computed from positions, unless it may be 2^31."""
     graph = narrowed(USUAL[name])
-    check_fits(graph, list(itertools.product((0, 1, LONGEST - 1), repeat=2)))
+    check_fits(graph, [(n, k) for n in (0, 1, LONGEST - 1) for k in (0, 1, LONGEST - 1)])
     wide = name in ("mul", "thrice")
     work = m.Add | m.Sub | m.Mul | m.Min | m.Neg | m.Abs | m.Div | m.Mod
     made = [op for op in graph.body.ops if isinstance(op, work)][:-1]  # not what memory joins

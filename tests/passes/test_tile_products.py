@@ -4,6 +4,7 @@ rows, operands that are not f32, and which loops are rows."""
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,8 +25,9 @@ FACTORS = """graph f<N, M>(%a: tensor<N x M x 1 x f32>, %b: tensor<N x M x 1 x f
     %v: tensor<M x 5 x f32>, %w: tensor<M x 5 x f32>, %u: tensor<M x 5 x f32>) {{
   {0}
   %r = tensor.reduce %t {{kind = "sum", axis = 1}}
-  return %r
-}}"""
+  %z = tensor.reduce %a {{kind = "sum", axis = 1}}
+  return %r, %z
+}}"""  # vectors are elements: not all results have their axis
 TERMS = {
     "two scalars and two vectors": "%x = math.mul %a, %v\n%y = math.mul %b, %w\n"
     "%t = math.mul %x, %y",
@@ -98,8 +100,8 @@ def test_rows_looked_up_in_tables(target: str, width: int) -> None:
         n, k, pages = 3, 9, 6
         tables = [rng.integers(-2, pages + 2, k), rng.integers(-1, n + 1, n)]
         floats = [rng.standard_normal((count, width)) for count in (n, pages, pages)]
-        inputs = (*floats, *(x.astype(np.int32) for x in tables))
-        drawn = Program(parse(PAGED.format(width)), inputs, {"N": n, "M": k, "P": pages}, scale=10)
+        inputs: list[Any] = [*floats, *(x.astype(np.int32) for x in tables)]
+        drawn = Program(parse(PAGED.format(width)), tuple(inputs), {"N": n, "M": k, "P": pages}, scale=10)
         check(drawn, target, rows)
 
 
