@@ -10,10 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tilewright.ir.core import Graph
 from tilewright.ir.dtypes import BF16, F16, F32
 from tilewright.ir.errors import UnsupportedError
+from tilewright.ir.ops_tile import Store
 from tilewright.ir.printer import print_graph
 from tilewright.passes.activation_functions import ACTIVATIONS
+from tilewright.passes.to_tile.experts.columns import Columns
 from tilewright.passes.to_tile.experts.floating import grouped_program
 from tilewright.passes.to_tile.experts.gate import GateFunction
 from tilewright.passes.to_tile.experts.grouped_form import FloatForm, Tiling, Way, tiling
@@ -177,6 +180,38 @@ def test_ways() -> None:
         wide = tiling(form, target, 100)
         narrow = tiling(form, resolve_target("x86-64-v3"), 100)
         assert wide.rows * wide.vectors <= 26 and narrow.rows * narrow.vectors <= 13
+
+
+@settings(max_examples=20)
+@given(forms(), st.sampled_from(ROWS), st.sampled_from(["znver4", "x86-64-v3"]))
+def test_tiles_of_columns_are_as_wide_as_fits(form: FloatForm, rows: int, name: str) -> None:
+    """Where columns fill a vector (woven: two, gate and up) no tile reaches past them, and one more
+    would do so or need more registers than the tiling has."""
+    target = resolve_target(name)
+    how = tiling(form, target, rows)
+    if how.way == Way.ELEMENTS:
+        return
+    span = Columns(form, target, how).span
+    unit = target.lanes * (2 if form.woven else 1)
+    most = max(unit, min(form.columns, how.vectors // form.weights * target.lanes))
+    assert span % unit == 0 and span <= most < span + unit
+    store_bounds = stores(grouped_program(form, target, how))
+    assert all(bool(bounds) == (form.columns < span) for bounds in store_bounds)
+
+
+def stores(program: Graph) -> list[Any]:
+    """The bounds of every store of results."""
+    out = program.params[-1]
+    every = program.body.walk()
+    return [op.bounds for op in every if isinstance(op, Store) and op.operands[1] is out]
+
+
+def test_rows_are_bounded_where_a_tile_may_reach_past_them() -> None:
+    """Of one row there is none past the last: only columns are bounded."""
+    target, form = resolve_target("x86-64-v3"), FloatForm(16, 40, F32, F32)
+    for rows, dims in ((1, [1]), (2, [0, 1]), (4, [0, 1])):
+        (bounds,) = stores(grouped_program(form, target, Tiling(Way.ELEMENTS, rows)))
+        assert [dim for dim, _ in bounds] == dims
 
 
 @pytest.mark.parametrize("turned", [False, True])
