@@ -12,6 +12,7 @@ import pytest
 from tests.passes.stages import NARROW_TO_WIDE, TARGETS, kernels, lowered
 from tests.passes.test_tile_kernels import check, program, run_tiled
 from tests.strategies import Program
+from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.evaluate import evaluate_graph
 from tilewright.ir.parser import parse
 from tilewright.passes.to_tile.kernel_info import analyse
@@ -101,7 +102,9 @@ def test_rows_looked_up_in_tables(target: str, width: int) -> None:
         tables = [rng.integers(-2, pages + 2, k), rng.integers(-1, n + 1, n)]
         floats = [rng.standard_normal((count, width)) for count in (n, pages, pages)]
         inputs: list[Any] = [*floats, *(x.astype(np.int32) for x in tables)]
-        drawn = Program(parse(PAGED.format(width)), tuple(inputs), {"N": n, "M": k, "P": pages}, scale=10)
+        drawn = Program(
+            parse(PAGED.format(width)), tuple(inputs), {"N": n, "M": k, "P": pages}, scale=10
+        )
         check(drawn, target, rows)
 
 
@@ -122,6 +125,36 @@ def test_operands_are_computed_in_any_dtype(dtype: str, target: str) -> None:
     got = evaluate_graph(tile, *inputs, precision="f64")
     want = evaluate_graph(graph, *inputs, precision="f64")
     np.testing.assert_allclose(got[0], want[0], rtol=1e-9, atol=1e-9)
+
+
+ROLLED = {
+    "what rows share": """graph f<N, M>(%x: tensor<N x {0} x f32>, %w: tensor<M x {0} x f32>) {{
+  %y = tensor.roll %w {{axis = 1, shift = {1}}}
+  %k = math.mul %y, %w
+  %r = tensor.contract %x, %k {{equation = "nd,md->nm"}}
+  return %r
+}}""",
+    "rows": """graph f<N>(%x: tensor<N x {0} x f32>) {{
+  %y = tensor.roll %x {{axis = 1, shift = {1}}}
+  %r = math.sub %x, %y
+  return %r
+}}""",
+}
+
+
+@pytest.mark.parametrize("name", ROLLED)
+@pytest.mark.parametrize("target", ["scalar", "sse", "x86-64-v3", "x86-64-v4"])
+def test_rolls_move_whole_vectors_or_are_refused(target: str, name: str) -> None:
+    """Either way and further than the element is long; no vector is made of both of its ends."""
+    lanes = TARGETS[target].lanes
+    for length, shift in ((16, 8), (16, -16), (24, 8), (24, -40), (32, 16), (32, 3), (20, 4)):
+        sizes = {"N": 3, "M": 5} if "M" in ROLLED[name] else {"N": 3}
+        drawn = program(ROLLED[name].format(length, shift), **sizes)
+        if length % lanes or shift % lanes:
+            with pytest.raises(UnsupportedError, match=f"a roll by {shift} of {length} elements"):
+                lowered(drawn.module, target, 0)
+        else:
+            check(drawn, target, 0)
 
 
 LOOPS = """graph f<B, N, M>(%x: tensor<B x N x M x f32>, %q: tensor<B x N x 4 x f32>,
