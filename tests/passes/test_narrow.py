@@ -126,3 +126,34 @@ def test_what_fits_is_narrowed(name: str) -> None:
     assert all(is_narrow(op.result) for op in made) != wide
     taken = [v for op in graph.body.ops if isinstance(op, m.Compare) for v in op.operands]
     assert all(map(is_narrow, taken)) and bool(taken) == (name == "compare")
+
+
+END = LONGEST - 1
+RANGES = {  # the least and greatest of each, over all positions
+    "math.sub %n, %m": (-END, END),
+    "math.min %n, %m": (0, END),
+    "math.max %n, %seven": (7, END),
+    "math.neg %m": (-END, 0),
+    "math.abs %back": (0, END),
+    "math.div %m, %seven": (0, END // 7),
+    "math.mod %m, %seven": (0, 6),
+    "math.div %back, %seven": (-END // 7, END // 7),
+}
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_the_last_number_that_fits_is_narrow(name: str) -> None:
+    """A constant is added that takes an end of the range to the last number of 32 bits, or one
+    further."""
+    for end, limit in zip(RANGES[name], (-MOST, MOST), strict=True):
+        for past in (0, 1):
+            constant = limit - end + (past if limit > 0 else -past)
+            if abs(constant) >= MOST:
+                continue
+            graph = narrowed(f"""%seven = math.const {{value = 7, type = tensor<i64>}}
+              %back = math.sub %n, %m
+              %part = {name}
+              %c = math.const {{value = {constant}, type = tensor<i64>}}
+              %e = math.add %part, %c""")
+            total = next(op for op in graph.body.ops if op.result.hint == "e")
+            assert is_narrow(total.result) == (not past)
