@@ -32,7 +32,7 @@ def choose_order(axes: AxisMap, repeated: bool = False) -> LoopOrder:
     """The order of loops that needs the least state: see the module's docstring. ``repeated``:
     reductions of inputs alone (the norms of keys) run again for all rows of the others, so that
     loops need not be theirs."""
-    first = _of_inputs(axes) if repeated else ()
+    first = _of_inputs(axes) if repeated else []
     reduced: Counter[int] = Counter()
     depends: list[frozenset[int]] = []
     last: dict[int, int] = {}
@@ -116,10 +116,14 @@ def _only_products(axes: AxisMap) -> bool:
 
 def _of_inputs(axes: AxisMap) -> list[Op]:
     """Reductions and products that need no other one, and of whose result another one is made."""
+    ops = axes.graph.body.ops
+    wanted: set[Value] = set()
+    for op in reversed(ops):
+        if isinstance(op, t.Reduce | t.Contract) or any(v in wanted for v in op.results):
+            wanted.update(op.operands)
     late: set[Value] = set()
     found: list[Op] = []
-    wanted = _read_by_reductions(axes)
-    for op in axes.graph.body.ops:
+    for op in ops:
         after = any(v in late for v in op.operands)
         reduces = isinstance(op, t.Reduce | t.Contract)
         if reduces and not after and op.results[0] in wanted:

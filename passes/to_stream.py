@@ -35,10 +35,10 @@ from tilewright.passes.split_sums import split_sums
 class _Converter:
     """Builds the stream graph of one tensor graph."""
 
-    def __init__(self, graph: Graph, label: str = "") -> None:
+    def __init__(self, graph: Graph, label: str, repeated: bool) -> None:
         self.graph, self.label = graph, label
         self.axes = find_axes(graph)
-        self.order = choose_order(self.axes)
+        self.order = choose_order(self.axes, repeated)
         self.build = Builder()
         self.made: dict[Value, Value] = {}
         self.read: dict[tuple[Value, str], Value] = {}
@@ -257,10 +257,11 @@ def result_name(graph: Graph, at: int, label: str = "") -> str:
     return f"{hint}_out{at}" if len(graph.results) > 1 else hint
 
 
-def tensor_to_stream(graph: Graph, label: str = "") -> Graph:
-    """The stream graph of one decomposed tensor graph. Raises UnsupportedError."""
+def tensor_to_stream(graph: Graph, label: str = "", repeated: bool = False) -> Graph:
+    """The stream graph of one decomposed tensor graph; with ``repeated`` reductions of inputs may
+    run again in loops that are not theirs. Raises UnsupportedError."""
     try:
-        return _Converter(graph, label).run()
+        return _Converter(graph, label, repeated).run()
     except VerifyError as error:
         raise UnsupportedError(f"no stream form: {error.message}", error.location) from error
 
@@ -268,7 +269,8 @@ def tensor_to_stream(graph: Graph, label: str = "") -> Graph:
 def stream_graphs(graph: Graph) -> tuple[Graph, ...]:
     """One stream graph, or several where products make what another streams, or the last reductions
     run across the rows of the others; then their attribute ``results`` says which results of the
-    whole they have. Raises UnsupportedError."""
+    whole they have. What has no form else may have one in which reductions of inputs (norms of
+    keys, beside their products) are made again for every row. Raises UnsupportedError."""
     problem: UnsupportedError | None = None
     try:
         inner = inner_products(graph)
@@ -285,9 +287,12 @@ def stream_graphs(graph: Graph) -> tuple[Graph, ...]:
         parts = ()
     if parts and not any(_folds_across_rows(g) for g in parts):
         return parts
-    if problem is not None:
-        raise problem
-    return (whole,)
+    if problem is None:
+        return (whole,)
+    try:
+        return (tensor_to_stream(graph, repeated=True),)
+    except UnsupportedError:
+        raise problem from None
 
 
 def _without_inner(graph: Graph, inner: Inner) -> tuple[Graph, ...]:

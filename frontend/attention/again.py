@@ -15,7 +15,13 @@ import torch
 from torch._C import _functorch
 
 from tilewright.frontend.attention.form import DENSE
-from tilewright.frontend.attention.plans import STARTS, Interpreted, closure_of, known_plan
+from tilewright.frontend.attention.plans import (
+    STARTS,
+    Interpreted,
+    Start,
+    closure_of,
+    known_plan,
+)
 from tilewright.ir.errors import BindError, UnsupportedError
 from tilewright.runtime.determinism import in_force
 
@@ -27,6 +33,10 @@ _ORDER = ("q", "k", "v")
 # Form's other fields: one batch, page, used, table, sinks, mask, bias, heads last, keys, values
 _REST = (False, 0, None, None, None, None, None, False, None, None)
 _MOST = 1024  # kinds of calls that are remembered
+_FEW = 4  # and those that are tried one after the other, without a look-up
+# torch's own check that tensors are like others: type, dtype, device, sizes, strides, gradients,
+# and how operations on them are dispatched; in C++, and no part of its interface
+_Guards: Any = getattr(getattr(torch._C._dynamo, "guards", None), "TensorGuards", None)
 
 
 def called_again(
@@ -42,32 +52,60 @@ def called_again(
     whether logarithms and maxima are asked for."""
     if not (type(q) is type(k) is type(v) is _Tensor) or _transformed() is not None:
         return None
+    plain = score_mod is mask_mod is None
+    if plain and STARTS.recent:
+        beside = _beside(options)
+        for fits, others, start in STARTS.recent:
+            if fits(q, k, v) and others == beside:
+                return _started(start, q, k, v)
     if _gradients() and (q.requires_grad or k.requires_grad or v.requires_grad):
         return None
-    kind = _kind(q, k, v) if score_mod is mask_mod is None else None
-    if kind is None:
+    beside = _beside(options) if plain and _for_gpu(q) else None
+    if beside is None:
         return _by_plan(q, k, v, score_mod, mask_mod, options)
-    key = kind, options, in_force().rank
-    start = STARTS.get(key)
-    if start is None:
-        return _by_plan(q, k, v, None, None, options, key)
     try:
-        return start(q, k, v)
+        kind = sys.modules[_RUNTIME].kinds(3)(q, k, v)
+    except RuntimeError:  # no strides
+        return None
+    key = kind, beside
+    known = STARTS.known.get(key)
+    if known is None:
+        return _by_plan(q, k, v, None, None, options, key)
+    _keep(beside, known, q, k, v)
+    return _started(known, q, k, v)
+
+
+_RUNTIME = "tilewright.runtime.program"  # imported for the first program
+
+
+def _for_gpu(x: torch.Tensor) -> bool:
+    runtime = sys.modules.get(_RUNTIME)
+    return runtime is not None and (x.is_cuda or runtime.pretended.on)
+
+
+def _beside(options: Hashable) -> tuple[Hashable, ...] | None:
+    """What starts a kernel besides tensors; None while calls are recorded."""
+    runtime: Any = sys.modules[_RUNTIME]
+    if runtime.now.recorder is not None:
+        return None
+    return options, in_force().rank, runtime.depends_on()
+
+
+def _started(start: Start, *tensors: torch.Tensor) -> Sequence[torch.Tensor] | None:
+    try:
+        return start(*tensors)
     except (BindError, UnsupportedError):  # said again, with what to do
         return None
 
 
-def _kind(*tensors: torch.Tensor) -> Hashable | None:
-    """All that decides a launch but addresses, of a call on a GPU; None where nothing repeats."""
-    runtime = sys.modules.get("tilewright.runtime.program")  # imported for the first program
-    if runtime is None or runtime.now.recorder is not None:
-        return None
-    if not (tensors[0].is_cuda or runtime.pretended.on):
-        return None
-    try:
-        return runtime.kinds(3)(*tensors), runtime.depends_on()
-    except RuntimeError:  # no strides
-        return None
+def _keep(beside: Hashable, start: Start, *tensors: torch.Tensor) -> None:
+    """From the third call of a kind in a row on calls are found by their guard. A guard holds in
+    one mode of torch (inference_mode or not), and for no tensor that is there twice."""
+    if STARTS.last is not start:
+        STARTS.last = start
+    elif _Guards is not None and len(set(map(id, tensors))) == len(tensors):
+        guards = _Guards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None)
+        STARTS.recent = ((guards.check, beside, start), *STARTS.recent[: _FEW - 1])
 
 
 def _by_plan(
@@ -77,7 +115,7 @@ def _by_plan(
     score_mod: Function | None,
     mask_mod: Function | None,
     options: tuple[bool, float | None, bool, bool, bool],
-    key: tuple[Any, ...] | None = None,
+    key: tuple[Hashable, Any] | None = None,
 ) -> Sequence[torch.Tensor] | None:
     """By the plan of the call's form; what starts its kernel is kept under ``key``."""
     causal, scale, grouped, lse, largest = options
@@ -108,7 +146,7 @@ def _results(
     given: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     score_mod: Function | None,
     mask_mod: Function | None,
-    key: tuple[Any, ...] | None,
+    key: tuple[Hashable, Any] | None,
 ) -> Sequence[torch.Tensor] | None:
     more: Sequence[torch.Tensor] = ()
     if score_mod is None and mask_mod is None:
@@ -128,9 +166,16 @@ def _results(
         results: Sequence[torch.Tensor] = plan.program(*given, *more)
     except (BindError, UnsupportedError):  # said again, with what to do
         return None
-    start = plan.program.repeats(key[0]) if key is not None else None
-    if start is not None:
-        if len(STARTS) >= _MOST:
-            STARTS.clear()
-        STARTS[key] = start
+    if key is not None:
+        _remember(key, plan.program)
     return results
+
+
+def _remember(key: tuple[Hashable, Any], program: Any) -> None:
+    """Keeps what starts calls of a kind, once the program has it."""
+    kind, (_, _, others) = key
+    start = program.repeats((kind, others))
+    if start is not None:
+        if len(STARTS.known) >= _MOST:
+            STARTS.clear()
+        STARTS.known[key] = start

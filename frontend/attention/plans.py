@@ -108,7 +108,23 @@ def make_program(module: Module) -> ProgramLike | Interpreted:
 
 
 _plans: dict[Hashable, list[Plan]] = {}
-STARTS: dict[Hashable, Callable[..., Sequence[torch.Tensor]]] = {}  # kernels' by kinds (again.py)
+Start = Callable[..., Sequence[torch.Tensor]]
+
+
+class Starts:
+    """What starts the kernels of calls on a GPU like some before (again.py): by all that decides
+    them, and the latest ones by guards of their tensors and what else they depend on."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        self.known: dict[Hashable, Start] = {}
+        self.recent: tuple[tuple[Callable[..., bool], Hashable, Start], ...] = ()
+        self.last: Start | None = None
+
+
+STARTS = Starts()
 _guard = Guard()
 TRACES: Counter[str] = Counter()  # how often functions were traced, for tests and reports
 

@@ -134,7 +134,9 @@ def _no(op: Op, why: str) -> UnsupportedError:
 def _problem(graph: Graph, op: Op, made: Mapping[Value, Op], grouped: bool) -> str | None:
     """Why the copy engine cannot bring a right side; None if it can."""
     problem = _box_problem(graph, op, made, grouped)
-    users = [user for user in graph.body.walk() if op.results[0] in user.operands]
+    users = [
+        user for user in graph.body.walk() for value in user.operands if value is op.results[0]
+    ]  # twice for a product of a block with itself
     if problem is None and (
         len(users) != 1 or not isinstance(users[0], t.Product) or users[0].b is not op.results[0]
     ):

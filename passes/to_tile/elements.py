@@ -25,7 +25,7 @@ def rolled(state: LoweringState, op: s.Roll, at: dict[str, Value], width: int) -
     Raises UnsupportedError if a vector would be made of both ends of the element."""
     b = state.build
     axis = next(a for a in state.info.element(op.x) if a.name == op.axis)
-    length = axis.size.constant or 0
+    length = axis.size.constant or 1  # of none nothing is moved
     if length % width or op.shift % width:
         message = f"a roll by {op.shift} of {length} elements, {width} at a time"
         raise UnsupportedError(message, op.loc)

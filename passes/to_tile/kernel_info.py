@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from tilewright.ir import ops_math as m
@@ -39,6 +40,14 @@ class KernelInfo:
     @property
     def row_count(self) -> Size:
         return product(a.size for a in self.rows)
+
+    @property
+    def longest_element(self) -> int:
+        """Numbers of the largest element of a stream; axes of unknown length do not count."""
+        types = [v.type for op in self.graph.body.ops for v in op.results]
+        streams = [x for x in types if isinstance(x, StreamType)]
+        axes = [[a.size.constant or 1 for a in x.element] for x in streams]
+        return max(map(math.prod, axes), default=1)
 
     def varies(self, value: Value) -> bool:
         """True if the value changes along the inner axis within a block."""

@@ -46,7 +46,13 @@ from tilewright.passes.to_tile.parameters import kernel_parameters
 from tilewright.passes.to_tile.routing.program import routing_program
 from tilewright.passes.to_tile.row_kernel import lower_row_kernel
 from tilewright.passes.to_tile.rows import RowLowering
-from tilewright.passes.to_tile.schedule import Schedule, columns_on_lanes, fewer_rows, row_schedule
+from tilewright.passes.to_tile.schedule import (
+    Schedule,
+    columns_on_lanes,
+    fewer_rows,
+    one_vector,
+    row_schedule,
+)
 from tilewright.passes.to_tile.single_row import with_a_loop
 from tilewright.passes.to_tile.state import LoweringState
 from tilewright.passes.to_tile.whole_blocks.lowbit.program import packed_program
@@ -146,11 +152,13 @@ def default_schedule(info: KernelInfo, target: Target, rows: int) -> Schedule | 
         products = packed_products(info.graph)
         return packed_schedule(target, rows, len(products), unpack_slots(products, target))
     if is_row_kernel(info.graph):
-        return row_schedule(target)
+        return row_schedule(target, info.longest_element)
     plain = cached_schedule(info, target, rows)
     made = cached_ops(info.graph) or remakes(info.graph)  # rows share what a block makes
-    if rows or made or not info.products or not plain.rows_on_lanes or plain.lanes == 1:
+    if made or not info.products or not plain.rows_on_lanes or plain.lanes == 1:
         return plain
+    if rows:
+        return plain if info.splits else one_vector(plain)
     return fewer_rows(plain) if info.splits else best_blocks(info, target, plain)
 
 

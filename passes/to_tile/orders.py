@@ -96,7 +96,9 @@ def ordered_schedule(info: KernelInfo, target: Target, rows: int, order: str) ->
     if has_packed_weights(graph):
         return choose_schedule(target, rows)
     if is_row_kernel(graph):
-        return replace(row_schedule(target), row_parts=ROW_PARTS if order == FIXED else 0)
+        return replace(
+            row_schedule(target, info.longest_element), row_parts=ROW_PARTS if order == FIXED else 0
+        )
     schedule = choose_schedule(target, target.lanes if rows and target.lanes > 1 else 0)
     if not rows and target.lanes > 1 and info.products:
         schedule = best_blocks(info, target, schedule)

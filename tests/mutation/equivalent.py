@@ -80,6 +80,56 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "self.b.prefetch(memory, [block, column], (-1, 1), self.shapes.vector)",
         "self.b.prefetch(memory, [block, column], (- 2, 1), self.shapes.vector)",
     ): "a hint to the memory: nothing is read by it",
+    (
+        "passes/choose_layout.py",
+        "words = [b.filled(0, I32, layout) for _ in range(packing.words)]",
+        "words = [b.filled( 1, I32, layout) for _ in range(packing.words)]",
+    ): "the words stand for any: only the operations that unpack them are counted",
+    (
+        "passes/to_tile/whole_blocks/routing/products.py",
+        "op = values.made.get(op.operands[0])",
+        "op = values.made.get(op.operands[ -1])",
+    ): "a cast and a repeat have one operand: the first is the last",
+    (
+        "ir/layout.py",
+        'return math.prod(s for k, _, s in self.steps if k == "local")',
+        'return math.prod(s for k, _, s in self.steps if k <= "local")',
+    ): "the kinds are local, replicate and spatial: none comes before local in the alphabet",
+    (
+        "passes/to_tile/whole_blocks/routing/values.py",
+        "dims[where] = dim if sizes[dim] > 1 else -1",
+        "dims[where] = dim if sizes[dim] > 1 else - 0",
+    ): "the tile has one element along the tokens there: both name the same place",
+    (
+        "passes/channels/deadlock.py",
+        "if edge.consumer not in waits or len(edge.loops) <= depth or not count.terms:",
+        "if edge.consumer not in waits or len(edge.loops) == depth or not count.terms:",
+    ): "a channel with fewer loops has a producer that never fires there, so its count is empty",
+    (
+        "passes/reorder/linear.py",
+        "degrees[op.results[0]] = found",
+        "degrees[op.results[ -1]] = found",
+    ): "degrees are known of operations with one result only: the first is the last",
+    (
+        "passes/reorder/moments.py",
+        "if not plain or not is_float(op.operands[0]) or stream_type(op.results[0]).element:",
+        "if not plain or not is_float(op.operands[ -1]) or stream_type(op.results[0]).element:",
+    ): "a plain reduction has one operand: the first is the last",
+    (
+        "passes/to_tile/cached/unpacked.py",
+        "per_group = max(1, p.padded_group // p.chunk)",
+        "per_group = max( 0, p.padded_group // p.chunk)",
+    ): "it is read only where a group is a chunk or more, and then at least 1",
+    (
+        "passes/to_tile/routing/selection.py",
+        "up.next = (b.add(up.carried[0], 1),)",
+        "up.next = (b.add(up.carried[ -1], 1),)",
+    ): "the loop carries one value: the first is the last",
+    (
+        "passes/to_tile/cached/scores.py",
+        'found.append(b.load(self.reader.words, where, [-1, -1, -1, 1], layout, hint="w"))',
+        'found.append(b.load(self.reader.words, where, [-1, - 0, -1, 1], layout, hint="w"))',
+    ): "the tile has one element along its first dimension: the same addresses are read",
 }
 
 

@@ -49,6 +49,9 @@ WITH_INPUTS = {
     "scores": SCORES,
     "a mask in memory": with_input("N x M x bool", "%s = math.select %t, %scaled, %ninf"),
     "an added bias": with_input("N x M x f32", "%s = math.add %scaled, %t"),
+    "an added bias in bf16": with_input(
+        "N x M x bf16", "%wide = math.cast %t {dtype = f32}\n  %s = math.add %scaled, %wide"
+    ),
     "a bias of a position": with_input("1 x M x f32", "%s = math.add %scaled, %t"),
     "a factor of a row": with_input("N x 1 x f32", "%s = math.mul %scaled, %t"),
 }

@@ -106,7 +106,7 @@ def test_right_sides_come_in_bulk(uses: str, wanted: list[str]) -> None:
     assert rings_of(uses) == wanted
 
 
-@pytest.mark.parametrize("uses", ["xk", "xy", "yk ky", "ky ky"])
+@pytest.mark.parametrize("uses", ["xk", "xy", "yk ky", "ky ky", "yy"])
 def test_what_is_not_just_the_right_side_of_one_product_does_not(uses: str) -> None:
     """A slot is free when its product has read it: nothing else may read it later, or otherwise."""
     with pytest.raises(UnsupportedError, match="not just the right side of one product"):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from tilewright.frontend.programs import forget_programs
 from tilewright.gpu import using_schedule
 from tilewright.ir.errors import BindError, DeviceError, UnsupportedError
 from tilewright.ir.parser import parse
+from tilewright.runtime import program as program_module
 from tilewright.runtime.cuda import descriptions as descriptions_module
 from tilewright.runtime.cuda import start as start_module
 from tilewright.runtime.cuda.driver import Driver, Image, Tiling
@@ -251,6 +253,43 @@ def test_a_call_like_some_before_is_one_look_up(
         assert looks(q, k, v)
     monkeypatch.setattr(TUNED, "number", TUNED.number + 1)
     assert looks(q, k, v)
+    forget()
+    assert looks(q, k, v)
+    forget()
+
+
+def test_calls_in_a_row_are_found_by_torchs_guards(
+    driver: FakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a guard does not let through goes where everything is looked at."""
+    forget()
+    looked: list[object] = []
+    kinds = program_module.kinds
+    monkeypatch.setattr(program_module, "kinds", lambda n: looked.append(n) or kinds(n))
+
+    def looks(*tensors: torch.Tensor, **options: Any) -> bool:
+        before = len(looked)
+        got = tilewright.attention(*tensors, enable_gqa=True, **options)
+        form = replace(FORM, causal=bool(options))
+        want = form.reference(*tensors, None)
+        assert isinstance(got, torch.Tensor) and float((got.double() - want).abs().max()) < 2e-2
+        return len(looked) > before
+
+    q, k, v = inputs()
+    for _ in range(6):
+        looks(q, k, v)
+    assert not looks(q, k, v) and not looks(*(x.flip(2) for x in (q, k, v)))
+    assert looks(q, k, k) and looks(q, k[:, :, :-1], v[:, :, :-1])
+    assert looks(q, k.transpose(1, 2).contiguous().transpose(1, 2), v)
+    assert looks(q, k, v, is_causal=True) and not looks(q, k, v)
+    odd = torch.randn(k.numel() + 1).bfloat16()[1:].view(k.shape)
+    assert not looks(q, odd, v)  # the launch itself looks at addresses
+    with torch.inference_mode():
+        assert looks(q, k, v)
+    with pytest.raises(UnsupportedError, match="requires gradients"):
+        tilewright.attention(q.clone().requires_grad_(), k, v, enable_gqa=True)
+    with pytest.raises(UnsupportedError, match="negated"):
+        tilewright.attention(torch._neg_view(q), k, v, enable_gqa=True)
     forget()
     assert looks(q, k, v)
     forget()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from tilewright.ir import ops_math as m
 from tilewright.ir import ops_stream as s
 from tilewright.ir.core import Op, Value
-from tilewright.ir.dtypes import BOOL, DType
+from tilewright.ir.dtypes import BOOL, F32, DType
 from tilewright.ir.target import Target
 from tilewright.passes.to_tile.block import BlockLowering
 from tilewright.passes.to_tile.cost.counts import NOTHING, Counts
@@ -130,6 +130,9 @@ class PhaseReader:
     def _is_kept(self, value: Value) -> bool:
         return ("numbers", value) in self.lowering.scratch
 
+    def _is_turned(self, value: Value) -> bool:
+        return strip_repeat(self.info.made, value) in self.lowering.turned.kept
+
     def _source(self, found: Phase, value: Value) -> None:
         if self.info.on_rows(value):
             self.rows.loads += 1
@@ -148,6 +151,8 @@ class PhaseReader:
         if isinstance(op, s.Gather):
             found.full = found.full + Counts(gather=1, alu=5.0 * len(op.indices))
             return
+        if isinstance(op, m.Cast) and self._is_turned(op.x) and op.dtype == F32:
+            return  # converted where its block was turned
         one = pointwise(op, _dtype(op), self.target)
         if self.info.on_rows(op.result):
             found.full = found.full + one

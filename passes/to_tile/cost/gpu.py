@@ -101,6 +101,8 @@ def gpu_seconds(
 
 def busy(load: Load, target: Target) -> float:
     """Seconds until the last work item is done."""
+    if not load.items:
+        return 0.0
     chip = CHIPS[target.cpu]
     threads = load.warps * THREADS[target.gpu]
     at_once = min(
