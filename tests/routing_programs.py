@@ -2,6 +2,29 @@
 
 from __future__ import annotations
 
+SORTED = """graph sorted<T>(%ids: tensor<T x 3 x i32>, %given: tensor<9 x i64>) {
+  %counts = tensor.segment_count %ids {segments = size(9)}
+  %offsets = tensor.prefix_sum %counts {axis = 0, exclusive = true}
+  %ends = tensor.prefix_sum %counts {axis = 0}
+  %places = tensor.segment_rank %ids, %offsets
+  %others = tensor.segment_rank %ids, %given
+  return %counts, %offsets, %ends, %places, %others
+}"""
+ONE_SORT = (
+    SORTED.replace(", %given: tensor<9 x i64>", "")
+    .replace("  %others = tensor.segment_rank %ids, %given\n", "")
+    .replace(", %others", "")
+)
+GIVEN = """graph given<T>(%ids: tensor<T x 3 x i32>, %given: tensor<9 x i64>) {
+  %places = tensor.segment_rank %ids, %given
+  return %places
+}"""
+
+
+def lowest(text: str) -> str:
+    """With the ties that kernels on GPUs have."""
+    return text.replace(', ties = "torch"', "").replace(", ordered = false", "")
+
 
 def groups(biased: str, choice: str, results: str) -> str:
     """DeepSeek's choice of 12 experts in four groups: of the best two groups, by the sum of their

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.routing_inputs import TOKENS, check, compiled, scores, whole
-from tests.routing_programs import groups
+from tests.routing_programs import SORTED, groups
 from tilewright.ir.parser import parse
 from tilewright.runtime.program import Program
 from tilewright.runtime.threads import set_num_threads
@@ -57,15 +57,6 @@ PIECES = """graph pieces<T, A>(%x: tensor<T x 12 x f32>, %ids: tensor<T x 3 x i3
   %running = tensor.prefix_sum %x {axis = 1}
   %before = tensor.prefix_sum %taken {axis = 1, exclusive = true}
   return %taken, %set, %sum, %looked, %running, %before
-}"""
-
-SORTED = """graph sorted<T>(%ids: tensor<T x 3 x i32>, %given: tensor<9 x i64>) {
-  %counts = tensor.segment_count %ids {segments = size(9)}
-  %offsets = tensor.prefix_sum %counts {axis = 0, exclusive = true}
-  %ends = tensor.prefix_sum %counts {axis = 0}
-  %places = tensor.segment_rank %ids, %offsets
-  %others = tensor.segment_rank %ids, %given
-  return %counts, %offsets, %ends, %places, %others
 }"""
 
 FLAT = """graph flat<T>(%ids: tensor<T x i64>) {

@@ -10,13 +10,12 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.routing_inputs import check, scores, whole
-from tests.routing_programs import groups
+from tests.routing_programs import GIVEN, ONE_SORT, SORTED, groups, lowest
 from tests.test_routing_choices import Form
 from tests.test_routing_kernels import (
     FLAT,
     PIECES,
     ROUTING,
-    SORTED,
     ids_of,
     pieces,
     routed,
@@ -29,22 +28,6 @@ from tilewright.runtime.program import Program
 PLACE = {"target": "cuda-sm90", "backend": "triton"}
 QUICK = (Phase.explicit, Phase.reuse, Phase.generate)  # the interpreter is slow: no shrinking
 TOKENS = st.sampled_from([1, 2, 5, 17, 130])
-
-
-ONE_SORT = (
-    SORTED.replace(", %given: tensor<9 x i64>", "")
-    .replace("  %others = tensor.segment_rank %ids, %given\n", "")
-    .replace(", %others", "")
-)
-GIVEN = """graph given<T>(%ids: tensor<T x 3 x i32>, %given: tensor<9 x i64>) {
-  %places = tensor.segment_rank %ids, %given
-  return %places
-}"""
-
-
-def lowest(text: str) -> str:
-    """With the ties that kernels on GPUs have."""
-    return text.replace(', ties = "torch"', "").replace(", ordered = false", "")
 
 
 @pytest.mark.parametrize("tokens", [1, 5, 40])

@@ -191,7 +191,9 @@ def test_the_slowest_unit_decides_and_nothing_hides_the_barrier_of_one_item() ->
     assert cycles(units) == pytest.approx(10 * (5000 + 3000 + 1000 + 120) + 2500)
 
 
-@pytest.mark.parametrize(("items", "waves"), [(0, 0), (1, 1), (132, 1), (133, 2), (264, 2), (265, 3)])
+@pytest.mark.parametrize(
+    ("items", "waves"), [(0, 0), (1, 1), (132, 1), (133, 2), (264, 2), (265, 3)]
+)
 def test_items_come_in_waves(items: int, waves: int) -> None:
     found = cycles(replace(ONE, items=float(items)))
     assert found == pytest.approx(waves * (10 * 5120 + 2500))

@@ -13,24 +13,15 @@ from hypothesis import strategies as st
 
 from tests.passes.routing_runs import check, run
 from tests.routing_inputs import scores, whole
-from tests.routing_programs import groups
+from tests.routing_programs import GIVEN, ONE_SORT, SORTED, groups, lowest
 from tests.test_routing_choices import Form
-from tests.test_routing_kernels import FLAT, PIECES, SORTED, ids_of, pieces, routed, routing
+from tests.test_routing_kernels import FLAT, PIECES, ids_of, pieces, routed, routing
 from tilewright.ir.errors import UnsupportedError
 from tilewright.passes.to_tile.whole_blocks.routing import program
 
 PARTS = 20  # of the tokens, instead of hundreds: more than are read at once
 QUICK = (Phase.explicit, Phase.reuse, Phase.generate)  # hundreds of work items: no shrinking
 SEEDS, TOKENS = st.integers(0, 999), st.sampled_from([1, 2, 17, 33, 70])
-ONE_SORT = (
-    SORTED.replace(", %given: tensor<9 x i64>", "")
-    .replace("  %others = tensor.segment_rank %ids, %given\n", "")
-    .replace(", %others", "")
-)
-GIVEN = """graph given<T>(%ids: tensor<T x 3 x i32>, %given: tensor<9 x i64>) {
-  %places = tensor.segment_rank %ids, %given
-  return %places
-}"""
 INCLUSIVE = PIECES.replace("exclusive = true", "exclusive = false")
 
 
@@ -39,11 +30,6 @@ def few_parts() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(program, "PARTS", PARTS)
         yield
-
-
-def lowest(text: str) -> str:
-    """With the ties that kernels on GPUs have."""
-    return text.replace(', ties = "torch"', "").replace(", ordered = false", "")
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,8 @@ def test_odd_sizes(shape: tuple[int, int, int]) -> None:
     check(ATTENTION, *qkv(*shape))
 
 
-NORMS = """graph near<N, M>(%q: tensor<N x 4 x f32>, %k: tensor<M x 4 x f32>, %v: tensor<M x 3 x f32>) {
+NORMS = """graph near<N, M>(%q: tensor<N x 4 x f32>, %k: tensor<M x 4 x f32>,
+                                %v: tensor<M x 3 x f32>) {
   %s = tensor.contract %q, %k {equation = "nd,md->nm"}
   %square = math.mul %k, %k
   %norm = tensor.reduce %square {kind = "sum", axis = 1}
@@ -73,7 +74,7 @@ def test_norms_of_keys_beside_their_scores(norm: str) -> None:
     text = NORMS
     if norm == "contracted":
         lines = [x for x in NORMS.splitlines() if "%square" not in x]
-        lines.insert(2, '  %norm = tensor.contract %k, %k {equation = "md,md->m"}')
+        lines.insert(3, '  %norm = tensor.contract %k, %k {equation = "md,md->m"}')
         text = "\n".join(lines)
     (q, k, v) = (x[0] for x in qkv(1, 5, 7))
     check(text, q, k, v)
