@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from types import UnionType
 
 from tilewright.ir.core import Graph, Op, Value
 from tilewright.ir.ops_cache import CachedTensor
@@ -46,8 +47,8 @@ class Inner:
 
 def inner_products(graph: Graph) -> Inner | None:
     """The products of a tensor graph whose vectors another one streams; None if it has none."""
-    read = _read_by_products(graph)
-    first = [op for op in _of_inputs(graph) if op.results[0] in read]
+    read = _read_by(graph, Contract)
+    first = [op for op in _of_inputs(graph, Contract) if op.results[0] in read]
     if not first:
         return None
     assumed = made_again(graph, first)
@@ -79,24 +80,43 @@ def inner_products(graph: Graph) -> Inner | None:
     return Inner(along, beside, coded, tokens if alone else None, rows, grid)
 
 
-def _of_inputs(graph: Graph) -> list[Op]:
-    """Products that need no other product and no reduction."""
+def _of_inputs(graph: Graph, kinds: UnionType | type[Op]) -> list[Op]:
+    """Operations of some kinds that need no product and no reduction."""
     late: set[Value] = set()
     found: list[Op] = []
     for op in graph.body.ops:
         after = any(v in late for v in op.operands)
-        if isinstance(op, Contract) and not isinstance(op, Remake) and not after:
+        if isinstance(op, kinds) and not isinstance(op, Remake) and not after:
             found.append(op)
         if after or isinstance(op, Contract | Reduce | Softmax):
             late.update(op.results)
     return found
 
 
-def _read_by_products(graph: Graph) -> set[Value]:
-    """What products are computed from."""
+def reductions_of_inputs(graph: Graph) -> list[Op]:
+    """Reductions, and products that pair no axis with another, that need no other one and that
+    others are computed beside: the norms of keys."""
+    read = _read_by(graph, Contract | Reduce)
+    return [
+        op
+        for op in _of_inputs(graph, Contract | Reduce)
+        if op.results[0] in read and _is_smaller(op)
+    ]
+
+
+def _is_smaller(op: Op) -> bool:
+    """True if a result has no axis that one of the operands lacks: it is never larger than they."""
+    if not isinstance(op, Contract):
+        return True
+    operands, _, result = op.equation.partition("->")
+    return all(set(result) <= set(operand) for operand in operands.split(","))
+
+
+def _read_by(graph: Graph, kinds: UnionType | type[Op]) -> set[Value]:
+    """What operations of some kinds are computed from."""
     wanted: set[Value] = set()
     for op in reversed(graph.body.ops):
-        if isinstance(op, Contract) or any(v in wanted for v in op.results):
+        if isinstance(op, kinds) or any(v in wanted for v in op.results):
             wanted.update(op.operands)
     return wanted
 

@@ -28,11 +28,8 @@ class LoopOrder:
     element: frozenset[int]
 
 
-def choose_order(axes: AxisMap, repeated: bool = False) -> LoopOrder:
-    """The order of loops that needs the least state: see the module's docstring. ``repeated``:
-    reductions of inputs alone (the norms of keys) run again for all rows of the others, so that
-    loops need not be theirs."""
-    first = _of_inputs(axes) if repeated else []
+def choose_order(axes: AxisMap) -> LoopOrder:
+    """The order of loops that needs the least state: see the module's docstring."""
     reduced: Counter[int] = Counter()
     depends: list[frozenset[int]] = []
     last: dict[int, int] = {}
@@ -43,8 +40,7 @@ def choose_order(axes: AxisMap, repeated: bool = False) -> LoopOrder:
         if gone:
             reduced.update(gone)
             last.update(dict.fromkeys(gone, at))
-            # what is made again in the loops of its readers may have others
-            if not isinstance(op, Remake) and op not in first:
+            if not isinstance(op, Remake):  # it is made again in the loops of its readers
                 depends.append(_operand_axes(axes, op))
     outputs = [axes.views[None, i].dims for i in range(len(axes.graph.results))]
     ordered = list(dict.fromkeys(x for dims in outputs for d in axes.resolved(dims) for x in d))
@@ -112,25 +108,6 @@ def _only_products(axes: AxisMap) -> bool:
         if reduces or follows:
             after.update(op.results)
     return True
-
-
-def _of_inputs(axes: AxisMap) -> list[Op]:
-    """Reductions and products that need no other one, and of whose result another one is made."""
-    ops = axes.graph.body.ops
-    wanted: set[Value] = set()
-    for op in reversed(ops):
-        if isinstance(op, t.Reduce | t.Contract) or any(v in wanted for v in op.results):
-            wanted.update(op.operands)
-    late: set[Value] = set()
-    found: list[Op] = []
-    for op in ops:
-        after = any(v in late for v in op.operands)
-        reduces = isinstance(op, t.Reduce | t.Contract)
-        if reduces and not after and op.results[0] in wanted:
-            found.append(op)
-        if reduces or after:
-            late.update(op.results)
-    return found
 
 
 def _operand_axes(axes: AxisMap, op: Op) -> frozenset[int]:

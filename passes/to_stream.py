@@ -25,7 +25,13 @@ from tilewright.ir.sizes import Size
 from tilewright.ir.types import Axis, StreamType, TensorType
 from tilewright.passes.axes import View, find_axes
 from tilewright.passes.coded_sources import cached, dequantized
-from tilewright.passes.inner_products import Inner, cut_products, inner_products, made_again
+from tilewright.passes.inner_products import (
+    Inner,
+    cut_products,
+    inner_products,
+    made_again,
+    reductions_of_inputs,
+)
 from tilewright.passes.loop_order import choose_order, reduced_axes
 from tilewright.passes.routing_axes import OPS
 from tilewright.passes.routing_streams import RoutingStreams
@@ -35,10 +41,10 @@ from tilewright.passes.split_sums import split_sums
 class _Converter:
     """Builds the stream graph of one tensor graph."""
 
-    def __init__(self, graph: Graph, label: str, repeated: bool) -> None:
+    def __init__(self, graph: Graph, label: str = "") -> None:
         self.graph, self.label = graph, label
         self.axes = find_axes(graph)
-        self.order = choose_order(self.axes, repeated)
+        self.order = choose_order(self.axes)
         self.build = Builder()
         self.made: dict[Value, Value] = {}
         self.read: dict[tuple[Value, str], Value] = {}
@@ -257,11 +263,10 @@ def result_name(graph: Graph, at: int, label: str = "") -> str:
     return f"{hint}_out{at}" if len(graph.results) > 1 else hint
 
 
-def tensor_to_stream(graph: Graph, label: str = "", repeated: bool = False) -> Graph:
-    """The stream graph of one decomposed tensor graph; with ``repeated`` reductions of inputs may
-    run again in loops that are not theirs. Raises UnsupportedError."""
+def tensor_to_stream(graph: Graph, label: str = "") -> Graph:
+    """The stream graph of one decomposed tensor graph. Raises UnsupportedError."""
     try:
-        return _Converter(graph, label, repeated).run()
+        return _Converter(graph, label).run()
     except VerifyError as error:
         raise UnsupportedError(f"no stream form: {error.message}", error.location) from error
 
@@ -269,8 +274,8 @@ def tensor_to_stream(graph: Graph, label: str = "", repeated: bool = False) -> G
 def stream_graphs(graph: Graph) -> tuple[Graph, ...]:
     """One stream graph, or several where products make what another streams, or the last reductions
     run across the rows of the others; then their attribute ``results`` says which results of the
-    whole they have. What has no form else may have one in which reductions of inputs (norms of
-    keys, beside their products) are made again for every row. Raises UnsupportedError."""
+    whole they have. What has no form else may have one without the reductions of inputs (norms of
+    keys, beside their products), which are graphs of their own then. Raises UnsupportedError."""
     problem: UnsupportedError | None = None
     try:
         inner = inner_products(graph)
@@ -290,7 +295,7 @@ def stream_graphs(graph: Graph) -> tuple[Graph, ...]:
     if problem is None:
         return (whole,)
     try:
-        return (tensor_to_stream(graph, repeated=True),)
+        return _without_reductions(graph)
     except UnsupportedError:
         raise problem from None
 
@@ -304,6 +309,14 @@ def _without_inner(graph: Graph, inner: Inner) -> tuple[Graph, ...]:
     parts = cut_products(again, others)
     if not parts:
         raise UnsupportedError("a product inside another one's loop that has no sizes of its own")
+    return tuple(replace(tensor_to_stream(p), attrs=p.attrs) for p in parts)
+
+
+def _without_reductions(graph: Graph) -> tuple[Graph, ...]:
+    """What is reduced of inputs, and read by other reductions, as graphs of their own."""
+    parts = cut_products(graph, reductions_of_inputs(graph))
+    if len(parts) < 2:
+        raise UnsupportedError("no reduction of inputs to make beforehand")
     return tuple(replace(tensor_to_stream(p), attrs=p.attrs) for p in parts)
 
 

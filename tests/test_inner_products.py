@@ -303,3 +303,27 @@ def test_bad_input() -> None:
         program(*tensors[:-1])
     with pytest.raises(BindError, match="must be a torch tensor"):
         program(tensors[0], None, *tensors[2:])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("backend", ["mlir", "numba"])
+@pytest.mark.parametrize(("rows", "keys"), [(5, 7), (40, 131), (1, 1)])
+def test_distances_for_scores(backend: str, rows: int, keys: int) -> None:
+    """Norms of keys beside their scores: made beforehand, read like a bias."""
+    text = """graph near<N, M>(%q: tensor<N x 16 x f32>, %k: tensor<M x 16 x f32>,
+                                %v: tensor<M x 8 x f32>) {
+      %s = tensor.contract %q, %k {equation = "nd,md->nm"}
+      %square = math.mul %k, %k
+      %norm = tensor.reduce %square {kind = "sum", axis = 1}
+      %row = tensor.reshape %norm {shape = [1, size(M)]}
+      %t = math.sub %s, %row
+      %p = tensor.softmax %t {axis = 1}
+      %o = tensor.contract %p, %v {equation = "nm,me->ne"}
+      return %o
+    }"""
+    program = Program(parse(text), backend=backend)
+    assert len(program.steps) == 2 and program.supported
+    q, k, v = (torch.randn(n, d) for n, d in ((rows, 16), (keys, 16), (keys, 8)))
+    (got,) = program(q, k, v)
+    q, k, v = q.double(), k.double(), v.double()
+    want = torch.softmax(q @ k.T - (k * k).sum(-1), -1) @ v
+    assert float((got.double() - want).abs().max()) < 1e-5
