@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 from tilewright.ir.core import Graph, Op, Value
-from tilewright.ir.ops_stream import Contract, Repeat
+from tilewright.ir.ops_stream import Contract, Gather, Repeat
 from tilewright.ir.types import Axis, StreamType
 
 PRODUCTS = 1000.0  # multiply-adds of a product of matrices in the time of one place of a map
@@ -50,8 +50,8 @@ def _varying(op: Op, known: Mapping[Value, Names]) -> Names:
 def _is_view(op: Op) -> bool:
     """Whether it repeats another stream, or a tensor that it reads (or decodes) over the axes of
     its ``dims``."""
-    reads = hasattr(op, "dims") and not any(_axes(v) for v in op.operands)
-    return isinstance(op, Repeat) or reads
+    reads = hasattr(op, "dims") and not isinstance(op, Gather)
+    return isinstance(op, Repeat) or (reads and not any(_axes(v) for v in op.operands))
 
 
 def _axes(value: Value) -> tuple[Axis, ...]:

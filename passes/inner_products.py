@@ -94,22 +94,10 @@ def _of_inputs(graph: Graph, kinds: UnionType | type[Op]) -> list[Op]:
 
 
 def reductions_of_inputs(graph: Graph) -> list[Op]:
-    """Reductions, and products that pair no axis with another, that need no other one and that
-    others are computed beside: the norms of keys."""
+    """Reductions that need no other one and no product, and that others are computed from: the
+    norms of keys, beside their scores."""
     read = _read_by(graph, Contract | Reduce)
-    return [
-        op
-        for op in _of_inputs(graph, Contract | Reduce)
-        if op.results[0] in read and _is_smaller(op)
-    ]
-
-
-def _is_smaller(op: Op) -> bool:
-    """True if a result has no axis that one of the operands lacks: it is never larger than they."""
-    if not isinstance(op, Contract):
-        return True
-    operands, _, result = op.equation.partition("->")
-    return all(set(result) <= set(operand) for operand in operands.split(","))
+    return [op for op in _of_inputs(graph, Reduce) if op.results[0] in read]
 
 
 def _read_by(graph: Graph, kinds: UnionType | type[Op]) -> set[Value]:

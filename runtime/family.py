@@ -223,8 +223,8 @@ class KernelFamily:
                 self.forms[key] = lambda *tensors: empty(*tensors[:given])
                 return self.forms[key]
             variant = self.variant(key)
-            nothing = gives_nothing(variant.graph)
-            self.forms[key] = call = self._nothing if nothing else self._chosen(variant)
+            call = partial(self._nothing) if gives_nothing(variant.graph) else self._chosen(variant)
+            self.forms[key] = call
             return call
 
     def _nothing(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -52,17 +52,15 @@ def called_again(
     whether logarithms and maxima are asked for."""
     if not (type(q) is type(k) is type(v) is _Tensor) or _transformed() is not None:
         return None
-    plain = score_mod is mask_mod is None
-    if plain and STARTS.recent:
-        beside = _beside(options)
-        for fits, others, start in STARTS.recent:
-            if fits(q, k, v) and others == beside:
-                return _started(start, q, k, v)
     if _gradients() and (q.requires_grad or k.requires_grad or v.requires_grad):
         return None
-    beside = _beside(options) if plain and _for_gpu(q) else None
+    plain = score_mod is mask_mod is None and _for_gpu(q)
+    beside = _beside(options) if plain else None
     if beside is None:
         return _by_plan(q, k, v, score_mod, mask_mod, options)
+    for fits, others, start in STARTS.recent:
+        if fits(q, k, v) and others == beside:
+            return _started(start, q, k, v)
     try:
         kind = sys.modules[_RUNTIME].kinds(3)(q, k, v)
     except RuntimeError:  # no strides
@@ -99,10 +97,10 @@ def _started(start: Start, *tensors: torch.Tensor) -> Sequence[torch.Tensor] | N
 
 
 def _keep(beside: Hashable, start: Start, *tensors: torch.Tensor) -> None:
-    """From the third call of a kind in a row on calls are found by their guard. A guard holds in
+    """Calls of a few kinds that come again and again are found by their guards. A guard holds in
     one mode of torch (inference_mode or not), and for no tensor that is there twice."""
-    if STARTS.last is not start:
-        STARTS.last = start
+    if start not in STARTS.latest:
+        STARTS.latest = (start, *STARTS.latest[: _FEW - 1])
     elif _Guards is not None and len(set(map(id, tensors))) == len(tensors):
         guards = _Guards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None)
         STARTS.recent = ((guards.check, beside, start), *STARTS.recent[: _FEW - 1])

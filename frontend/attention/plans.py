@@ -121,7 +121,7 @@ class Starts:
     def clear(self) -> None:
         self.known: dict[Hashable, Start] = {}
         self.recent: tuple[tuple[Callable[..., bool], Hashable, Start], ...] = ()
-        self.last: Start | None = None
+        self.latest: tuple[Start, ...] = ()
 
 
 STARTS = Starts()

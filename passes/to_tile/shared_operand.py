@@ -184,6 +184,9 @@ def _lanes_as_typed(
         if not isinstance(op, s.Source | s.Gather):
             return integer_at(state, v, here, layout.rank)
         indices, runs = positions_in_memory(state, op, here)
+        memory = state.buffers[op.tensor]
+        if not info.element(v):  # one number of a position, for its whole element
+            return b.load(memory, indices, [-1] * len(runs), Layout(layout.rank), hint=v.hint)
         dims = [where.get(r, -1) for r in runs]
         bounds = []
         if length % layout.shape[where[element]]:
@@ -191,7 +194,7 @@ def _lanes_as_typed(
             if isinstance(op, s.Source):
                 end = state.limit(op, indices, here, element, end)
             bounds.append((where[element], "zero", end))
-        return b.load(state.buffers[op.tensor], indices, dims, layout, bounds, hint=v.hint)
+        return b.load(memory, indices, dims, layout, bounds, hint=v.hint)
 
     return state.expression(value, leaf, {})
 

@@ -94,3 +94,14 @@ def test_places_of_a_product() -> None:
     many = {"M": 64}
     once_each = 2 * (64 * 96 + 80 * 96 + 64 * 80)
     assert places(kernel(LINEAR), many) == pytest.approx(once_each + 64 * 80 * 96 / PRODUCTS)
+
+
+def test_places_of_one_entry_of_a_table() -> None:
+    """Which no axis of a loop chooses: the constant, then four arrays at most."""
+    text = """graph entry<N>(%x: tensor<N x f32>, %t: tensor<9 x f32>) {
+      %at = math.const {value = 2, type = tensor<i64>}
+      %entry = tensor.gather %t, %at
+      %y = math.mul %x, %entry
+      return %y
+    }"""
+    assert 20 <= places(kernel(text), {"N": 10}) <= 41

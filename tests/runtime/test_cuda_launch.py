@@ -290,6 +290,12 @@ def test_calls_in_a_row_are_found_by_torchs_guards(
         tilewright.attention(q.clone().requires_grad_(), k, v, enable_gqa=True)
     with pytest.raises(UnsupportedError, match="negated"):
         tilewright.attention(torch._neg_view(q), k, v, enable_gqa=True)
+    learned = q.clone().requires_grad_()
+    with torch.no_grad():  # a guard made here holds outside, too
+        for _ in range(6):
+            looks(learned, k, v)
+    with pytest.raises(UnsupportedError, match="requires gradients"):
+        tilewright.attention(learned, k, v, enable_gqa=True)
     forget()
     assert looks(q, k, v)
     forget()

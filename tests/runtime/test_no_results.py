@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests.runtime.fake_gpu import fake_gpu
 from tilewright.ir.errors import BindError
 from tilewright.ir.parser import parse
 from tilewright.runtime.program import Program
@@ -42,3 +43,11 @@ def test_products_without_columns(backend: str, rows: int, columns: int) -> None
 def test_rows_of_no_elements(backend: str) -> None:
     (y,) = Program(parse(ROLL), backend=backend)(torch.zeros(3, 0))
     assert y.shape == (3, 0) and y.dtype == torch.float32
+
+
+def test_calls_on_a_gpu_that_come_again() -> None:
+    pytest.importorskip("triton")
+    with fake_gpu():
+        program = Program(parse(ROLL))
+        for _ in range(5):
+            assert program(torch.zeros(3, 0))[0].shape == (3, 0)
