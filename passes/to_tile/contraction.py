@@ -15,6 +15,7 @@ from tilewright.ir import ops_tile as t
 from tilewright.ir.core import Value
 from tilewright.ir.dtypes import F32
 from tilewright.ir.layout import Layout
+from tilewright.ir.types import BufferType
 from tilewright.passes.to_tile.cached.info import cached_of
 from tilewright.passes.to_tile.cached.scores import KeyScores
 from tilewright.passes.to_tile.kernel_info import strip_casts
@@ -162,6 +163,22 @@ class Contraction:
 
         return self._in_chunks((axis.size.constant or 0) // 2, step)
 
+    def _lies_across(self, value: Value) -> bool:
+        """Whether an element's neighbours are apart in memory, so that lanes are filled one by one:
+        written out, that is so much text that compiling it takes a minute."""
+        made, todo = self.state.info.made, [value]
+        while todo:
+            op = made.get(todo.pop())
+            if isinstance(op, s.Source):
+                kind = self.state.buffers[op.tensor].type
+                assert isinstance(kind, BufferType)
+                element = {a.name for a in self.state.info.element(op.result)}
+                if element and not element & set(op.dims[kind.unit] if kind.unit >= 0 else ()):
+                    return True
+            elif op is not None:
+                todo += op.operands
+        return False
+
     def _across_lanes(self, op: s.Contract, at: Value, limit: Value | None) -> Value:
         """Position by position, each read from end to end: memory is walked in order, as the
         hardware's prefetchers want it."""
@@ -192,7 +209,7 @@ class Contraction:
             if limit is not None:
                 position = b.minimum(position, b.sub(limit, 1))
             acc = b.filled(0.0, F32, r_layout)
-            if length <= MAX_UNROLLED * y.lanes:
+            if length <= MAX_UNROLLED * y.lanes and not self._lies_across(inner):
                 for start in range(0, length, y.lanes):
                     acc = step(acc, b.index(start), position)
             else:

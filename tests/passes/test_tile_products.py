@@ -15,6 +15,9 @@ from tests.strategies import Program
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.evaluate import evaluate_graph
 from tilewright.ir.parser import parse
+from tilewright.ir.target import named_target
+from tilewright.passes.pipeline import TO_KERNELS, run_passes
+from tilewright.passes.to_tile import kernel_to_tile
 from tilewright.passes.to_tile.kernel_info import analyse
 from tilewright.passes.to_tile.schedule import row_classes
 
@@ -177,3 +180,23 @@ def test_one_loop_is_rows_and_the_others_are_the_grid(name: str) -> None:
     info = analyse(graph)
     assert [str(a.size) for a in info.rows] == ["N"] and [str(a.size) for a in info.grid] == ["B"]
     assert str(info.inner.size) == "M"
+
+
+@pytest.mark.parametrize("unit", [0, -1])
+def test_neighbours_that_lie_apart_are_no_reason_for_a_long_text(unit: int) -> None:
+    """Lanes are filled one by one then: written out, 256 terms of 16 columns took a compiler more
+    than a minute."""
+
+    def length(terms: int) -> int:
+        text = f"""graph apart<M, N>(%x: tensor<M x {terms} x f32>,
+                                     %w: tensor<{terms} x N x bf16>) {{
+          %wide = math.cast %w {{dtype = f32}}
+          %y = tensor.contract %x, %wide {{equation = "mk,kn->mn"}}
+          return %y
+        }}"""
+        (graph,) = run_passes(parse(text), TO_KERNELS).graphs
+        units = {"x": 1, "w": 1 if unit == 0 else -1}
+        program = kernel_to_tile(graph, named_target("znver4"), 1, units)
+        return sum(1 for _ in program.body.walk())
+
+    assert length(256) <= length(1024)
