@@ -130,6 +130,48 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         'found.append(b.load(self.reader.words, where, [-1, -1, -1, 1], layout, hint="w"))',
         'found.append(b.load(self.reader.words, where, [-1, - 0, -1, 1], layout, hint="w"))',
     ): "the tile has one element along its first dimension: the same addresses are read",
+    (
+        "passes/to_tile/spaces.py",
+        'return space_around(schedule, {"rows": (1, 2, 4, 8, 16, 32, 64)})',
+        'return space_around(schedule, {"rows": (1, 2, 4, 8, 17, 32, 64)})',
+    ): "which sizes a tuner tries: any gives the same sums",
+    (
+        "passes/to_threads/overlap.py",
+        "self.kept = [n for n in range(len(loop.inits)) if n != turn.number]",
+        "self.kept = [n for n in range(len(loop.inits)) if n is not turn.number]",
+    ): "small integers are one object each",
+    (
+        "passes/to_tile/whole_blocks/parts.py",
+        "element = tuple(a.size for a in info.element(op.results[0]))",
+        "element = tuple(a.size for a in info.element(op.results[ -1]))",
+    ): "a reduction has one result: the first is the last",
+    (
+        "passes/to_tile/block_walk.py",
+        "_NEVER = 1 << 60  # beyond every position",
+        "_NEVER = 1 << 61  # beyond every position",
+    ): "a number beyond every position: any larger one does the same",
+    (
+        "passes/to_tile/cost/gpu.py",
+        '"sm_90": Chip(132, 2048, 128, 16, 1.7e9, 3.3e12),',
+        '"sm_90": Chip(132, 2048, 128, 16, 1.7e9, 3300000000001.0),',
+    ): "one byte a second of 3.3e12: an estimate's constant",
+    (
+        "passes/to_tile/whole_blocks/schedule.py",
+        "if bytes_read(info) > 2 or wide > 256:  # products in f32, by the ordinary units",
+        "if bytes_read(info) > 2 or wide > 257:  # products in f32, by the ordinary units",
+    ): "elements are padded to powers of two: none is 257 long",
+    (
+        "passes/to_tile/lowbit/schedule.py",
+        "if target.lanes == 1:  # plain loops: every row more is text to compile, "
+        "and work for one row",
+        "if target.lanes <= 1:  # plain loops: every row more is text to compile, "
+        "and work for one row",
+    ): "a target has a lane at least",
+    (
+        "passes/to_tile/cost_model.py",
+        "return float(seconds(shares, items, info, sizes, target, threads, 1)[0])",
+        "return float(seconds(shares, items, info, sizes, target, threads, 1)[ -1])",
+    ): "there is one schedule here: the first is the last",
 }
 
 
