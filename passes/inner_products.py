@@ -137,10 +137,10 @@ def made_again(graph: Graph, ops: Collection[Op]) -> Graph:
 def cut_products(graph: Graph, ops: Collection[Op]) -> tuple[Graph, ...]:
     """A graph for each of the products, then the rest, which reads what they give by name. Their
     attribute ``results`` says which results of the whole they have, -1 for none. Empty if a part
-    needs a size that nothing it reads has, or if one value is two results."""
+    needs a size that nothing it reads has, if one value is two results, or an input is one."""
     names = _names(graph, ops)
     at = {value: i for i, value in enumerate(graph.results)}
-    if len(at) < len(graph.results):
+    if len(at) < len(graph.results) or any(p in at for p in graph.params):
         return ()
     parts: list[Graph | None] = []
     for op in (x for x in graph.body.ops if x in ops):

@@ -314,8 +314,9 @@ def _without_inner(graph: Graph, inner: Inner) -> tuple[Graph, ...]:
 
 def _without_reductions(graph: Graph) -> tuple[Graph, ...]:
     """What is reduced of inputs, and read by other reductions, as graphs of their own."""
-    parts = cut_products(graph, reductions_of_inputs(graph))
-    if len(parts) < 2:
+    first = reductions_of_inputs(graph)
+    parts = cut_products(graph, first) if first else ()
+    if not parts:
         raise UnsupportedError("no reduction of inputs to make beforehand")
     return tuple(replace(tensor_to_stream(p), attrs=p.attrs) for p in parts)
 
