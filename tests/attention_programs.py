@@ -97,3 +97,18 @@ class Attention:
         if self.safe:
             p = torch.where((s == -torch.inf).all(-1, keepdim=True), 0.0, p)
         return p @ v
+
+
+def distances(head: int, value_head: int) -> str:
+    """Scores less the squared norms of their keys: %q [N, D], %k [M, D], %v [M, E]."""
+    return f"""graph near<N, M>(%q: tensor<N x {head} x f32>, %k: tensor<M x {head} x f32>,
+                                %v: tensor<M x {value_head} x f32>) {{
+      %s = tensor.contract %q, %k {{equation = "nd,md->nm"}}
+      %square = math.mul %k, %k
+      %norm = tensor.reduce %square {{kind = "sum", axis = 1}}
+      %row = tensor.reshape %norm {{shape = [1, size(M)]}}
+      %t = math.sub %s, %row
+      %p = tensor.softmax %t {{axis = 1}}
+      %o = tensor.contract %p, %v {{equation = "nm,me->ne"}}
+      return %o
+    }}"""

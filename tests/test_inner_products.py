@@ -14,6 +14,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests.attention_programs import distances
 from tests.cache_programs import Side
 from tests.test_remade_kernels import Problem, expected
 from tilewright.ir.cache_form import CacheForm
@@ -309,18 +310,7 @@ def test_bad_input() -> None:
 @pytest.mark.parametrize(("rows", "keys"), [(5, 7), (40, 131), (1, 1)])
 def test_distances_for_scores(backend: str, rows: int, keys: int) -> None:
     """Norms of keys beside their scores: made beforehand, read like a bias."""
-    text = """graph near<N, M>(%q: tensor<N x 16 x f32>, %k: tensor<M x 16 x f32>,
-                                %v: tensor<M x 8 x f32>) {
-      %s = tensor.contract %q, %k {equation = "nd,md->nm"}
-      %square = math.mul %k, %k
-      %norm = tensor.reduce %square {kind = "sum", axis = 1}
-      %row = tensor.reshape %norm {shape = [1, size(M)]}
-      %t = math.sub %s, %row
-      %p = tensor.softmax %t {axis = 1}
-      %o = tensor.contract %p, %v {equation = "nm,me->ne"}
-      return %o
-    }"""
-    program = Program(parse(text), backend=backend)
+    program = Program(parse(distances(16, 8)), backend=backend)
     assert len(program.steps) == 2 and program.supported
     q, k, v = (torch.randn(n, d) for n, d in ((rows, 16), (keys, 16), (keys, 8)))
     (got,) = program(q, k, v)

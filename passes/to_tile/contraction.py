@@ -163,7 +163,7 @@ class Contraction:
 
         return self._in_chunks((axis.size.constant or 0) // 2, step)
 
-    def _lies_across(self, value: Value) -> bool:
+    def _lies_apart(self, value: Value) -> bool:
         """Whether an element's neighbours are apart in memory, so that lanes are filled one by one:
         written out, that is so much text that compiling it takes a minute."""
         made, todo = self.state.info.made, [value]
@@ -209,7 +209,7 @@ class Contraction:
             if limit is not None:
                 position = b.minimum(position, b.sub(limit, 1))
             acc = b.filled(0.0, F32, r_layout)
-            if length <= MAX_UNROLLED * y.lanes and not self._lies_across(inner):
+            if length <= MAX_UNROLLED * y.lanes and not self._lies_apart(inner):
                 for start in range(0, length, y.lanes):
                     acc = step(acc, b.index(start), position)
             else:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.attention_programs import distances
 from tests.passes.stages import run_streams, streamed
 from tests.strategies import Program, assert_same
 from tilewright.ir.errors import UnsupportedError
@@ -56,23 +57,10 @@ def test_odd_sizes(shape: tuple[int, int, int]) -> None:
     check(ATTENTION, *qkv(*shape))
 
 
-NORMS = """graph near<N, M>(%q: tensor<N x 4 x f32>, %k: tensor<M x 4 x f32>,
-                                %v: tensor<M x 3 x f32>) {
-  %s = tensor.contract %q, %k {equation = "nd,md->nm"}
-  %square = math.mul %k, %k
-  %norm = tensor.reduce %square {kind = "sum", axis = 1}
-  %row = tensor.reshape %norm {shape = [1, size(M)]}
-  %t = math.sub %s, %row
-  %p = tensor.softmax %t {axis = 1}
-  %o = tensor.contract %p, %v {equation = "nm,me->ne"}
-  return %o
-}"""
-
-
 def test_norms_of_keys_beside_their_scores() -> None:
     """Distances for scores: the norms lack the rows, and are made beforehand."""
     inputs = tuple(x[0] for x in qkv(1, 5, 7))
-    program = Program(parse(NORMS), inputs, {"N": 5, "M": 7})
+    program = Program(parse(distances(4, 3)), inputs, {"N": 5, "M": 7})
     stream = streamed(program.module)
     assert [g.name for g in stream.graphs] == ["near_norm_made", "near"]
     assert_same(run_streams(program, stream), program.run(), program.scale)
