@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from tilewright.ir.bit_view import Bits
@@ -160,16 +160,19 @@ def layout_svg(layout: Layout) -> str:
         raise UnsupportedError(
             f"a picture has at most {MOST_CELLS} cells; draw a part of the layout's atoms"
         )
-    cells, top = [], 0
+    cells: list[Cell] = []
+    named: list[str] = []  # rows, by their number in a slice
     columns = 1
     for _, lead, rows, columns in _slices(layout):
+        named += [""] * bool(named)  # a gap between slices
+        top = len(named)
+        named += map(str, range(rows))
         for r, c in itertools.product(range(rows), range(columns)):
             index = _at(layout, lead, r, c)
             lane = layout.holders(index)[0][0]
             cells.append(Cell(top + r, c, element_label(layout, index), lane))
-        top += rows + 1
     title = f"{layout}: {summary(layout)}; each element's lane.register"
-    return _svg(title, cells, top - 1, columns, str, str if layout.rank < 3 else _no_label)
+    return _svg(title, cells, named, list(map(str, range(columns))))
 
 
 def packing_svg(packing: Packing) -> str:
@@ -189,24 +192,15 @@ def packing_svg(packing: Packing) -> str:
             cells.append(Cell(number, WORD - at, text, code, at - low))
             at = low
     title = f"{packing}: the words of a lane's chunk, bit 31 left; code[bits of it]"
-    return _svg(title, cells, packing.words, WORD, "word {}".format, lambda c: str(WORD - 1 - c))
+    words = [f"word {number}" for number in range(packing.words)]
+    return _svg(title, cells, words, [str(WORD - 1 - c) for c in range(WORD)])
 
 
-def _no_label(_: int) -> str:
-    return ""
-
-
-def _svg(
-    title: str,
-    cells: Sequence[Cell],
-    rows: int,
-    columns: int,
-    row_label: Callable[[int], str],
-    column_label: Callable[[int], str],
-) -> str:
+def _svg(title: str, cells: Sequence[Cell], rows: Sequence[str], columns: Sequence[str]) -> str:
+    """Cells with the names of their rows and columns."""
     wide, high = _CELL
     left, top = _MARGIN + 12, _MARGIN
-    width, height = left + columns * wide + 8, top + rows * high + 8
+    width, height = left + len(columns) * wide + 8, top + len(rows) * high + 8
     font = 'font-family="sans-serif" font-size="11" text-anchor="middle"'
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" role="img">',
@@ -214,11 +208,10 @@ def _svg(
         f'<rect width="{width}" height="{height}" fill="#ffffff"/>',
         f'<g {font} fill="#666666">',
     ]
-    for c in range(columns):
-        if label := column_label(c):
-            lines.append(f'<text x="{left + c * wide + wide // 2}" y="{top - 8}">{label}</text>')
-    for r in range(rows):
-        if label := row_label(r):
+    for c, label in enumerate(columns):
+        lines.append(f'<text x="{left + c * wide + wide // 2}" y="{top - 8}">{label}</text>')
+    for r, label in enumerate(rows):
+        if label:
             lines.append(f'<text x="{left // 2}" y="{top + r * high + 15}">{label}</text>')
     lines.append(f'</g><g {font} stroke="#ffffff">')
     for cell in cells:

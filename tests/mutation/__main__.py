@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 FOLDER = Path("build") / "mutation"
-TESTS = ("tests/ir", "tests/passes")
+TESTS = ("tests/ir", "tests/passes", "tests/golden")
 SEED = 16
 
 
