@@ -5,6 +5,7 @@ ones."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,8 @@ from tilewright.lowbit import prepared
 
 Call = Callable[[], object]
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
+HEADS = {64: 2, 80: 2, 128: 1}  # heads of each width
+FEW_ROWS = (1, 4, 16)
 _SOFTMAX = """\
 graph softmax<N>(%x: tensor<N x 1024 x f32>) {
   %p = tensor.softmax %x {axis = 1, safe = true}
@@ -48,14 +51,14 @@ def _text(text: str, *inputs: torch.Tensor) -> Call:
     return lambda: program(*inputs)
 
 
-def _attention(head: int, rows: int, length: int, heads: int, dtype: str, causal: bool) -> Call:
+def _attention(text: str, head: int, rows: int, length: int, heads: int, dtype: str) -> Call:
     q, k, v = (_random(1, heads, n, head).to(DTYPES[dtype]) for n in (rows, length, length))
-    return _text(attention_text(head, causal=causal, dtype=dtype), q, k, v)
+    return _text(text, q, k, v)
 
 
-def _cross_entropy() -> Call:
+def _cross_entropy(text: str) -> Call:
     labels = torch.arange(192) * 37 % 4096
-    return _text(cross_entropy_text(), _random(192, 256), _random(4096, 256), labels)
+    return _text(text, _random(192, 256), _random(4096, 256), labels)
 
 
 def _linear(bits: int, rows: int, activation: str) -> Call:
@@ -76,22 +79,39 @@ def _neighbours() -> Call:
     return lambda: fused(x, w)
 
 
+def texts() -> dict[str, str]:
+    """The programs of the workloads that are given as text, by name."""
+    found = {
+        f"attention {dtype} D{head}{' causal' if causal else ''}": attention_text(
+            head, causal=causal, dtype=dtype
+        )
+        for head in HEADS
+        for dtype in DTYPES
+        for causal in (False, True)
+    }
+    for dtype, rows in itertools.product(DTYPES, FEW_ROWS):
+        found[f"decode {dtype} {rows} rows"] = attention_text(128, causal=False, dtype=dtype)
+    return found | {
+        "softmax": _SOFTMAX,
+        "rmsnorm": _RMSNORM,
+        "cross entropy": cross_entropy_text(),
+    }
+
+
 def workloads() -> dict[str, Callable[[], Call]]:
     """By name: what makes the call."""
+    given = texts()
     found: dict[str, Callable[[], Call]] = {}
-    for head, heads in ((64, 2), (80, 2), (128, 1)):
-        for dtype in DTYPES:
-            for causal in (False, True):
-                kind = " causal" if causal else ""
-                name = f"attention {dtype} D{head}{kind}"
-                found[name] = _later(_attention, head, 1024, 1024, heads, dtype, causal)
-    for dtype in DTYPES:
-        for rows in (1, 4, 16):
-            name = f"decode {dtype} {rows} rows"
-            found[name] = _later(_attention, 128, rows, 2048, 8, dtype, False)
-    found["softmax"] = _later(_text, _SOFTMAX, _random(1024, 1024))
-    found["rmsnorm"] = _later(_text, _RMSNORM, _random(1024, 1024), _random(1024))
-    found["cross entropy"] = _cross_entropy
+    for head, heads in HEADS.items():
+        for dtype, kind in itertools.product(DTYPES, ("", " causal")):
+            name = f"attention {dtype} D{head}{kind}"
+            found[name] = _later(_attention, given[name], head, 1024, 1024, heads, dtype)
+    for dtype, rows in itertools.product(DTYPES, FEW_ROWS):
+        name = f"decode {dtype} {rows} rows"
+        found[name] = _later(_attention, given[name], 128, rows, 2048, 8, dtype)
+    found["softmax"] = _later(_text, given["softmax"], _random(1024, 1024))
+    found["rmsnorm"] = _later(_text, given["rmsnorm"], _random(1024, 1024), _random(1024))
+    found["cross entropy"] = _later(_cross_entropy, given["cross entropy"])
     found["normalisation and product"] = _neighbours
     for bits in (2, 4, 8):
         for rows in (1, 16, 256):
