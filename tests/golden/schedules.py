@@ -24,8 +24,8 @@ from tilewright.passes.to_tile.spaces import kernel_space
 from tilewright.passes.to_tile.tables import with_tables
 from tilewright.passes.to_tile.whole_blocks.experts.blocks import product_blocks, rows_of_block
 
-CPUS = ("scalar", "aarch64", "x86-64-v3", "x86-64-v4", "znver4")
-GPUS = ("cuda-sm80", "cuda-sm90", "cuda-sm100", "hip-gfx942")
+CPUS = ("scalar", "aarch64", "x86-64-v3", "znver4")
+GPUS = ("cuda-sm80", "cuda-sm90", "hip-gfx942")
 ROWS = (0, 1, 4, 16)  # 0: any number
 WEIGHTS = {"u2": Weight("u2", 32), "u3": U3, "u4": U4, "f6": F6, "u8": U8}
 
