@@ -29,6 +29,7 @@ from tilewright.passes.to_tile.shared_operand import (
     unrolled,
 )
 from tilewright.passes.to_tile.state import LoweringState
+from tilewright.passes.to_tile.turned_block import TurnedBlock
 
 MAX_UNROLLED = 16  # vectors of an element written out, beyond that a loop
 
@@ -41,9 +42,13 @@ class Contraction:
         self.build, self.schedule = state.build, state.schedule
         self.inner: dict[Value, InnerOperand] = {}
         self.cached: dict[s.Contract, KeyScores] = {}
-        for op in state.info.products:
-            if not rows.pairs_for(op):
-                self._operand(op)  # here, so that its scratch is known to all blocks
+        self.turned: dict[Value, TurnedBlock] = {}
+        self.first: Value | None = None  # the position that turned blocks start with
+        for op in state.info.products:  # here, so that scratch is known to all blocks
+            if rows.pairs_for(op):
+                self._turned_pairs(op)
+            else:
+                self._operand(op)
 
     def begin_rows(self) -> None:
         """Products with cached keys want the rows as bytes."""
@@ -63,6 +68,15 @@ class Contraction:
             scores.begin_block(first)
         for operand in self.inner.values():
             operand.begin_block(first, count, limit)
+        self.first = first
+        for block in self.turned.values():
+            block.fill(first, count, limit)
+
+    def _turned_pairs(self, op: s.Contract) -> None:
+        _, value = self.rows.row_side(op)
+        source = self.state.turned_source(value)
+        if source is not None and value not in self.turned:
+            self.turned[value] = TurnedBlock(self.state, value, source, pairs=True)
 
     def _operand(self, op: s.Contract) -> InnerOperand:
         _, value = self.rows.row_side(op)
@@ -151,12 +165,19 @@ class Contraction:
         b_layout = row_tile_layout(self.state, 2)
         buffer = self.state.buffers[source.tensor]
 
-        def step(acc: Value, pair: Value) -> Value:
+        def shared(pair: Value) -> Value:
+            if inner in self.turned:
+                assert self.first is not None
+                offset = b.sub(at, self.first)
+                return self.turned[inner].load(offset, pair, a_layout, (0, -1), inner.hint)
             here = {**self.state.grid_at, info.inner.name: at, axis.name: b.mul(pair, 2)}
             indices, runs = self.state.source_index(source, here)
             dims = [0 if r == info.inner.name else 2 if r == axis.name else -1 for r in runs]
             bounds = [(0, "clamp", limit)] if limit is not None else []
-            a = b.load(buffer, indices, dims, a_layout, bounds, hint=inner.hint)
+            return b.load(buffer, indices, dims, a_layout, bounds, hint=inner.hint)
+
+        def step(acc: Value, pair: Value) -> Value:
+            a = shared(pair)
             where = [pair, self.state.row_start, b.index(0)]
             rows = b.load(packed, where, [-1, 1, 2], b_layout, hint="rows")
             return b(t.Dot, acc, a, rows, hint=op.result.hint)

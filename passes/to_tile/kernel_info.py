@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tilewright.ir import ops_math as m
 from tilewright.ir import ops_stream as s
 from tilewright.ir.core import Graph, Op, Value
-from tilewright.ir.dtypes import F32, F64
+from tilewright.ir.dtypes import BF16, F16, F32, F64
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.ops_cache import CachedStream
 from tilewright.ir.ops_lowbit import StreamDequantize
@@ -225,19 +226,31 @@ def _set_phases(info: KernelInfo) -> None:
 
 
 def reads_across(info: KernelInfo, units: dict[str, int]) -> bool:
-    """Whether products whose columns work items share out all read f32 weights [terms, columns]:
-    neighbours in memory belong to different columns. ``units`` are the inputs' dimensions with
-    stride one."""
+    """Whether all products read what rows share as [terms, positions]: neighbours in memory are
+    positions of the inner axis, keys of attention or columns of weights. ``units`` are the inputs'
+    dimensions with stride one."""
     shared = [v for op in info.products for v in op.operands if info.varies(v)]
-    return info.splits and bool(shared) and all(_lies_across(info, v, units) for v in shared)
+    return bool(shared) and all(
+        turned_source(info, v, lambda op: units.get(op.tensor.hint, -1)) for v in shared
+    )
 
 
-def _lies_across(info: KernelInfo, value: Value, units: dict[str, int]) -> bool:
-    op, (axis, *more) = info.made.get(value), info.element(value)
-    if not isinstance(op, s.Source) or more or getattr(value.type, "dtype", None) != F32:
-        return False
-    at = units.get(op.tensor.hint, -1)
-    return at >= 0 and op.dims[at] == (info.inner.name,) and (axis.name,) in op.dims
+def turned_source(
+    info: KernelInfo, value: Value, unit: Callable[[s.Source], int]
+) -> s.Source | None:
+    """The input that ``value`` is in f32, if it is kept as [terms, positions]: its neighbours in
+    memory are positions of the inner axis. ``unit``: an input's dimension with stride one (-1:
+    none)."""
+    below, casts = strip_casts(info, value)
+    op, (axis, *more) = info.made.get(below), info.element(value)
+    if not isinstance(op, s.Source) or more:
+        return None
+    assert isinstance(op.result.type, StreamType)
+    widened = all(getattr(c, "dtype", None) == F32 for c in casts)
+    kinds = (BF16, F16) if casts else (F32,)
+    at = unit(op)
+    lies_so = at >= 0 and op.dims[at] == (info.inner.name,) and (axis.name,) in op.dims
+    return op if lies_so and widened and op.result.type.dtype in kinds else None
 
 
 def strip_casts(info: KernelInfo, value: Value) -> tuple[Value, list[Op]]:

@@ -79,7 +79,8 @@ class RowLowering:
         raise UnsupportedError("a contraction of two values that both change along a row", op.loc)
 
     def pairs_for(self, op: s.Contract) -> bool:
-        """True if the bf16 dot instruction can form this contraction from memory as it lies."""
+        """True if the bf16 dot instruction can form this contraction: from memory as it lies, or
+        from a block that was turned (turned_block.py)."""
         row, inner = self.row_side(op)
         below, casts = strip_casts(self.info, row)
         other, inner_casts = strip_casts(self.info, inner)
@@ -96,7 +97,7 @@ class RowLowering:
             return False
         last = [i for i, d in enumerate(source.dims) if d == (self.info.element(other)[0].name,)]
         unit = getattr(buffer, "unit", -1)
-        return last == [unit]
+        return last == [unit] or self.state.turned_source(inner) is not None
 
     def _uses_pairs(self, value: Value) -> bool:
         ops = self.info.products

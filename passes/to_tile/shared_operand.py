@@ -17,6 +17,7 @@ from tilewright.passes.to_tile.gathers import integer_at, positions_in_memory
 from tilewright.passes.to_tile.made import MadeBlock, made_positions, remakes, remakes_below, sides
 from tilewright.passes.to_tile.rows import RowLowering
 from tilewright.passes.to_tile.state import LoweringState
+from tilewright.passes.to_tile.turned_block import TurnedBlock
 
 
 class InnerOperand:
@@ -27,6 +28,10 @@ class InnerOperand:
         self.build, self.info = state.build, state.info
         self.axis = state.info.element(value)[0]
         self.source = self._direct_source()
+        turned = state.turned_source(value) if state.schedule.lanes > 1 else None
+        if state.schedule.positions_on_lanes:
+            self.source, turned = self.source or turned, None
+        self.turned: TurnedBlock | None = None
         self.converted: Value | None = None
         self.first: Value | None = None  # the position that the copy starts with
         self.unpacked: UnpackedBlock | None = None
@@ -36,13 +41,16 @@ class InnerOperand:
         always = state.schedule.rows_on_lanes or bool(remakes(state.info.graph))
         if cached is not None and always:
             self.unpacked = UnpackedBlock(state, cached)
+        elif turned is not None and self.source is None and state.schedule.rows_on_lanes:
+            self.turned = TurnedBlock(state, value, turned, pairs=False)
         elif self.source is None and always and self.made is None:
             shape = [state.schedule.inner_block, state.padded(self.axis)]
             self.converted = self.build.scratch(shape, F32, f"{value.hint}_block")
 
     @property
     def in_scratch(self) -> bool:
-        return any(x is not None for x in (self.made, self.unpacked, self.converted))
+        blocks = self.made, self.unpacked, self.turned, self.converted
+        return any(x is not None for x in blocks)
 
     def _direct_source(self) -> s.Source | None:
         op = self.info.made.get(self.value)
@@ -61,6 +69,8 @@ class InnerOperand:
             block.begin_block(first, count, limit)
         if self.unpacked is not None:
             self.unpacked.fill(first, count, limit)
+        if self.turned is not None:
+            self.turned.fill(first, count, limit)
         if self.converted is None:
             return
         b, lanes = self.build, self.state.schedule.lanes
@@ -105,6 +115,9 @@ class InnerOperand:
             assert self.first is not None
             offset = b.sub(at, self.first)
             return self.unpacked.load(offset, element, dims, layout, self.value.hint)
+        if self.turned is not None:
+            assert self.first is not None
+            return self.turned.load(b.sub(at, self.first), element, layout, dims, self.value.hint)
         if self.source is None:
             assert self.converted is not None and self.first is not None
             offset = b.sub(at, self.first)
@@ -118,7 +131,9 @@ class InnerOperand:
             bounds = [(dims[0], "clamp", limit)]
         buffer = self.state.buffers[self.source.tensor]
         along = [where.get(run, -1) for run in runs]
-        return b.load(buffer, indices, along, layout, bounds, hint=self.value.hint)
+        x = b.load(buffer, indices, along, layout, bounds, hint=self.value.hint)
+        narrow = self.state.dtype(self.source.result) != F32
+        return b(m.Cast, x, dtype=F32, hint=x.hint) if narrow else x
 
 
 def shared_operand(state: LoweringState, rows: RowLowering, value: Value) -> InnerOperand:

@@ -18,9 +18,9 @@ from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.layout import Layout
 from tilewright.ir.ops_cache import CachedStream
 from tilewright.ir.sizes import Size, product
-from tilewright.ir.types import Axis, StreamType
+from tilewright.ir.types import Axis, BufferType, StreamType
 from tilewright.passes.to_tile.emitter import TileBuilder
-from tilewright.passes.to_tile.kernel_info import KernelInfo
+from tilewright.passes.to_tile.kernel_info import KernelInfo, turned_source
 from tilewright.passes.to_tile.schedule import Schedule
 from tilewright.passes.to_tile.tables import tables_of
 
@@ -84,6 +84,15 @@ class LoweringState:
         """What the positions of a block without bounds are a multiple of."""
         y = self.schedule
         return math.lcm(y.inner_tile, y.lanes, y.align)
+
+    def turned_source(self, value: Value) -> s.Source | None:
+        """The input that a shared operand is in f32, if neighbours in memory are positions."""
+        return turned_source(self.info, value, self._unit)
+
+    def _unit(self, op: s.Source) -> int:
+        kind = self.buffers[op.tensor].type
+        assert isinstance(kind, BufferType)
+        return kind.unit
 
     @property
     def tile_layout(self) -> Layout:
