@@ -313,9 +313,11 @@ class Reduce(StreamOp, name="stream.reduce"):
             return reduce_axis(x, self.kind, axis)
         factor = rescale[0].reshape(rescale[0].shape + (1,) * (x.ndim - rescale[0].ndim))
         state = np.zeros(x.shape[:axis] + x.shape[axis + 1 :], dtype=x.dtype)
+        # views: ``np.take`` would copy the whole of what a stream repeats for each of its elements
+        steps = zip(np.moveaxis(factor, axis, 0), np.moveaxis(x, axis, 0), strict=True)
         with np.errstate(all="ignore"):
-            for at in range(x.shape[axis]):
-                state = state * np.take(factor, at, axis) + np.take(x, at, axis)
+            for scale, element in steps:
+                state = state * scale + element
         return state
 
 
