@@ -7,7 +7,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -86,6 +86,14 @@ class Run:
     doing: str = ""
     loads: list[float] = field(default_factory=list)
 
+    def cut(self) -> None:
+        """Forgets the sitting under way: the ones before were all."""
+        whole = self.sitting
+        for row in (*self.rows, *self.launches.values()):
+            for samples in (*row.warm.values(), *row.cold.values(), row.compute, row.memory):
+                del samples[whole:]
+        self.options = replace(self.options, sittings=whole)
+
     @property
     def share(self) -> float:
         """Of the whole that is done."""
@@ -99,7 +107,8 @@ def run(
     options: Options,
     progress: Progress = lambda _: None,
 ) -> d.Document:
-    """Measures a suite. Raises BenchError if no problem has ``only`` in its name."""
+    """Measures a suite. Ctrl-C gives the document of the sittings that were whole, and is passed on
+    where there is none. Raises BenchError if no problem has ``only`` in its name."""
     torch.set_num_threads(machine.THREADS)
     date = machine.now()
     here = machine.describe_machine()
@@ -118,7 +127,14 @@ def run(
     )
     with torch.inference_mode():
         for under_way.sitting in range(options.sittings):
-            _one_sitting(under_way, progress)
+            try:
+                _one_sitting(under_way, progress)
+            except KeyboardInterrupt:
+                if under_way.sitting == 0:
+                    raise
+                under_way.cut()
+                break
+    options = under_way.options
     under_way.doing, under_way.sitting, under_way.done = "the roofs once more", options.sittings, 0
     progress(under_way)
     roofs = _higher(roofs, measure_roofs(machine.THREADS, options.quick))

@@ -90,6 +90,8 @@ class Capture:
         captured.left = _left(gm, reasons)
         keep_level(kept, [n for n in gm.graph.nodes if n in reasons])
         _log(captured)
+        if self.options.verify and not captured.calls:
+            CAPTURE.warning("verify: no kernel in a graph, so nothing is checked; see .explain()")
         return captured
 
 

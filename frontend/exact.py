@@ -68,9 +68,10 @@ def keep_level(level: Level, nodes: Iterable[Node]) -> None:
     lines = [f"  {operation_name(n)} at {location_of(n)}" for n in found]
     raise DeterminismError(
         f"deterministic={level.name!r}, but these operations would stay with torch, whose bits "
-        "depend on threads and sizes:\n" + "\n".join(lines) + "\nLet kernels have them (f32 "
-        "products with parameters, norms, attention: see .explain() without the level), or "
-        "ask for deterministic='run'.",
+        "depend on threads and sizes:\n" + "\n".join(lines) + "\nKernels have "
+        "what lies beside a product (attention, norms, f32 products with parameters) where no "
+        "input requires gradients: .explain() without the level says what they leave. A "
+        "tilewright.Program has any of it; deterministic='run' asks less.",
         location_of(found[0]),
     )
 

@@ -41,7 +41,9 @@ class _Scope:
 
 def parse(text: str, file: str = "<text>") -> Module:
     """The module that ``text`` spells; ``file`` names it in errors. Raises ParseError,
-    VerifyError."""
+    VerifyError; TypeError for what is no text."""
+    if not isinstance(text, str):
+        raise TypeError(f"a program is text, not {type(text).__name__}: read it, or decode it")
     source = Source(text, file)
     return Module(tuple(_build_graph(source, g) for g in read(source)))
 

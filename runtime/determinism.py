@@ -110,6 +110,8 @@ def level(deterministic: str | None = None, reproducible: bool | None = None) ->
     none, or None for what is in force; ``reproducible`` is the highest. Raises SettingError."""
     if deterministic not in (None, *NAMES[:-1]):
         raise _unknown(deterministic)
+    if reproducible not in (None, True, False):
+        raise SettingError(f"reproducible is True or False, not {reproducible!r}")
     if reproducible:
         return Level(NAMES.index("reproducible"))
     return in_force() if deterministic is None else Level(NAMES.index(deterministic))

@@ -297,9 +297,10 @@ def _gathered(graph: Graph) -> tuple[int, ...]:
 
 
 def _unit(tensor: torch.Tensor) -> int:
-    """The last dimension with stride one (or of at most one element), -1 if none."""
+    """The last dimension with stride one (or of at most one element), -1 if none; of a tensor
+    without elements the last one."""
     strides = tensor.stride()
-    if strides and strides[-1] == 1:
+    if strides and (strides[-1] == 1 or not tensor.numel()):
         return len(strides) - 1
     shape = tensor.shape
     for dim in range(len(shape) - 1, -1, -1):

@@ -12,7 +12,10 @@ from tilewright.ir.errors import TilewrightError
 
 def write_whole(path: Path, data: bytes, error: type[TilewrightError], force: bool = False) -> None:
     """Writes a new file. Raises ``error`` if it exists (``force`` replaces it) or cannot be
-    written; what was there stays then."""
+    written; what was there stays then. A device or a pipe (/dev/stdout) is written to as it is."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        _write_through(path, data, error)
+        return
     fresh = path.with_name(f".{path.name}.{secrets.token_hex(8)}.new")
     try:
         with open(fresh, "xb") as file:
@@ -30,3 +33,46 @@ def write_whole(path: Path, data: bytes, error: type[TilewrightError], force: bo
     finally:
         with suppress(OSError):
             fresh.unlink()
+
+
+def _write_through(path: Path, data: bytes, error: type[TilewrightError]) -> None:
+    try:
+        with open(path, "wb", buffering=0) as device:
+            left = memoryview(data)
+            while left:
+                left = left[device.write(left) or 0 :]
+    except OSError as problem:
+        raise error(f"cannot write {path}: {problem.strerror or problem}") from None
+
+
+def check_writable(path: Path, error: type[TilewrightError]) -> None:
+    """Raises ``error`` where no file of that name could be written, before the work for it is
+    done."""
+    if path.is_dir():
+        raise error(f"cannot write {path}: it is a folder; name a file")
+    if path.exists() and not path.is_file():
+        return
+    fresh = path.with_name(f".{path.name}.{secrets.token_hex(8)}.new")
+    try:
+        with open(fresh, "xb"):
+            pass
+    except OSError as problem:
+        raise error(f"cannot write {path}: {problem.strerror or problem}") from None
+    finally:
+        with suppress(OSError):
+            fresh.unlink()
+
+
+def check_folder(folder: Path, error: type[TilewrightError]) -> None:
+    """Raises ``error`` where files could not be written into a folder, which need not exist."""
+    there = folder
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise error(f"cannot write into {folder}: {there} is no folder")
+    fresh = there / f".{secrets.token_hex(8)}.new"
+    try:
+        fresh.mkdir()
+        fresh.rmdir()
+    except OSError as problem:
+        raise error(f"cannot write into {folder}: {problem.strerror or problem}") from None

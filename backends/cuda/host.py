@@ -285,6 +285,11 @@ def _compiler() -> str:
     return found
 
 
+def compiler_version() -> str:
+    """The first line that the C++ compiler says of itself."""
+    return run_tool([_compiler(), "--version"]).stdout.partition("\n")[0]
+
+
 @cache
 def _folder() -> Path:
     """Where compiled code is kept: this user's own folder among the temporary ones."""

@@ -201,6 +201,9 @@ def save(text: str, path: Path) -> None:
     """Written whole or not at all. Raises BenchError where that cannot be."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():  # a device, a pipe
+            path.write_text(text, encoding="utf-8")
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         beside.write_text(text, encoding="utf-8")
         beside.replace(path)

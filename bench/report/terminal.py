@@ -43,8 +43,10 @@ class Display:
             self._live.update(progress(run, self._console.height), refresh=True)
             return
         line = f"sitting {_number(run)} of {run.options.sittings}"
+        if run.sitting == 0:  # the first is the longest: all is compiled
+            line += f": {run.doing}"
         if line != self._last:
-            self._console.print(f"{line}, {w.seconds_text(time.perf_counter() - run.began)}")
+            self._console.print(f"{w.seconds_text(time.perf_counter() - run.began)}, {line}")
         self._last = line
 
 

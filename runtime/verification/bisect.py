@@ -17,6 +17,7 @@ import torch
 from tilewright.ir.core import Graph, Module
 from tilewright.ir.errors import TilewrightError
 from tilewright.ir.evaluate import evaluate_graph
+from tilewright.ir.printer import print_graph
 from tilewright.passes import pipeline
 from tilewright.passes.reorder import reorder, reorder_graph
 from tilewright.passes.rewrite import for_each_graph
@@ -189,7 +190,7 @@ class _Runner:
                         step.graph, wanted, MAKERS["interpreter"], None, "interpreter"
                     )
                     key = family.key(family.completed(tuple(given)))
-                    texts.append(str(lower_variant(family.variant(key), wanted)))
+                    texts.append(print_graph(lower_variant(family.variant(key), wanted)))
                     call = family
                 values.update(zip(step.outputs, call(*given), strict=True))
             return [to_numpy(values[n]) for n in program.results]

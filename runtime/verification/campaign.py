@@ -80,12 +80,23 @@ class Tally:
     repeated: int = 0  # failures like one that is told already
     processes: int = 0
     seconds: float = 0.0
+    interrupted: bool = False
+
+    @property
+    def passed(self) -> bool:
+        """Whether all that was planned ran, without a failure."""
+        return not self.failures and not self.interrupted
+
+    @property
+    def unverified(self) -> list[tuple[str, str]]:
+        """Kinds of programs and places of which every case was refused."""
+        return [key for key, counts in sorted(self.by_place.items()) if set(counts) == {"refused"}]
 
     def add(self, case: Case, outcome: Outcome) -> None:
         """Counts a case."""
         key = case.kind, case.where
         self.cases += 1
-        self.calls += len(case.calls)
+        self.calls += len(case.calls) * (outcome.status != "refused")
         self.elements += outcome.elements
         self.unspecified += outcome.unspecified
         self.interpreted += bool(outcome.interpreted)
@@ -93,7 +104,7 @@ class Tally:
         counts[outcome.status] += 1
         if outcome.status == "refused":
             self.refused[outcome.message.split(":")[0][:100]] += 1
-        if outcome.status == "ok":
+        if outcome.status in ("ok", "wrong"):
             self.worst[key] = max(self.worst.get(key, 0.0), outcome.comparison.ratio)
 
 

@@ -22,12 +22,13 @@ from tilewright.runtime.verification.campaign import Plan, Tally
 from tilewright.runtime.verification.rounded import ROUNDINGS
 from tilewright.runtime.whole_file import write_whole
 
-FORMAT = 1
+FORMAT = 2
 PACKAGES = ("torch", "numpy", "llvmlite", "torch-mlir", "numba", "hypothesis")
 
 _COUNT = {"type": "integer", "minimum": 0}
 _COUNTS = {"type": "object", "additionalProperties": _COUNT}
 _RATIO = {"type": "number", "minimum": 0}
+_WORST = {"anyOf": [_RATIO, {"const": "infinite"}]}
 _TEXT = {"type": "string"}
 
 
@@ -65,11 +66,11 @@ SCHEMA = _object(  # a JSON schema of the whole
                     "where": _TEXT,
                     "cases": _COUNT,
                     "outcomes": _COUNTS,
-                    "worst_error_over_bound": _RATIO,
+                    "worst_error_over_bound": _WORST,
                 }
             ),
         },
-        "worst_error_over_bound": _RATIO,
+        "worst_error_over_bound": _WORST,
         "explained": _COUNTS,
         "failures": {
             "type": "array",
@@ -80,7 +81,7 @@ SCHEMA = _object(  # a JSON schema of the whole
                     "where": _TEXT,
                     "status": {"enum": ["wrong", "unsteady", "error", "crash", "hang"]},
                     "message": _TEXT,
-                    "error_over_bound": {"anyOf": [_RATIO, {"const": "infinite"}]},
+                    "error_over_bound": _WORST,
                     "batch": _COUNT,
                     "call": {"type": "object"},
                 }
@@ -89,6 +90,7 @@ SCHEMA = _object(  # a JSON schema of the whole
         "repeated_failures": _COUNT,
         "processes": _COUNT,
         "seconds": _RATIO,
+        "interrupted": {"type": "boolean"},
         "passed": {"type": "boolean"},
     }
 )
@@ -102,14 +104,14 @@ def certificate(plan: Plan, tally: Tally, version: str, files: dict[int, Path]) 
             "where": where,
             "cases": sum(counts.values()),
             "outcomes": dict(sorted(counts.items())),
-            "worst_error_over_bound": tally.worst.get((kind, where), 0.0),
+            "worst_error_over_bound": _finite(tally.worst.get((kind, where), 0.0)),
         }
         for (kind, where), counts in sorted(tally.by_place.items())
     ]
     return {
         "format": FORMAT,
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": _versions(version),
+        "versions": _versions(plan, version),
         "device": _device(),
         "options": {
             "kinds": list(plan.kinds),
@@ -127,23 +129,32 @@ def certificate(plan: Plan, tally: Tally, version: str, files: dict[int, Path]) 
         "refused": dict(tally.refused.most_common()),
         "undrawn": dict(tally.undrawn.most_common()),
         "by_kind_and_place": places,
-        "worst_error_over_bound": max(tally.worst.values(), default=0.0),
+        "worst_error_over_bound": _finite(max(tally.worst.values(), default=0.0)),
         "explained": dict(sorted(tally.explained.items())),
         "failures": [_failure(tally, at, files) for at in range(len(tally.failures))],
         "repeated_failures": tally.repeated,
         "processes": tally.processes,
         "seconds": round(tally.seconds, 1),
-        "passed": not tally.failures,
+        "interrupted": tally.interrupted,
+        "passed": tally.passed,
     }
 
 
-def _versions(version: str) -> dict[str, str]:
+def _finite(ratio: float) -> float | str:
+    return ratio if math.isfinite(ratio) else "infinite"
+
+
+def _versions(plan: Plan, version: str) -> dict[str, str]:
     found = {"tilewright": version, "sources": source_hash(), "python": platform.python_version()}
     for name in PACKAGES:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             found[name] = "not installed"
+    if any(place.backend == "cuda-host" for place in plan.places):
+        from tilewright.backends.cuda.host import compiler_version
+
+        found["c++"] = compiler_version()
     return found
 
 
@@ -159,14 +170,13 @@ def _device() -> dict[str, Any]:
 def _failure(tally: Tally, at: int, files: dict[int, Path]) -> dict[str, Any]:
     failure = tally.failures[at]
     (call,) = failure.case.calls
-    ratio = failure.outcome.comparison.ratio
     return {
         "file": str(files[at]) if at in files else None,
         "kind": failure.case.kind,
         "where": failure.case.where,
         "status": failure.outcome.status,
         "message": failure.outcome.message,
-        "error_over_bound": ratio if math.isfinite(ratio) else "infinite",
+        "error_over_bound": _finite(failure.outcome.comparison.ratio),
         "batch": failure.batch,
         "call": call.to_json(),
     }

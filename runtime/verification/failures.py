@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from tilewright.ir.errors import DataError
@@ -46,9 +47,19 @@ def failure_text(failure: Failure, file: str, version: str) -> str:
     return f"{head}\n{case.text}"
 
 
-def write_failure(folder: Path, number: int, failure: Failure, version: str) -> Path:
-    """Writes the file into a folder, which is made if it is not there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / file_name(number, failure)
-    write_whole(path, failure_text(failure, str(path), version).encode(), DataError, force=True)
+def write_failure(folder: Path, failure: Failure, version: str) -> Path:
+    """Writes the file into a folder, which is made if it is not there, under the first number that
+    no failure has, of this run or of one before. Raises DataError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        taken = [_number(path.name) for path in folder.glob("failure-*.tw")]
+    except OSError as problem:
+        raise DataError(f"cannot write into {folder}: {problem.strerror or problem}") from None
+    path = folder / file_name(1 + max(taken, default=-1), failure)
+    write_whole(path, failure_text(failure, str(path), version).encode(), DataError)
     return path
+
+
+def _number(name: str) -> int:
+    found = re.match(r"failure-(\d{1,9})-", name)
+    return int(found[1]) if found else -1

@@ -83,6 +83,9 @@ def test_results_are_shown(tilewright: Command, tuned: Path, database: str) -> N
     count = len(Database(tuned).trials())
     assert row.startswith("normed   64x50") and " cores, " in row
     assert last == f"1 schedule, {count} trial{'s' * (count > 1)} in {tuned}"
+    missing = tilewright("tune", "show", "--database", database)
+    assert missing.code == 2 and f"there is no database {database}" in missing.err
+    Database(Path(database)).add_all()
     empty = tilewright("tune", "show", "--database", database)
     assert empty.out.splitlines() == [f"0 schedules, 0 trials in {database}"]
 

@@ -17,6 +17,8 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from tilewright.bench.suites.catalogue import SUITES, unknown
+from tilewright.cli.long_runs import INTERRUPTED
+from tilewright.cli.output import note
 from tilewright.ir.errors import BenchError
 
 FIGURES = {
@@ -98,11 +100,18 @@ def run_suite(  # noqa: PLR0913, PLR0917  (options of a command)
     providers = chosen([name for given in vs or () for name in given.split(",") if name])
     for path in filter(None, (json, markdown, html)):
         _require_writable(path)
+    for provider in providers:
+        if absence := provider.absence():
+            note(f"{provider.title} is absent: {absence}")
     options = Options(min(2, sittings) if quick else sittings, seconds, quick, only, "new")
     with _new_caches(), Display(Console(stderr=True, highlight=False)) as display:
         document = run(found, providers, options, display)
     show(document)
     _write(document, json, markdown, html)
+    cut_short = document.method.sittings < options.sittings
+    if cut_short:
+        note(f"interrupted: {document.method.sittings} of {options.sittings} sittings were whole")
+        raise typer.Exit(INTERRUPTED)
     if save:
         from tilewright.bench.records import RESULTS
         from tilewright.bench.report.kept import default_name

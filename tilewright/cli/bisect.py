@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tilewright.cli.inputs import InputOption
+from tilewright.cli.inputs import InputOption, check_memory, input_shapes, result_shapes
 from tilewright.cli.output import note, say, table
 from tilewright.cli.programs import only_tensor_level, read_program
 from tilewright.cli.run_file import named_specs
@@ -33,6 +33,7 @@ def bisect(
     ] = True,
 ) -> None:
     """Run a program after every pass, and by every back end; name the first that is wrong."""
+    from tilewright.runtime.verification.bisect import Stage
     from tilewright.runtime.verification.bisect import bisect as search
     from tilewright.runtime.verification.case import Call
 
@@ -42,8 +43,14 @@ def bisect(
     sizes = {n: given.get(n, min(SMALL, value)) for n, value in sizes.items()}
     if chosen := [f"{n} = {value}" for n, value in sizes.items() if n not in given]:
         note(f"{', '.join(chosen)} chosen; --size sets them")
+    check_memory([*input_shapes(module.main, sizes), *result_shapes(module.main, sizes)])
     call = Call(sizes, seed, named_specs(input or ()))
-    found = search(module, call, backends=_backends(backend), target=target)
+
+    def watch(stage: Stage) -> None:
+        state = "" if stage.good else ": WRONG"
+        note(f"{stage.name}{state}")
+
+    found = search(module, call, backends=_backends(backend), target=target, watch=watch)
     rows = []
     for stage in found.stages:
         ratio = f"{stage.comparison.ratio:.3g}" if not stage.problem else "-"

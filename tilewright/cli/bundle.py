@@ -112,7 +112,12 @@ def _add_trace(exporter: Exporter, source: str) -> None:
     trace = read_trace(source)
     rows = list(_rows(trace, exporter))
     if not rows:
-        raise BundleError(f"{source} has no kernel for {exporter.target.name}: nothing to bundle")
+        kind, other = ("GPU", "CPUs") if exporter.target.gpu else ("CPU", "GPUs")
+        why = f": what it ran, it ran on {other}; trace on a {kind}, or bundle the .tw programs"
+        raise BundleError(
+            f"{source} has no kernel for {exporter.target.name}: nothing to bundle"
+            + why * bool(trace.kernels)
+        )
     left: dict[str, str] = {}
     for row in rows:
         try:

@@ -16,7 +16,10 @@ def show(
         bool, typer.Option("--variables", help="Only the table of environment variables.")
     ] = False,
 ) -> None:
-    """Say what is installed, which back ends work, and why others do not."""
+    """Say what is installed, which back ends work, and why others do not.
+
+    Exit code 1 where an environment variable of ours has a value that it cannot have.
+    """
     if variables:
         from tilewright.runtime.settings import as_markdown
 
@@ -26,3 +29,5 @@ def show(
 
     report = doctor()
     say(json.dumps(report.to_dict(), indent=2) if as_json else str(report))
+    if report.setting_problem:
+        raise typer.Exit(1)

@@ -87,6 +87,15 @@ def input_shapes(graph: Graph, sizes: Mapping[str, int]) -> list[InputShape]:
     return out
 
 
+def result_shapes(graph: Graph, sizes: Mapping[str, int]) -> list[InputShape]:
+    out = []
+    for value in graph.results:
+        assert isinstance(value.type, TensorType)
+        shape = tuple(size.evaluate(sizes) for size in value.type.shape)
+        out.append(InputShape(shape, value.type.dtype))
+    return out
+
+
 def check_memory(parts: Sequence[InputShape]) -> None:
     """SettingError if tensors of these shapes would not fit into half of this machine's memory."""
     wanted = sum(part.bytes for part in parts)

@@ -77,8 +77,8 @@ def amount(count: int) -> str:
     return f"{count / 1024**power:.1f} {' KMGT'[power]}iB"
 
 
-def plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" + ("" if count == 1 else "s")
+def plural(count: int, noun: str, ending: str = "s") -> str:
+    return f"{count} {noun}" + ("" if count == 1 else ending)
 
 
 @contextmanager

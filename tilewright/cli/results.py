@@ -84,6 +84,9 @@ def show_errors(
         else:
             found = bounds[at]
             line += f"; error ÷ bound {found.ratio:.3g}"
+            if found.unspecified:  # whatever differs there is no error
+                elements = plural(wanted.size, "element")
+                line += f" of what is specified, {found.unspecified} of {elements} are not"
             verdict = f"  WRONG: {found.error:.3g} where {found.bound:.2g} may be"
             verdict = "" if found.good else verdict
         say(line + verdict)

@@ -7,9 +7,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from tilewright.cli.inputs import (
-    InputShape,
     check_memory,
     input_shapes,
+    result_shapes,
     with_dtype,
 )
 from tilewright.cli.output import heading, note, plural, say
@@ -51,7 +51,7 @@ def run_file(name: str, options: RunOptions) -> bool:
     given = parse_sizes(options.sizes)
     sizes = choose_sizes(graph, given)
     shapes = input_shapes(graph, sizes)
-    results = _result_shapes(graph, sizes)
+    results = result_shapes(graph, sizes)
     check_memory([*shapes, *results])
     from tilewright.runtime.program import Program
     from tilewright.runtime.threads import num_threads
@@ -74,15 +74,6 @@ def run_file(name: str, options: RunOptions) -> bool:
     for kernel in report.kernels:
         show_kernel(asdict(kernel))
     return good
-
-
-def _result_shapes(graph: Graph, sizes: Mapping[str, int]) -> list[InputShape]:
-    out = []
-    for value in graph.results:
-        assert isinstance(value.type, TensorType)
-        shape = tuple(size.evaluate(sizes) for size in value.type.shape)
-        out.append(InputShape(shape, value.type.dtype))
-    return out
 
 
 def _show_sizes(sizes: Mapping[str, int], given: Mapping[str, int]) -> None:

@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from tilewright.cli.long_runs import INTERRUPTED, duration
 from tilewright.cli.output import note, plural, say, table
 from tilewright.cli.sizes import SizeOption
+from tilewright.ir.errors import TuningError
 
 if TYPE_CHECKING:
     from tilewright.runtime.tuning.tuner import Tuner
@@ -131,6 +132,8 @@ def show(database: DatabaseOption = None) -> None:
     from tilewright.runtime.tuning.database import Database
 
     store = Database(database)
+    if database is not None and not database.exists():
+        raise TuningError(f"there is no database {database}")
     tasks = {(x.kernel, x.size_class): x for x in store.tasks()}
     counts: dict[tuple[object, ...], int] = {}
     for trial in store.trials():

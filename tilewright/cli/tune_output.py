@@ -113,7 +113,8 @@ def _left(seconds: float) -> str:
 
 
 def _facts(state: TaskState) -> list[str]:
-    best = f"best {1 / state.best.ratio:.2f}x" if state.best and state.best.ratio else "none yet"
+    ratio = state.best.ratio if state.best else None
+    best = f"best {1 / min(ratio, 1.0):.2f}x" if ratio else "none yet"  # the default is one of them
     tried = f"{state.tried}/{state.schedules} tried"
     failed = sum(state.failures.values())
     return [best, tried, *([f"{failed} failed"] if failed else [])]

@@ -9,7 +9,7 @@ from tilewright.cli.inputs import check_memory, input_shapes, random_inputs
 from tilewright.cli.output import note
 from tilewright.cli.programs import only_tensor_level, read_program
 from tilewright.cli.sizes import choose_sizes, parse_sizes
-from tilewright.ir.errors import TilewrightError, TuningError
+from tilewright.ir.errors import SettingError, TilewrightError, TuningError
 from tilewright.runtime.program import Program
 from tilewright.runtime.schedule_forms import KernelForm
 from tilewright.runtime.tracing.file import read_trace
@@ -50,6 +50,9 @@ def _of_file(
     chosen = choose_sizes(module.main, parse_sizes(sizes))
     shapes = input_shapes(module.main, chosen)
     check_memory(shapes)
+    for param, shape in zip(module.main.params, shapes, strict=True):
+        if not all(shape.shape):
+            raise SettingError(f"%{param.hint} is {shape}, without elements: nothing to measure")
     program = Program(module, target=target, backend=backend)
     inputs = random_inputs(shapes, 0)
     return tasks_of_call(lambda: program(*inputs))

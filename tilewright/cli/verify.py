@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import tilewright
+from tilewright.cli.inputs import check_memory, input_shapes, result_shapes
 from tilewright.cli.long_runs import INTERRUPTED, duration
 from tilewright.cli.output import note, plural, say, table
 from tilewright.cli.programs import close_to, only_tensor_level, read_program
-from tilewright.ir.errors import SettingError
+from tilewright.cli.sizes import names_of
+from tilewright.ir.errors import DataError, SettingError
 
 if TYPE_CHECKING:
     from tilewright.ir.core import Module
@@ -58,26 +60,33 @@ def verify(  # noqa: PLR0913, PLR0917 (Typer wants each option as a parameter)
     from tilewright.runtime.verification.campaign import require_hypothesis
     from tilewright.runtime.verification.certificate import certificate as certified
     from tilewright.runtime.verification.certificate import write_certificate
+    from tilewright.runtime.whole_file import check_folder, check_writable
 
     require_hypothesis()
+    check_folder(out, DataError)
+    if certificate is not None:
+        check_writable(certificate, DataError)
     module = None if file is None else only_tensor_level(read_program(file), file, "verify")
+    if module is not None:  # the smallest call of it
+        least = dict.fromkeys(names_of(module.main), 1)
+        check_memory([*input_shapes(module.main, least), *result_shapes(module.main, least)])
     plan = _plan(module, budget, cases, seed, (backend, target), only)
     plan = replace(plan, most=max_failures)
-    tally, files, interrupted = _run(module, plan, out, duration("--timeout", timeout))
+    tally, files = _run(module, plan, out, duration("--timeout", timeout))
     _summary(tally, files)
     if certificate is not None:
         write_certificate(certificate, certified(plan, tally, tilewright.__version__, files))
         note(f"certificate in {certificate}")
     if tally.failures:
         raise typer.Exit(FAILED)
-    if interrupted:
+    if tally.interrupted:
         raise typer.Exit(INTERRUPTED)
 
 
 def _run(
     module: Module | None, plan: Plan, out: Path, seconds: float
-) -> tuple[Tally, dict[int, Path], bool]:
-    """The campaign: its tally, where failures were written, whether it was interrupted."""
+) -> tuple[Tally, dict[int, Path]]:
+    """The campaign: its tally, and where failures were written."""
     from tilewright.runtime.verification import workers
     from tilewright.runtime.verification.campaign import Campaign
     from tilewright.runtime.verification.failures import write_failure
@@ -86,7 +95,11 @@ def _run(
     files: dict[int, Path] = {}
 
     def tell(number: int, failure: Failure) -> None:
-        files[number] = write_failure(out, number, failure, tilewright.__version__)
+        try:
+            files[number] = write_failure(out, failure, tilewright.__version__)
+        except DataError as error:  # the disk is full by now: say it, and go on
+            note(f"{failure.outcome.status}: {error.message}; its program:\n{failure.case.text}")
+            return
         note(f"{failure.outcome.status}: {files[number]}")
 
     with workers.Worker(seconds) as worker, Live(plan) as live:
@@ -94,8 +107,9 @@ def _run(
         try:
             campaign.run(live.watch, tell)
         except KeyboardInterrupt:
-            return campaign.stopped(), files, True
-    return campaign.tally, files, False
+            campaign.tally.interrupted = True
+            return campaign.stopped(), files
+    return campaign.tally, files
 
 
 def _plan(
@@ -187,6 +201,7 @@ class Live:
             note(f"{campaign.elapsed:.0f} s: {text}")
 
 
+MOST_REASONS = 5  # for refusals that are shown; the certificate has all
 EVERY = 30.0  # s between lines where there is no terminal
 
 
@@ -204,8 +219,13 @@ def _summary(tally: Tally, files: dict[int, Path]) -> None:
     say(
         f"{plural(tally.cases, 'case')}, {plural(tally.calls, 'call')}, "
         f"{plural(tally.elements, 'element')} ({tally.unspecified} unspecified) in "
-        f"{tally.seconds:.0f} s, in {tally.processes} processes after each other"
+        f"{tally.seconds:.0f} s, in {plural(tally.processes, 'worker process', 'es')}"
+        + (", interrupted" if tally.interrupted else "")
     )
+    for reason, count in tally.refused.most_common(MOST_REASONS):
+        say(f"refused  {plural(count, 'case')}: {reason}")
+    for kind, where in tally.unverified:
+        say(f"nothing of {kind} was verified on {where}: every case was refused")
     for name, count in tally.explained.items():
         say(f"known    {name}: {plural(count, 'case')}")
     for at, failure in enumerate(tally.failures):
@@ -213,6 +233,6 @@ def _summary(tally: Tally, files: dict[int, Path]) -> None:
             f"error ÷ bound {failure.outcome.comparison.ratio:.3g}"
         ]
         say(f"{failure.outcome.status:<8} {failure.case.where}: {what[0][:160]}")
-        say(f"         {files[at]}")
+        say(f"         {files.get(at, 'not written')}")
     if tally.repeated:
         say(f"         and {plural(tally.repeated, 'failure')} like these")

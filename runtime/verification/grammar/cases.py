@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from tilewright.ir.bind import bind_sizes
 from tilewright.ir.core import Graph, Module
 from tilewright.ir.errors import BindError
+from tilewright.ir.ops_lowbit import Dequantize
 from tilewright.ir.sizes import product
 from tilewright.ir.types import TensorType
+from tilewright.passes.to_tile.whole_blocks.lowbit.decode import LANES as BLOCK_LANES
 from tilewright.runtime.targets import program_target
 from tilewright.runtime.verification.case import Call, Case, shapes_of
 from tilewright.runtime.verification.grammar.attention import attention
@@ -47,8 +49,12 @@ class Place:
 
     @property
     def lanes(self) -> int:
-        """Lanes of a vector register, as packed weights are laid out for."""
-        return 1 if self.backend == "numba" else program_target(self.target, self.backend).lanes
+        """Lanes of a vector register, or of a block on a GPU, that packed weights are laid out
+        for."""
+        if self.backend == "numba":
+            return 1
+        target = program_target(self.target, self.backend)
+        return BLOCK_LANES if target.gpu else target.lanes
 
 
 def cases(places: Sequence[Place], kinds: Sequence[str]) -> st.SearchStrategy[Case]:
@@ -91,11 +97,13 @@ def sizes_of(graph: Graph) -> tuple[str, ...]:
 def _with_calls(draw: Draw, kind: str, drawn: Drawn, place: Place) -> Case:
     most = MOST_INTERPRETED if place.backend == "interpreter" else MOST_ELEMENTS
     count = draw(st.integers(1, MOST_CALLS))
-    calls = tuple(_draw_call(draw, drawn, most) for _ in range(count))
+    whole = place.lanes == BLOCK_LANES
+    calls = tuple(_draw_call(draw, drawn, most, whole) for _ in range(count))
     return Case(kind, str(drawn.module), place.backend, place.target, calls)
 
 
-def _draw_call(draw: Draw, drawn: Drawn, most: int) -> Call:
+def _draw_call(draw: Draw, drawn: Drawn, most: int, whole: bool) -> Call:
+    """Sizes, numbers and strides; ``whole``: packed weights are contiguous, as GPUs take them."""
     graph = drawn.module.main
     sizes = {
         n: draw(st.sampled_from([s for s in SIZES if s <= top])) for n, top in drawn.most.items()
@@ -103,12 +111,15 @@ def _draw_call(draw: Draw, drawn: Drawn, most: int) -> Call:
     sizes = _known(graph, _fitting(graph, sizes, most))
     inputs = {}
     shapes = shapes_of(graph, sizes)
+    packed = {x for op in graph.body.ops if isinstance(op, Dequantize) for x in op.operands}
     for param, (shape, dtype) in zip(graph.params, shapes, strict=True):
         kinds = drawn.values[param.hint]
         # mostly the plain one: odd numbers everywhere leave nothing to compare
         plain = draw(st.integers(0, 2)) < 2
         values = kinds[0] if plain else draw(st.sampled_from(kinds))
         strides, offset = _draw_strides(draw, shape)
+        if whole and param in packed:
+            strides, offset = None, 0
         spec = InputSpec(values, strides, offset)
         if spec.values.startswith("bytesums"):
             spec = InputSpec(values)

@@ -7,8 +7,9 @@ from typing import Any
 from tilewright.ir import ops_math as m
 from tilewright.ir.dtypes import BF16, F16, F32, I32, TABLE, U8, DType
 from tilewright.ir.ops_lowbit import Dequantize
-from tilewright.ir.packing import ORDERS, Packing
+from tilewright.ir.packing import ORDERS, TILES, Packing
 from tilewright.ir.sizes import Size
+from tilewright.passes.to_tile.whole_blocks.lowbit.decode import LANES as BLOCK_LANES
 from tilewright.runtime.verification.grammar.sketch import TAME, Draw, Drawn, Known, Sketch
 
 # floats whose codes are all numbers: kernels take codes of infinities and NaN for numbers
@@ -46,7 +47,8 @@ class LowBitSketch(Sketch):
 
     def weight(self, length: int, group: int) -> Known:
         dtype = TABLE[self.pick(DTYPES)]
-        packing = getattr(Packing, self.pick(ORDERS))(dtype.bits, self.lanes, group)
+        orders = (TILES,) if self.lanes == BLOCK_LANES else ORDERS  # blocks of GPUs have one
+        packing = getattr(Packing, self.pick(orders))(dtype.bits, self.lanes, group)
         groups = packing.groups(length)
         words = packing.chunks(length) * packing.words * self.lanes
         scale = self.pick(["f16", "f32", "bf16", "e8m0"])
@@ -72,11 +74,15 @@ def lowbit(draw: Draw, lanes: int) -> Drawn:
     sketch.lanes = lanes
     length, group = sketch.pick(LENGTHS), sketch.pick(GROUPS)
     given = sketch.chance(2) and length % group == 0 and group % 4 == 0
+    given = given and lanes != BLOCK_LANES  # GPUs take no activations in bytes
     if given:
         x = sketch.activation(length, group)
     else:
         values = ("normal", "whole", "mixed:6", "normal:1000", "constant:0")
-        x = sketch.wide(sketch.param(["M", length], sketch.pick([F32, BF16]), values))
+        dtype = sketch.pick([F32, BF16])
+        if lanes == BLOCK_LANES:  # with bf16 matrix units take weights rounded to bf16
+            dtype = F32
+        x = sketch.wide(sketch.param(["M", length], dtype, values))
     weights = [sketch.weight(length, group) for _ in range(1 + sketch.chance(3))]
     y = sketch.contract("mk,nk->mn", x, weights[0])
     if sketch.chance(3):

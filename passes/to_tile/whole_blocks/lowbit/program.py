@@ -62,7 +62,7 @@ def packed_programs(
     they do not cover, and for weights packed for another target."""
     products = packed_products(info.graph)
     for product in products:
-        _check(product)
+        _check(product, units)
     chosen = schedule or default_product_schedule(info, target, rows, parts)
     if chosen.parts == 1:
         whole = _Program(info, products, chosen, units)
@@ -107,7 +107,7 @@ def decode_program(info: KernelInfo, target: Target) -> PackedPrograms:
     return PackedPrograms(writer.decoded(target), None, writer.tables)
 
 
-def _check(product: PackedProduct) -> None:
+def _check(product: PackedProduct, units: dict[str, int]) -> None:
     packing, loc = product.packing, product.weights.loc
     if packing.order != TILES or packing.lanes != LANES:
         raise UnsupportedError(
@@ -117,6 +117,8 @@ def _check(product: PackedProduct) -> None:
         )
     if product.integer:
         raise UnsupportedError("activations in bytes on a GPU", loc)
+    if any(units.get(x.hint) != 1 for x in product.weights.operands):  # whole vectors are read
+        raise UnsupportedError("packed weights that are not contiguous, on a GPU", loc)
 
 
 def _bits(product: PackedProduct) -> int:
