@@ -100,10 +100,11 @@ def decode_program(info: KernelInfo, target: Target) -> PackedPrograms:
     """The program that writes the weights [rows, k] of a kernel's only product in the dtype in
     which it is computed, rounded once; inputs are words, scales and zeros."""
     (product,) = packed_products(info.graph)
-    _check(product)
+    units = {p.hint: 1 for p in info.graph.params}
+    _check(product, units)
     strips = strips_of(product.packing, False)
     schedule = ProductSchedule(LANES, 1, strips, 4, 1)
-    writer = _Program(info, (product,), schedule, {p.hint: 1 for p in info.graph.params})
+    writer = _Program(info, (product,), schedule, units)
     return PackedPrograms(writer.decoded(target), None, writer.tables)
 
 
