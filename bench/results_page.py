@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from tilewright.bench.checks import checks
 from tilewright.bench.records import RESULTS, Comparison, Goal, Quantity, Record, newest_records
 from tilewright.bench.report.kept import newest_reports
 from tilewright.bench.report.markdown import summary
@@ -94,7 +95,7 @@ def results_page(results: Path = RESULTS) -> str:
     for topic, found in records.items():
         if found:
             lines += [f"\n## {TOPICS[topic]}\n", *(_record(record) for record in found)]
-    lines += ["", *_suites(results), "", *_gpu(results)]
+    lines += ["", *_suites(results), "", *_gpu(results), "", checks(results)]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 

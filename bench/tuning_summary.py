@@ -76,6 +76,17 @@ def _quantities(kind: str, entries: Entries) -> Iterator[Quantity]:
             goal if whole else Goal(),
             {"kernels": values},
         )
+    order = {
+        name: row["spearman"] for name, row in each.items() if row["spearman"] == row["spearman"]
+    }
+    if order:
+        yield Quantity(
+            f"rank correlation (Spearman) of the model's order, median, {kind} ({len(order)})",
+            statistics.median(order.values()),
+            "",
+            Goal(),
+            {"kernels": order},
+        )
     tuned = {name: regret(entry) for name, entry in entries.items() if "tuned" in entry}
     if tuned:
         yield Quantity(

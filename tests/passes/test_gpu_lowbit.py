@@ -146,10 +146,13 @@ def test_what_is_refused_is_named() -> None:
     target = named_target("cuda-sm90")
     with pytest.raises(UnsupportedError, match=r"weights are packed as quads.*with_layout repacks"):
         programs(Form((Weight("u4", 32, "quads"),), 64))
-    graph = stream(Form((Weight("nf4", 32, "tiles"),), 64))
+    table, plain = (stream(Form((Weight(x, 32, "tiles"),), 64)) for x in ("nf4", "u4"))
+    contiguous = {p.hint: 1 for p in plain.params}
     with pytest.raises(UnsupportedError, match=r"call tilewright\.linear"):
-        gpu_program(graph, target, {})
-    assert gpu_program(stream(Form((Weight("u4", 32, "tiles"),), 64)), target, {}).level == "tile"
+        gpu_program(table, target, contiguous)
+    with pytest.raises(UnsupportedError, match="packed weights that are not contiguous"):
+        gpu_program(plain, target, contiguous | {"w0_words": 0})
+    assert gpu_program(plain, target, contiguous).level == "tile"
 
 
 @pytest.mark.parametrize("dtype", [*INTEGERS, "f6e3m2", "f8e4m3", "nf4"])
