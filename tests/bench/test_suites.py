@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import sys
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
 from tilewright import BenchError
@@ -19,7 +21,8 @@ from tilewright.bench.providers import catalogue as providers
 from tilewright.bench.providers import ggml
 from tilewright.bench.providers.catalogue import OURS, Provider, chosen, provider
 from tilewright.bench.report.document import parse
-from tilewright.bench.running import Options, run
+from tilewright.bench.report.terminal import Display
+from tilewright.bench.running import Options, Run, run
 from tilewright.bench.suites import catalogue as suites
 from tilewright.bench.suites import lowbit
 from tilewright.bench.suites.problem import Form, NotOffered, Problem, Suite, errors_of
@@ -39,7 +42,7 @@ def first_of_each_section(name: str) -> list[Problem]:
 def test_problems_are_well_formed(name: str) -> None:
     for quick in (True, False):
         problems = suites.suite(name).problems(quick)
-        assert len({(p.section, p.name) for p in problems}) == len(problems)
+        assert len({p.name for p in problems}) == len(problems)  # none counts twice
         for problem in problems:
             assert problem.suite == name and problem.headline in ("warm", "cold")
             assert problem.work.bytes > 0 and problem.work.operations >= 0
@@ -207,6 +210,37 @@ def test_a_provider_that_fails_later_loses_its_times_and_others_keep_theirs(toys
     ours, rival = document.problems[0].results
     assert ours.warm is not None and len(ours.warm.samples) == 3
     assert rival.status == "failed" and rival.warm is None and "in a later sitting" in rival.reason
+
+
+@pytest.mark.parametrize("whole", [0, 1, 2])
+def test_ctrl_c_keeps_the_sittings_that_were_whole(toys: Suite, whole: int) -> None:
+    def end(under_way: Run) -> None:
+        if under_way.sitting == whole and under_way.done:
+            raise KeyboardInterrupt
+
+    options = Options(sittings=4, seconds=0.1, quick=True)
+    if not whole:
+        with pytest.raises(KeyboardInterrupt):
+            run(toys, chosen(["torch-eager"]), options, end)
+        return
+    document = run(toys, chosen(["torch-eager"]), options, end)
+    assert document.method.sittings == whole
+    (problem,) = document.problems
+    for result in problem.results:
+        for times in (result.warm, result.cold):
+            assert times is not None and len(times.samples) == whole
+    assert parse(document.to_json(), "it").to_json() == document.to_json()
+
+
+def test_without_a_terminal_every_problem_of_the_first_sitting_is_a_line(toys: Suite) -> None:
+    said = io.StringIO()
+    with Display(Console(file=said, width=80)) as display:
+        run(toys, chosen(["torch-eager"]), Options(3, 0.1, True), display)
+    lines = [line.split(", ", 1)[1] for line in said.getvalue().splitlines()]
+    assert "sitting 1 of 3: doubling" in lines and lines[-2:] == [
+        "sitting 2 of 3",
+        "sitting 3 of 3",
+    ]
 
 
 def test_a_provider_that_cannot_be_loaded_is_told(

@@ -115,6 +115,8 @@ def test_refusals(
     damaged = tmp_path / "damaged.json"
     damaged.write_bytes(traced.read_bytes()[:-40])
     assert "is damaged: it is not JSON" in refused("bundle", str(damaged), "-o", out)
+    of_cpus = refused("bundle", str(traced), "--target", "cuda-sm90", "-o", out)
+    assert "it ran on CPUs; trace on a GPU, or bundle the .tw programs" in of_cpus
     assert not Path(out).exists()
     for arguments, message in (
         (("-o", str(traced), "--", "true"), "exists: name another file, or --force"),

@@ -247,6 +247,20 @@ def test_lines_of_kernels_fit_a_terminal_of_80_columns() -> None:
     )
 
 
+def test_nothing_is_better_than_the_default_until_it_is() -> None:
+    """A choice that takes longer leaves the default the best."""
+    assert "best 1.00x" in Live(1, 60.0)._line(state("softmax", [(64, 50)], 1.25, 0)).plain
+
+
+def test_inputs_without_elements_are_refused(refused: Refused, tmp_path: Path) -> None:
+    path = tmp_path / "softmax.tw"
+    path.write_text(
+        "graph f<N, M>(%x: tensor<N x M x f32>) { %o = tensor.softmax %x {axis = 1} return %o }"
+    )
+    message = refused("tune", str(path), "--size", "N=0,M=4", "--budget", "5s")
+    assert "%x is 0 x 4 x f32" in message and "without elements: nothing to measure" in message
+
+
 def test_zero_and_nonsense_are_no_times() -> None:
     for text in ("0", "1e3", "\u0661s", "s"):
         with pytest.raises(SettingError):
