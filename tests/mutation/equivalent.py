@@ -172,6 +172,52 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "return float(seconds(shares, items, info, sizes, target, threads, 1)[0])",
         "return float(seconds(shares, items, info, sizes, target, threads, 1)[ -1])",
     ): "there is one schedule here: the first is the last",
+    (
+        "passes/split_sums.py",
+        "deepest = max(depth.values(), default=0)",
+        "deepest = max(depth.values(), default= -1)",
+    ): "what is below 2 is not split",
+    (
+        "passes/to_threads/ahead.py",
+        "region, found = op.regions[0], Ahead()",
+        "region, found = op.regions[ -1], Ahead()",
+    ): "a loop has one region: the first is the last",
+    (
+        "passes/channels/schedule.py",
+        "while token == len(ready):",
+        "while token >= len(ready):",
+    ): "tokens are read one after the other: none is further ahead",
+    (
+        "passes/to_threads/rings.py",
+        "len(users) != 1 or not isinstance(users[0], t.Product) or users[0].b is not op.results[0]",
+        "len(users) != 1 or not isinstance(users[0], t.Product) or users[ -1].b is not "
+        "op.results[0]",
+    ): "there is one user: the first is the last",
+    (
+        "passes/to_tile/routing/values.py",
+        "shape = [max(1, self.count(axes)), self.lanes]",
+        "shape = [max( 0, self.count(axes)), self.lanes]",
+    ): "a product of lengths, which are 1 at least",
+    (
+        "passes/reorder/additive.py",
+        "given = [term if i == at else v for i, v in enumerate(op.operands)]",
+        "given = [term if i is at else v for i, v in enumerate(op.operands)]",
+    ): "small integers are one object each",
+    (
+        "passes/to_threads/lower.py",
+        'attrs["layout"] = _seen(operands[0], op)',
+        'attrs["layout"] = _seen(operands[ -1], op)',
+    ): "a view has one operand: the first is the last",
+    (
+        "passes/to_tile/cached/info.py",
+        "block = min(most, target.l2_bytes // 4 // (4 * max(width, 1))) // least * least",
+        "block = min(most, target.l2_bytes // 4 // ( 5 * max(width, 1))) // least * least",
+    ): "the length of a block, by an estimate of what a cache holds: any gives the same numbers",
+    (
+        "passes/to_threads/lower.py",
+        "OWN_LOADS = 32  # registers of a right side that a thread reads for itself",
+        "OWN_LOADS = 31  # registers of a right side that a thread reads for itself",
+    ): "a threshold of speed: either way the same sums",
 }
 
 
