@@ -49,6 +49,7 @@ from tilewright.passes.to_tile.rows import RowLowering
 from tilewright.passes.to_tile.schedule import (
     Schedule,
     columns_on_lanes,
+    farther_ahead,
     fewer_rows,
     one_vector,
     row_schedule,
@@ -155,8 +156,10 @@ def default_schedule(info: KernelInfo, target: Target, rows: int) -> Schedule | 
         return row_schedule(target, info.longest_element)
     plain = cached_schedule(info, target, rows)
     made = cached_ops(info.graph) or remakes(info.graph)  # rows share what a block makes
-    if made or not info.products or not plain.rows_on_lanes or plain.lanes == 1:
+    if made or not info.products or plain.lanes == 1:
         return plain
+    if not plain.rows_on_lanes:
+        return plain if info.splits else farther_ahead(plain)
     if rows:
         return plain if info.splits else one_vector(plain)
     return fewer_rows(plain) if info.splits else best_blocks(info, target, plain)
