@@ -44,6 +44,7 @@ def cover(given: argparse.Namespace) -> int:
     config = configuration(given.folder)
     coverage = [sys.executable, "-m", "coverage", "run", "--append", f"--rcfile={config}"]
     pytest = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    pytest += ["-p", "tests.mutation.contexts"]
     codes = [subprocess.run([*coverage, *pytest, x], check=False).returncode for x in given.tests]
     return max(codes)
 

@@ -15,7 +15,6 @@ CONFIG = """
 source =
     {root}/passes
     {root}/ir
-dynamic_context = test_function
 data_file = {data}
 """
 
