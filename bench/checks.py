@@ -71,6 +71,15 @@ def _rows(results: Path) -> Iterator[tuple[str, str, str]]:
             f"minutes: {len(drawn['failures'])} failures",
             f"none{_missed(drawn['passed'])}",
         )
+    if runs := _newest(results, "*/bench-agreement-*.json"):
+        within = min(runs["share of medians in the other's interval"])
+        yield (
+            f"two runs of `bench {runs['suite']}` of one build ([measuring.md](measuring.md)): "
+            "ratios whose medians lie in the other run's interval",
+            f"{within:.0%} of {runs['counts']['rows']}; intervals overlap of "
+            f"{runs['share overlapping']:.0%}",
+            f"90%{_missed(within >= 0.9)}",
+        )
     if fuzzed := _newest(results, "*/fuzz-*.json"):
         others = [x["target"] for x in fuzzed["campaigns"] if x["target"] != "parser"]
         for what, inputs, findings in (

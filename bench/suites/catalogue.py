@@ -34,4 +34,5 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     known = list(known)
     close = difflib.get_close_matches(name, known, 2, 0.55)
     meant = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
-    return f"there is no {kind} {name!r}{meant or ';'} there are {', '.join(known)}"
+    between = "; " if any("," in each for each in known) else ", "
+    return f"there is no {kind} {name!r}{meant or ';'} there are {between.join(known)}"

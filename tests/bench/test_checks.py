@@ -40,6 +40,9 @@ def results(tmp_path: Path) -> Path:
         counted = {"share killed": killed / 200, "killed": killed, "counted": 200}
         write(f"mutation-{name}.json", counted)
     write("here/verify-2026-01-02.json", DRAWN)
+    agreed = {"share of medians in the other's interval": [0.95, 0.88], "share overlapping": 0.98}
+    agreed |= {"suite": "attention", "counts": {"rows": 206}}
+    write("here/bench-agreement-2026-01-02.json", agreed)
     fuzzed = [campaign("parser", 4_000_000, 2), campaign("parser", 7_000_000)]
     fuzzed += [campaign("bundles", 10_000), campaign("traces", 10_000)]
     write("here/fuzz-2026-01-02.json", {"campaigns": fuzzed})
@@ -55,6 +58,7 @@ def test_rows_have_the_files_numbers(results: Path) -> None:
         "| 90.0% | 92%: missed |",  # 360 of 400 lines
         "| 75.0% (150 of 200) | 80%: missed |",  # the latest day's
         "on mlir, numba | 3,309 cases, 6,181 calls, 60 minutes: 0 failures | none |",
+        "| 88% of 206; intervals overlap of 98% | 90%: missed |",
         "| 11,000,000, 2 findings, mended | 10,000,000 |",
         "2 other readers of files, without a crash or hang | 20,000, 0 findings |  |",
     ):
