@@ -50,6 +50,18 @@ class KernelInfo:
         axes = [[a.size.constant or 1 for a in x.element] for x in streams]
         return max(map(math.prod, axes), default=1)
 
+    @property
+    def position_bytes(self) -> int:
+        """Bytes of the largest element that an input has at a position of the inner axis; axes of
+        unknown length do not count."""
+        found = []
+        for op in self.graph.body.ops:
+            if isinstance(op, s.Source) and self.varies(op.result):
+                assert isinstance(op.result.type, StreamType)
+                lengths = [a.size.constant or 1 for a in op.result.type.element]
+                found.append(math.prod(lengths) * op.result.type.dtype.bits // 8)
+        return max(found, default=0)
+
     def varies(self, value: Value) -> bool:
         """True if the value changes along the inner axis within a block."""
         return self.inner.name in self.depends[value] and not isinstance(

@@ -159,7 +159,7 @@ def default_schedule(info: KernelInfo, target: Target, rows: int) -> Schedule | 
     if made or not info.products or plain.lanes == 1:
         return plain
     if not plain.rows_on_lanes:
-        return plain if info.splits else farther_ahead(plain)
+        return plain if info.splits else farther_ahead(plain, info.position_bytes)
     if rows:
         return plain if info.splits else one_vector(plain)
     return fewer_rows(plain) if info.splits else best_blocks(info, target, plain)
