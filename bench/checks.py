@@ -68,7 +68,7 @@ def _rows(results: Path) -> Iterator[tuple[str, str, str]]:
             "`tilewright verify` ([verify.md](verify.md)): drawn programs on "
             + ", ".join(place.partition(":")[0] for place in drawn["options"]["places"]),
             f"{drawn['cases']:,} cases, {drawn['calls']:,} calls, {drawn['seconds'] / 60:.0f} "
-            f"minutes: {len(drawn['failures'])} failures",
+            f"minutes: {len(drawn['failures']) or 'no'} failures",
             f"none{_missed(drawn['passed'])}",
         )
     if runs := _newest(results, "*/bench-agreement-*.json"):
@@ -89,7 +89,7 @@ def _rows(results: Path) -> Iterator[tuple[str, str, str]]:
             must = 10_000_000 if what == "the parser" else 0
             yield (
                 f"mutilated inputs of {what}, without a crash or hang",
-                f"{inputs:,}, {findings} findings" + ", mended" * bool(findings),
+                f"{inputs:,}, {findings or 'no'} findings" + ", mended" * bool(findings),
                 f"{must:,}{_missed(inputs >= must)}" if must else "",
             )
 

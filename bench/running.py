@@ -7,6 +7,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -88,11 +89,13 @@ class Run:
 
     def cut(self) -> None:
         """Forgets the sitting under way: the ones before were all."""
-        whole = self.sitting
+        whole, planned = self.sitting, self.options.sittings
+        del self.loads[whole:]
         for row in (*self.rows, *self.launches.values()):
             for samples in (*row.warm.values(), *row.cold.values(), row.compute, row.memory):
                 del samples[whole:]
-        self.options = replace(self.options, sittings=whole)
+        seconds = self.options.seconds * whole / planned
+        self.options = replace(self.options, sittings=whole, seconds=seconds)
 
     @property
     def share(self) -> float:
@@ -137,7 +140,8 @@ def run(
     options = under_way.options
     under_way.doing, under_way.sitting, under_way.done = "the roofs once more", options.sittings, 0
     progress(under_way)
-    roofs = _higher(roofs, measure_roofs(machine.THREADS, options.quick))
+    with suppress(KeyboardInterrupt):
+        roofs = _higher(roofs, measure_roofs(machine.THREADS, options.quick))
     return _document(under_way, states, here, roofs, date)
 
 

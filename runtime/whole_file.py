@@ -13,7 +13,7 @@ from tilewright.ir.errors import TilewrightError
 def write_whole(path: Path, data: bytes, error: type[TilewrightError], force: bool = False) -> None:
     """Writes a new file. Raises ``error`` if it exists (``force`` replaces it) or cannot be
     written; what was there stays then. A device or a pipe (/dev/stdout) is written to as it is."""
-    if path.exists() and not path.is_file() and not path.is_dir():
+    if _is_special(path):
         _write_through(path, data, error)
         return
     fresh = path.with_name(f".{path.name}.{secrets.token_hex(8)}.new")
@@ -35,9 +35,18 @@ def write_whole(path: Path, data: bytes, error: type[TilewrightError], force: bo
             fresh.unlink()
 
 
+def _is_special(path: Path) -> bool:
+    """Whether a name stands for a device, a pipe, or an open file (/dev/stdout)."""
+    with suppress(OSError):
+        if path.exists() and not path.is_dir():
+            return not path.is_file() or path.absolute().parts[1:2] in (("dev",), ("proc",))
+    return False
+
+
 def _write_through(path: Path, data: bytes, error: type[TilewrightError]) -> None:
     try:
-        with open(path, "wb", buffering=0) as device:
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+        with open(descriptor, "wb", buffering=0) as device:
             left = memoryview(data)
             while left:
                 left = left[device.write(left) or 0 :]
@@ -48,12 +57,12 @@ def _write_through(path: Path, data: bytes, error: type[TilewrightError]) -> Non
 def check_writable(path: Path, error: type[TilewrightError]) -> None:
     """Raises ``error`` where no file of that name could be written, before the work for it is
     done."""
-    if path.is_dir():
-        raise error(f"cannot write {path}: it is a folder; name a file")
-    if path.exists() and not path.is_file():
+    if _is_special(path):
         return
     fresh = path.with_name(f".{path.name}.{secrets.token_hex(8)}.new")
     try:
+        if path.is_dir():
+            raise error(f"cannot write {path}: it is a folder; name a file")
         with open(fresh, "xb"):
             pass
     except OSError as problem:
@@ -66,12 +75,12 @@ def check_writable(path: Path, error: type[TilewrightError]) -> None:
 def check_folder(folder: Path, error: type[TilewrightError]) -> None:
     """Raises ``error`` where files could not be written into a folder, which need not exist."""
     there = folder
-    while not there.exists() and there != there.parent:
-        there = there.parent
-    if not there.is_dir():
-        raise error(f"cannot write into {folder}: {there} is no folder")
-    fresh = there / f".{secrets.token_hex(8)}.new"
     try:
+        while not there.exists() and there != there.parent:
+            there = there.parent
+        if not there.is_dir():
+            raise error(f"cannot write into {folder}: {there} is no folder")
+        fresh = there / f".{secrets.token_hex(8)}.new"
         fresh.mkdir()
         fresh.rmdir()
     except OSError as problem:

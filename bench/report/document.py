@@ -201,8 +201,10 @@ def save(text: str, path: Path) -> None:
     """Written whole or not at all. Raises BenchError where that cannot be."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        if path.exists() and not path.is_file() and not path.is_dir():  # a device, a pipe
-            path.write_text(text, encoding="utf-8")
+        special = path.absolute().parts[1:2] in (("dev",), ("proc",)) or not path.is_file()
+        if path.exists() and special and not path.is_dir():  # a device, a pipe, what is open
+            with open(os.open(path, os.O_WRONLY | os.O_APPEND), "wb") as device:
+                device.write(text.encode())
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         beside.write_text(text, encoding="utf-8")

@@ -42,11 +42,11 @@ class Contraction:
         self.build, self.schedule = state.build, state.schedule
         self.inner: dict[Value, InnerOperand] = {}
         self.cached: dict[s.Contract, KeyScores] = {}
-        self.turned: dict[Value, TurnedBlock] = {}
+        self.turned_blocks: dict[Value, TurnedBlock] = {}
         self.first: Value | None = None  # the position that turned blocks start with
         for op in state.info.products:  # here, so that scratch is known to all blocks
             if rows.pairs_for(op):
-                self._turned_pairs(op)
+                self._allocate_pairs(op)
             else:
                 self._operand(op)
 
@@ -69,14 +69,14 @@ class Contraction:
         for operand in self.inner.values():
             operand.begin_block(first, count, limit)
         self.first = first
-        for block in self.turned.values():
+        for block in self.turned_blocks.values():
             block.fill(first, count, limit)
 
-    def _turned_pairs(self, op: s.Contract) -> None:
+    def _allocate_pairs(self, op: s.Contract) -> None:
         _, value = self.rows.row_side(op)
         source = self.state.turned_source(value)
-        if source is not None and value not in self.turned:
-            self.turned[value] = TurnedBlock(self.state, value, source, pairs=True)
+        if source is not None and value not in self.turned_blocks:
+            self.turned_blocks[value] = TurnedBlock(self.state, value, source, pairs=True)
 
     def _operand(self, op: s.Contract) -> InnerOperand:
         _, value = self.rows.row_side(op)
@@ -133,9 +133,8 @@ class Contraction:
         return self._in_chunks(operand.axis.size.constant or 0, step)
 
     def _in_chunks(self, length: int, step: Callable[[Value, Value], Value]) -> Value:
-        """The sum over 0 … length, a chunk at a time: the error grows with a chunk's length
-        plus the
-        number of chunks."""
+        """The sum over 0 … length, a chunk at a time: the error grows with a chunk's length plus
+        the number of chunks."""
         y, b = self.schedule, self.build
         zero = b.filled(0.0, F32, self.state.tile_layout)
         chunk = y.sum_chunk
@@ -166,10 +165,10 @@ class Contraction:
         buffer = self.state.buffers[source.tensor]
 
         def shared(pair: Value) -> Value:
-            if inner in self.turned:
+            if inner in self.turned_blocks:
                 assert self.first is not None
                 offset = b.sub(at, self.first)
-                return self.turned[inner].load(offset, pair, a_layout, (0, -1), inner.hint)
+                return self.turned_blocks[inner].load(offset, pair, a_layout, (0, -1), inner.hint)
             here = {**self.state.grid_at, info.inner.name: at, axis.name: b.mul(pair, 2)}
             indices, runs = self.state.source_index(source, here)
             dims = [0 if r == info.inner.name else 2 if r == axis.name else -1 for r in runs]

@@ -250,8 +250,8 @@ def reads_across(info: KernelInfo, units: dict[str, int]) -> bool:
 def turned_source(
     info: KernelInfo, value: Value, unit: Callable[[s.Source], int]
 ) -> s.Source | None:
-    """The input that ``value`` is in f32, if it is kept as [terms, positions]: its neighbours in
-    memory are positions of the inner axis. ``unit``: an input's dimension with stride one (-1:
+    """The input that ``value`` is, widened to f32, if it is kept as [terms, positions]: neighbours
+    in memory are positions of the inner axis. ``unit``: an input's dimension with stride one (-1:
     none)."""
     below, casts = strip_casts(info, value)
     op, (axis, *more) = info.made.get(below), info.element(value)

@@ -51,6 +51,7 @@ from tilewright.passes.to_tile.schedule import (
     columns_on_lanes,
     farther_ahead,
     fewer_rows,
+    keys_on_lanes,
     one_vector,
     row_schedule,
 )
@@ -115,7 +116,7 @@ def kernel_to_tile(
         return _finished(lambda: _Program(info, plain, units).run(target, packed))
     chosen = with_choice(schedule, choice)
     if not chosen.rows_on_lanes and chosen.lanes > 1 and reads_across(info, units):
-        chosen = columns_on_lanes(chosen)
+        chosen = columns_on_lanes(chosen) if info.splits else keys_on_lanes(chosen)
     return _finished(lambda: _Program(info, chosen, units).run(target))
 
 

@@ -31,7 +31,7 @@ class InnerOperand:
         turned = state.turned_source(value) if state.schedule.lanes > 1 else None
         if state.schedule.positions_on_lanes:
             self.source, turned = self.source or turned, None
-        self.turned: TurnedBlock | None = None
+        self.turned_block: TurnedBlock | None = None
         self.converted: Value | None = None
         self.first: Value | None = None  # the position that the copy starts with
         self.unpacked: UnpackedBlock | None = None
@@ -42,14 +42,14 @@ class InnerOperand:
         if cached is not None and always:
             self.unpacked = UnpackedBlock(state, cached)
         elif turned is not None and self.source is None and state.schedule.rows_on_lanes:
-            self.turned = TurnedBlock(state, value, turned, pairs=False)
+            self.turned_block = TurnedBlock(state, value, turned, pairs=False)
         elif self.source is None and always and self.made is None:
             shape = [state.schedule.inner_block, state.padded(self.axis)]
             self.converted = self.build.scratch(shape, F32, f"{value.hint}_block")
 
     @property
     def in_scratch(self) -> bool:
-        blocks = self.made, self.unpacked, self.turned, self.converted
+        blocks = self.made, self.unpacked, self.turned_block, self.converted
         return any(x is not None for x in blocks)
 
     def _direct_source(self) -> s.Source | None:
@@ -69,8 +69,8 @@ class InnerOperand:
             block.begin_block(first, count, limit)
         if self.unpacked is not None:
             self.unpacked.fill(first, count, limit)
-        if self.turned is not None:
-            self.turned.fill(first, count, limit)
+        if self.turned_block is not None:
+            self.turned_block.fill(first, count, limit)
         if self.converted is None:
             return
         b, lanes = self.build, self.state.schedule.lanes
@@ -115,9 +115,11 @@ class InnerOperand:
             assert self.first is not None
             offset = b.sub(at, self.first)
             return self.unpacked.load(offset, element, dims, layout, self.value.hint)
-        if self.turned is not None:
+        if self.turned_block is not None:
             assert self.first is not None
-            return self.turned.load(b.sub(at, self.first), element, layout, dims, self.value.hint)
+            return self.turned_block.load(
+                b.sub(at, self.first), element, layout, dims, self.value.hint
+            )
         if self.source is None:
             assert self.converted is not None and self.first is not None
             offset = b.sub(at, self.first)

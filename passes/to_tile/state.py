@@ -86,7 +86,8 @@ class LoweringState:
         return math.lcm(y.inner_tile, y.lanes, y.align)
 
     def turned_source(self, value: Value) -> s.Source | None:
-        """The input that a shared operand is in f32, if neighbours in memory are positions."""
+        """The input that a shared operand is, widened to f32, if neighbours in memory are
+        positions."""
         return turned_source(self.info, value, self._unit)
 
     def _unit(self, op: s.Source) -> int:

@@ -200,7 +200,12 @@ class Campaign:
         except VerifyError as error:  # drawn is what the IR refuses: our mistake, and no end
             self.tally.undrawn[error.message[:200]] += 1
         for case, outcome in failed:
-            self._keep(self._reduced(case, outcome, number))
+            try:
+                found = self._reduced(case, outcome, number)
+            except KeyboardInterrupt:  # as it was drawn, rather than not at all
+                self._keep(Failure(_only(case, outcome), outcome, number))
+                raise
+            self._keep(found)
 
     def _reduced(self, case: Case, outcome: Outcome, batch: int) -> Failure:
         """The failure with a smaller program and one call."""

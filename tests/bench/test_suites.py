@@ -224,7 +224,8 @@ def test_ctrl_c_keeps_the_sittings_that_were_whole(toys: Suite, whole: int) -> N
             run(toys, chosen(["torch-eager"]), options, end)
         return
     document = run(toys, chosen(["torch-eager"]), options, end)
-    assert document.method.sittings == whole
+    assert document.method.sittings == whole and len(document.noise.loads) == whole
+    assert document.method.seconds == pytest.approx(0.1 * whole / 4)
     (problem,) = document.problems
     for result in problem.results:
         for times in (result.warm, result.cold):

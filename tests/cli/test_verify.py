@@ -151,6 +151,25 @@ def test_an_interrupted_run_has_not_passed(
 
 
 @pytest.mark.usefixtures("in_process")
+def test_a_failure_is_kept_when_making_it_small_is_interrupted(
+    tilewright: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(worker: Here, case: Case) -> Outcome:
+        calls.append(case)
+        if len(calls) > 1:
+            raise KeyboardInterrupt
+        return Outcome("error", "planted")
+
+    calls: list[Case] = []
+    monkeypatch.setattr(Here, "check", check)
+    out = tmp_path / "failures"
+    done = tilewright("verify", "--cases", "9", "--only", "rows", *HERE, "--out", str(out))
+    assert done.code == 1 and "planted" in done.out and "interrupted" in done.out, done
+    (file,) = out.iterdir()
+    assert "message: planted" in file.read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("in_process")
 def test_refused_cases_are_no_calls_and_their_reasons_are_told(
     tilewright: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,6 +45,28 @@ def test_a_device_that_takes_nothing_is_an_error_and_stays(tmp_path: Path) -> No
     assert link.is_symlink() and link.is_char_device()
 
 
+def test_an_open_file_is_written_to_not_replaced(tmp_path: Path) -> None:
+    """As /dev/stdout is, where a shell sent it to a file."""
+    path = tmp_path / "out"
+    with open(path, "wb") as opened:
+        opened.write(b"before ")
+        opened.flush()
+        name = Path(f"/proc/self/fd/{opened.fileno()}")
+        check_writable(name, DataError)
+        write_whole(name, b"text", DataError, force=True)
+    assert path.read_bytes() == b"before text" and os.listdir(tmp_path) == ["out"]
+
+
+def test_names_that_are_too_long_are_an_error(tmp_path: Path) -> None:
+    path = tmp_path / ("a" * 300)
+    with pytest.raises(DataError, match="cannot write"):
+        write_whole(path, b"x", DataError)
+    with pytest.raises(DataError, match="cannot write"):
+        check_writable(path, DataError)
+    with pytest.raises(DataError, match="cannot write into"):
+        check_folder(path, DataError)
+
+
 def test_whether_a_file_can_be_written_is_known_before(tmp_path: Path) -> None:
     check_writable(tmp_path / "new", DataError)
     (tmp_path / "old").write_text("kept")

@@ -13,7 +13,7 @@ import numpy as np
 
 from tilewright.ir import ops_stream as s
 from tilewright.ir.core import Value
-from tilewright.ir.dtypes import BOOL, F32
+from tilewright.ir.dtypes import BF16, BOOL, F32
 from tilewright.ir.target import Target
 from tilewright.passes.to_tile.block import BlockLowering
 from tilewright.passes.to_tile.cost.counts import NOTHING, Counts, Number, Section
@@ -188,6 +188,13 @@ class BlockModel:
             if self.state.dtype(value) != F32:
                 each = each + conversion(self.state.dtype(value), F32, self.target)
             found.append(Section("convert", each, at.tiled(y.tile) * vectors))
+        blocks = [x.turned_block for x in self.state.shared.values() if x.turned_block is not None]
+        for block in (*blocks, *self.low.contraction.turned_blocks.values()):
+            each = Counts(load=1, store=1) + conversion(BF16, F32, self.target)
+            if block.pairs:
+                each = Counts(load=2, shuffle=1, store=1)
+            steps = -(-block.length // (1 + block.pairs))
+            found.append(Section("turn keys", each, at.tiled(y.tile) / y.lanes * steps))
         for vector in self.low.outer.pair_vectors:
             vectors = -(-(self.info.element(vector)[0].size.constant or 0) // y.lanes)
             each = Counts(load=2, shuffle=1, store=1)
