@@ -6,8 +6,9 @@ in ``scores v``; loops over them have to be unrolled. Their values are fixed by 
 
 from __future__ import annotations
 
-from tilewright.frontend.symbols import SizeTable, make_static
+from tilewright.frontend.symbols import SizeTable, expression, make_static
 from tilewright.ir.core import Graph, Value
+from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.ops_routing import TopK
 from tilewright.ir.ops_tensor import Contract, Reduce, Softmax
 from tilewright.ir.sizes import Size
@@ -15,11 +16,14 @@ from tilewright.ir.types import TensorType
 
 
 def fix_element_sizes(graph: Graph, sizes: SizeTable) -> bool:
-    """Guards the values of symbolic element sizes; True if there were any."""
+    """Guards the values of symbolic element sizes; True if there were any. UnsupportedError for one
+    that no guard makes a number."""
     found = [sizes.source(s) for s in element_sizes(graph) if s.constant is None]
     for dim in found:
         if dim is not None:
             make_static(dim)
+            if not isinstance(expression(dim), int):
+                raise UnsupportedError(f"the size {expression(dim)}, which varies, in an element")
     return any(dim is not None for dim in found)
 
 

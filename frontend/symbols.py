@@ -97,7 +97,8 @@ class SizeTable:
         if size is None:
             raise UnsupportedError(f"the size {expr} does not follow from the inputs' shapes")
         assert isinstance(dim, torch.SymInt)
-        self._sources[size] = dim
+        if expr.is_Symbol or size not in self._sources:  # a guard on (s*s)//s says nothing of s
+            self._sources[size] = dim
         return size
 
     def shape(self, dims: Sequence[Dim]) -> tuple[Size, ...]:
