@@ -4,6 +4,7 @@ have measured, as a record of a few figures for each kind of kernel, which the p
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -76,9 +77,7 @@ def _quantities(kind: str, entries: Entries) -> Iterator[Quantity]:
             goal if whole else Goal(),
             {"kernels": values},
         )
-    order = {
-        name: row["spearman"] for name, row in each.items() if row["spearman"] == row["spearman"]
-    }
+    order = {name: row["spearman"] for name, row in each.items() if not math.isnan(row["spearman"])}
     if order:
         yield Quantity(
             f"rank correlation (Spearman) of the model's order, median, {kind} ({len(order)})",

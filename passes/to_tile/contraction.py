@@ -43,7 +43,6 @@ class Contraction:
         self.inner: dict[Value, InnerOperand] = {}
         self.cached: dict[s.Contract, KeyScores] = {}
         self.turned_blocks: dict[Value, TurnedBlock] = {}
-        self.first: Value | None = None  # the position that turned blocks start with
         for op in state.info.products:  # here, so that scratch is known to all blocks
             if rows.pairs_for(op):
                 self._allocate_pairs(op)
@@ -68,7 +67,6 @@ class Contraction:
             scores.begin_block(first)
         for operand in self.inner.values():
             operand.begin_block(first, count, limit)
-        self.first = first
         for block in self.turned_blocks.values():
             block.fill(first, count, limit)
 
@@ -166,9 +164,7 @@ class Contraction:
 
         def shared(pair: Value) -> Value:
             if inner in self.turned_blocks:
-                assert self.first is not None
-                offset = b.sub(at, self.first)
-                return self.turned_blocks[inner].load(offset, pair, a_layout, (0, -1), inner.hint)
+                return self.turned_blocks[inner].load(at, pair, a_layout, (0, -1), inner.hint)
             here = {**self.state.grid_at, info.inner.name: at, axis.name: b.mul(pair, 2)}
             indices, runs = self.state.source_index(source, here)
             dims = [0 if r == info.inner.name else 2 if r == axis.name else -1 for r in runs]

@@ -116,10 +116,7 @@ class InnerOperand:
             offset = b.sub(at, self.first)
             return self.unpacked.load(offset, element, dims, layout, self.value.hint)
         if self.turned_block is not None:
-            assert self.first is not None
-            return self.turned_block.load(
-                b.sub(at, self.first), element, layout, dims, self.value.hint
-            )
+            return self.turned_block.load(at, element, layout, dims, self.value.hint)
         if self.source is None:
             assert self.converted is not None and self.first is not None
             offset = b.sub(at, self.first)

@@ -23,6 +23,7 @@ class TurnedBlock:
         self.state, self.build, self.source, self.pairs = state, state.build, source, pairs
         self.axis = state.info.element(value)[0]
         self.length = self.axis.size.constant or 0
+        self.first: Value | None = None  # the position that the block starts with
         block = state.schedule.inner_block
         if pairs:
             shape, dtype = [-(-self.length // 2), block, 2], state.dtype(source.result)
@@ -33,6 +34,7 @@ class TurnedBlock:
     def fill(self, first: Value, count: Value, limit: Value) -> None:
         """Brings the block that starts at ``first``, in whole register tiles: past ``limit`` the
         last position is repeated."""
+        self.first = first
         b, lanes, tile = self.build, self.state.schedule.lanes, self.state.schedule.inner_tile
         whole = b.mul(b.div(count, lanes), lanes)
         read = b.mul(b.div(b.add(count, tile - 1), tile), tile)
@@ -61,11 +63,13 @@ class TurnedBlock:
             b.store(wide, self.scratch, [term, offset], [0, 1])
 
     def load(
-        self, offset: Value, term: Value, layout: Layout, dims: tuple[int, int], hint: str
+        self, position: Value, term: Value, layout: Layout, dims: tuple[int, int], hint: str
     ) -> Value:
-        """A tile of the block: positions along tile dimension ``dims[0]``, terms (of pairs: pairs)
-        along ``dims[1]``; of pairs, the two along dimension 2."""
-        at, along = [term, offset], [dims[1], dims[0]]
+        """A tile of the block that was filled last: from ``position`` on along tile dimension
+        ``dims[0]``, terms (of pairs: pairs) along ``dims[1]``; of pairs, the two along dimension
+        2."""
+        assert self.first is not None
+        at, along = [term, self.build.sub(position, self.first)], [dims[1], dims[0]]
         if self.pairs:
             at, along = [*at, self.build.index(0)], [*along, 2]
         return self.build.load(self.scratch, at, along, layout, hint=hint)

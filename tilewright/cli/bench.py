@@ -93,13 +93,14 @@ def run_suite(  # noqa: PLR0913, PLR0917  (options of a command)
     from tilewright.bench.report.terminal import Display, show
     from tilewright.bench.running import Options, run
     from tilewright.bench.suites import catalogue
+    from tilewright.runtime.whole_file import check_writable
 
     if save and (quick or only):
         raise BenchError("only a whole run is saved: leave out --quick and --only")
     found = catalogue.suite(suite)
     providers = chosen([name for given in vs or () for name in given.split(",") if name])
     for path in filter(None, (json, markdown, html)):
-        _require_writable(path)
+        check_writable(path, BenchError)
     for provider in providers:
         if absence := provider.absence():
             note(f"{provider.title} is absent: {absence}")
@@ -213,16 +214,6 @@ def _pass_on(module: str, args: list[str]) -> None:
     found = importlib.import_module(f"tilewright.bench.{module}")
     sys.argv = [f"tilewright bench {module}", *args]
     found.app()
-
-
-def _require_writable(path: Path) -> None:
-    """Before minutes are spent on measuring."""
-    folder = path.parent
-    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        what = (
-            "is a folder" if path.is_dir() else f"there is no folder {folder} that can be written"
-        )
-        raise BenchError(f"cannot write {path}: {what}")
 
 
 def _write(document: object, json: Path | None, markdown: Path | None, html: Path | None) -> None:

@@ -88,6 +88,7 @@ def input_shapes(graph: Graph, sizes: Mapping[str, int]) -> list[InputShape]:
 
 
 def result_shapes(graph: Graph, sizes: Mapping[str, int]) -> list[InputShape]:
+    """The results of a graph for given sizes."""
     out = []
     for value in graph.results:
         assert isinstance(value.type, TensorType)
