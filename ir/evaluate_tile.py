@@ -76,6 +76,9 @@ def run_tile_program(
     base: dict[Value, Any] = dict(zip(graph.params, memories, strict=True))
     for item in itertools.product(*map(range, grid_of(graph, values))):
         worker(arithmetic, values, item, graph).run(graph.body, dict(base))
+    for op in graph.body.walk():
+        if isinstance(op, ops_tile.LastOf) and base[op.counters].array.any():
+            raise EvaluationError(f"{op.name}: counters are not 0 after all work items", op.loc)
     for memory, param in zip(memories[len(given) :], graph.params[len(given) :], strict=True):
         if not memory.written.all():
             raise EvaluationError(f"{graph.name}: part of the output %{param.hint} is not written")
@@ -229,6 +232,14 @@ class Worker(RoleOps, LineOps):
         memory.array[places] = value[inside]
         memory.written[places] = True
         return ()
+
+    def do_tile_last_of(self, op: ops_tile.LastOf, inputs: list[Any], scope: Any) -> Any:
+        memory, at = inputs[0], tuple(inputs[1:])
+        self.inside(op, memory, list(at))
+        check(bool(memory.written[at]), "counts where nobody wrote a 0", op)
+        check(0 <= memory.array[at] < op.count, "more work items than are counted", op)
+        memory.array[at] = (memory.array[at] + 1) % op.count
+        return (int(memory.array[at] == 0),)
 
     def do_tile_load_rows(self, op: ops_tile.LoadRows, inputs: list[Any], scope: Any) -> Any:
         memory, rows, start, *limit = inputs

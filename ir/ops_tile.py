@@ -26,6 +26,7 @@ from tilewright.ir.ops_index import StrideOf as StrideOf  # noqa: PLC0414
 from tilewright.ir.ops_index import TileOp
 from tilewright.ir.ops_tile_blocks import Integer as Integer  # noqa: PLC0414
 from tilewright.ir.ops_tile_blocks import Interleave as Interleave  # noqa: PLC0414
+from tilewright.ir.ops_tile_blocks import LastOf as LastOf  # noqa: PLC0414
 from tilewright.ir.ops_tile_blocks import Product as Product  # noqa: PLC0414
 from tilewright.ir.ops_tile_blocks import Scatter as Scatter  # noqa: PLC0414
 from tilewright.ir.ops_tile_indexed import Alternate as Alternate  # noqa: PLC0414

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from tilewright.ir.core import Value, attribute, operand
-from tilewright.ir.dtypes import BOOL, I64
+from tilewright.ir.dtypes import BOOL, I32, I64
 from tilewright.ir.layout import Layout
 from tilewright.ir.ops_index import TileOp
 from tilewright.ir.types import INDEX, RegisterType, Type
@@ -71,6 +71,27 @@ class Scatter(TileOp, name="tile.scatter", traits=("writes",)):
         same = value.layout == offsets.layout == self.register(self.inside).layout
         self.require(same, "tiles are of one layout")
         return ()
+
+
+class LastOf(TileOp, name="tile.last_of", traits=("reads", "writes")):
+    """1 for the last of ``count`` work items that come here with one place of ``counters``, 0 for
+    those before it, whatever their order is.
+
+    What any of them stored before it came can be read by the last one; nothing else in a program
+    tells work items about each other. The place holds 0 before the first and after the last.
+    """
+
+    counters: Value = operand()
+    at: tuple[Value, ...] = operand(rest=True)
+    count: int = attribute()
+
+    def infer(self) -> Type:
+        type_ = self.memory(self.counters)
+        self.require(type_.dtype == I32, "counters must be i32")
+        self.require(len(self.at) == len(type_.shape), "one index per dimension")
+        self.require_indices(self.at)
+        self.require(self.count > 0, "count must be positive")
+        return INDEX
 
 
 class Interleave(TileOp, name="tile.interleave", traits=("pure",)):

@@ -120,7 +120,7 @@ def make_gpu(
         with GENERATORS.lock:
             from tilewright.runtime.lowbit.gpu_products import PackedCall
 
-        packed = PackedCall(variant, target, forced_schedule(), made)
+        packed = PackedCall(variant, target, forced_schedule(), made, backend == "triton")
         call, program = packed.call, packed.program
     elif is_routing(variant.graph):
         program = gpu_program(*given)

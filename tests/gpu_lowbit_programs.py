@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from tests.lowbit_programs import Form, Problem, bound, draw, oracle
-from tilewright.ir.core import Graph
+from tilewright.ir.bind import bind_sizes
+from tilewright.ir.core import Graph, Region
 from tilewright.ir.dtypes import TABLE
 from tilewright.ir.evaluate import evaluate_graph
 from tilewright.ir.packing import STRIP
@@ -46,17 +47,32 @@ def programs(
     schedule: ProductSchedule | None = None,
     parts: int = 1,
     target: str = "cuda-sm90",
+    counting: bool = False,
 ) -> PackedPrograms:
     graph = stream(form)
     units = {p.hint: len(p.type.shape) - 1 for p in graph.params}  # type: ignore[union-attr]
-    return packed_programs(analyse(graph), units, named_target(target), rows, schedule, parts)
+    given = analyse(graph), units, named_target(target), rows, schedule, parts
+    return packed_programs(*given, counting)
 
 
 def evaluated(made: PackedPrograms, inputs: list[Any]) -> Any:
     """The result by the interpreter of tile programs."""
     tables = [np.asarray(values, "f4") for values in made.tables]
-    out = evaluate_graph(made.main, *inputs, *tables)
+    out = evaluate_graph(made.main, *inputs, *tables, *between(made, inputs))
     return out[0] if made.finish is None else evaluate_graph(made.finish, *out, *inputs)[0]
+
+
+def between(made: PackedPrograms, inputs: list[Any]) -> list[Any]:
+    """Memory for every part's sums, which no number may be read of before it is written, and
+    counters."""
+    params, outputs = made.main.params, int(made.main.attrs["outputs"])
+    work = params[len(inputs) + len(made.tables) : len(params) - outputs]
+    assert len(work) == (made.sums + 1 if made.sums else 0)
+    shell = Graph("tile", "", made.main.sizes, Region(params[: len(inputs)], ()))
+    sizes = bind_sizes(shell, [x.shape for x in inputs])
+    shapes = [tuple(size.evaluate(sizes) for size in x.type.shape) for x in work]  # type: ignore[union-attr]
+    sums = [np.full(shape, np.nan, "f4") for shape in shapes[:-1]]
+    return [*sums, np.zeros(shapes[-1], "i4")] if work else []
 
 
 def exact(form: Form, columns: int = 8) -> bool:
@@ -99,10 +115,12 @@ def check(
     schedule: ProductSchedule | None = None,
     parts: int = 1,
     seed: int = 0,
+    counting: bool = False,
 ) -> None:
     """Runs a form on drawn inputs in the interpreter; the result is within what is allowed."""
     problem = draw(form, LANES, rows, blocks, seed)
-    got = evaluated(programs(form, rows, schedule, parts), problem.inputs)
+    made = programs(form, rows, schedule, parts, counting=counting)
+    got = evaluated(made, problem.inputs)
     want = oracle(form, LANES, problem.inputs)
     assert got.shape == want.shape == (rows, blocks * LANES)
     columns = schedule.rows if schedule else row_class(rows) or MANY

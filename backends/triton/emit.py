@@ -13,6 +13,7 @@ from typing import Any
 
 from tilewright.backends.numba.text import PythonText, is_atom
 from tilewright.backends.triton.blocks import BlockOps
+from tilewright.backends.triton.halves import HalfOps
 from tilewright.backends.triton.memory import Memory, MemoryOps
 from tilewright.backends.triton.pointwise import (
     HELPERS,
@@ -27,9 +28,6 @@ from tilewright.ir import ops_tile as t
 from tilewright.ir.core import Graph, Op, Region, Value
 from tilewright.ir.dtypes import BF16, BOOL, F32, I32, I64
 from tilewright.ir.errors import UnsupportedError
-from tilewright.ir.layout import Layout
-from tilewright.ir.ops_lowbit import View
-from tilewright.ir.packing import HALF
 from tilewright.ir.sizes import Size
 from tilewright.ir.types import BufferType, IndexType, RegisterType
 
@@ -63,7 +61,7 @@ def emit_source(
     return _Program(graph, symbol, wide_products, bulk).run()
 
 
-class _Program(MemoryOps, BlockOps):
+class _Program(MemoryOps, BlockOps, HalfOps):
     """Writes one kernel."""
 
     def __init__(self, graph: Graph, symbol: str, wide_products: bool, bulk: bool) -> None:
@@ -78,6 +76,7 @@ class _Program(MemoryOps, BlockOps):
         self.sizes: dict[str, str] = {}
         self.ranges: dict[int, str] = {}
         self.uses = _uses(graph.body)
+        self.readers = {v: op for op in graph.body.walk() for v in op.operands}
 
     def run(self) -> TritonSource:
         arguments = self._arguments()
@@ -234,20 +233,6 @@ class _Program(MemoryOps, BlockOps):
         if max(_shape(op.x)) == 1:
             return f"tl.cast({x}, {made})"
         return f"{atom(x)}.to({made})"
-
-    def _tile_view(self, op: View) -> str:
-        """Bits as another dtype; words may be cut into halves, which lie side by side."""
-        x, made, type_ = atom(self.values[op.x]), dtype_name(op.dtype), op.x.type
-        assert isinstance(type_, RegisterType)
-        if op.layout == type_.layout:
-            return f"{x}.to({made}, bitcast=True)"
-        rows, columns = type_.layout.shape[0], type_.layout.shape[-1]
-        cut = type_.dtype == I32 and op.dtype.bits == HALF
-        if not cut or op.layout != Layout(2).local(rows, 2 * columns):
-            raise UnsupportedError("a view as other than the halves of words", op.loc)
-        halves = f"tl.join({x}.to(tl.int16), ({x} >> {HALF}).to(tl.int16))"
-        view = f"tl.reshape({halves}, ({rows}, {2 * columns}))"
-        return view if made == "tl.int16" else f"{view}.to({made}, bitcast=True)"
 
     def _tile_block(self, op: t.BlockId) -> str:
         return self.blocks[op.dim]

@@ -156,6 +156,19 @@ class MemoryOps:
         pointers = f"{target.pointer}{first} + {atom(offsets)}"
         self.text.line(f"tl.store({pointers}, {value}, mask={inside})")
 
+    def _tile_last_of(self, op: t.LastOf) -> str:
+        """Whoever comes adds 1. Before it, all threads' stores are over (the barrier), and made
+        known to the whole GPU (release); the last one sees those of the others (acquire)."""
+        held: Memory = self.values[op.counters]
+        at = [self.values[v] for v in op.at]
+        parts = [product(i, s) for i, s in zip(at, held.strides, strict=True) if i != "0"]
+        place = self.text.bind("counter", " + ".join([held.pointer, *parts]))
+        self.text.line("tl.debug_barrier()")
+        came = f'tl.atomic_add({place}, 1, sem="acq_rel", scope="gpu")'
+        last = self.text.bind("last", f"{came} == {op.count - 1}")
+        self.text.line(f"tl.store({place}, 0, mask={last})")
+        return f"{last}.to(tl.int64)"
+
     def _tile_barrier(self, op: Op) -> None:
         self.text.line("tl.debug_barrier()")
 

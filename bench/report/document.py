@@ -8,11 +8,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 import types
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -138,6 +136,7 @@ class Method:
     evicted_bytes: int
     quick: bool
     caches: str  # of compiled kernels at the start: new, or as found
+    processes: bool = False  # each sitting had one of its own
 
 
 @dataclass(frozen=True)
@@ -195,24 +194,6 @@ def rounded(data: Any) -> Any:
 
 
 # ---- files
-
-
-def save(text: str, path: Path) -> None:
-    """Written whole or not at all. Raises BenchError where that cannot be."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        special = path.absolute().parts[1:2] in (("dev",), ("proc",)) or not path.is_file()
-        if path.exists() and special and not path.is_dir():  # a device, a pipe, what is open
-            with open(os.open(path, os.O_WRONLY | os.O_APPEND), "wb") as device:
-                device.write(text.encode())
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            beside.unlink()
-        raise BenchError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def load(path: Path) -> Document:
@@ -277,9 +258,11 @@ def _made(kind: Any, data: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
         hints = _hints(kind)  # type: ignore[arg-type]
         given = _is(dict, data, where)
-        if missing := set(hints) - set(given):
+        optional = {f.name for f in dataclasses.fields(kind) if f.default is not MISSING}
+        if missing := set(hints) - set(given) - optional:
             raise ValueError(f"{where} has no {', '.join(sorted(missing))}")
-        return kind(**{k: _made(hint, given[k], f"{where}.{k}") for k, hint in hints.items()})  # type: ignore[operator]
+        made = {k: _made(hint, given[k], f"{where}.{k}") for k, hint in hints.items() if k in given}
+        return kind(**made)  # type: ignore[operator]
     if kind is float:
         return float("inf") if data is None else float(_is((int, float), data, where))
     return _is(kind, data, where)

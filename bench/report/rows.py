@@ -106,10 +106,11 @@ def provider_rows(document: Document) -> list[list[str]]:
 def method_lines(document: Document) -> list[str]:
     """What was done, in sentences."""
     method, here = document.method, document.machine
+    where = "each in a process of its own, " if method.processes else ""
     versions = ", ".join(f"{name} {version}" for name, version in here.versions.items())
     return [
-        f"{method.sittings} sittings, in each of which inputs and weights are made anew; within "
-        "one, rounds in which every provider has a turn, in a new random order each.",
+        f"{method.sittings} sittings, {where}in each of which inputs and weights are made anew; "
+        "within one, rounds in which every provider has a turn, in a new random order each.",
         "Warm: a call that is not timed, then as many as take 2 ms. Cold: one call after "
         f"{w.bytes_text(method.evicted_bytes)} were read, with the provider's threads awake.",
         f"Intervals: {w.percent(method.confidence)}, bootstrap over sittings. Ratios are formed "

@@ -3,6 +3,7 @@ out along k by what the sizes of a call are."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache, partial
 
@@ -16,13 +17,16 @@ from tilewright.passes.to_tile.choices import DEFAULT, Choice, with_choice
 from tilewright.passes.to_tile.kernel_info import analyse
 from tilewright.passes.to_tile.lowbit.info import packed_products
 from tilewright.passes.to_tile.lower import prepared
+from tilewright.passes.to_tile.whole_blocks.lowbit.decode import LANES
 from tilewright.passes.to_tile.whole_blocks.lowbit.program import (
+    COUNTERS,
     PackedPrograms,
     default_product_schedule,
     packed_programs,
 )
 from tilewright.passes.to_tile.whole_blocks.lowbit.schedule import ProductSchedule, parts_of
 from tilewright.passes.to_tile.whole_blocks.schedule import BlockSchedule
+from tilewright.runtime.cuda.counters import counters
 from tilewright.runtime.family import Call, Variant
 from tilewright.runtime.gpu_parts import MakeKernel, processors
 from tilewright.runtime.once import Once
@@ -47,23 +51,32 @@ def product_programs(
     choice: Choice = DEFAULT,
     forced: BlockSchedule | None = None,
     parts: int = 1,
+    counting: bool = False,
 ) -> PackedPrograms:
     """The programs of a stream graph for up to ``rows`` rows (0: any number), of whose k ``parts``
-    work items take a part each. Raises UnsupportedError where there are none."""
+    work items take a part each; ``counting``: the last of them finishes. Raises UnsupportedError
+    where there are none."""
     info = analyse(prepared(graph))
     schedule = forced_product(forced, parts)
     if schedule is None:
         schedule = with_choice(default_product_schedule(info, target, rows, parts), choice)
-    return packed_programs(info, units, target, rows, schedule, parts)
+    return packed_programs(info, units, target, rows, schedule, parts, counting)
 
 
 class PackedCall:
-    """A form of a kernel with packed weights. ``call`` takes the inputs of its graph."""
+    """A form of a kernel with packed weights. ``call`` takes the inputs of its graph;
+    ``counting``: work items that share out k may count themselves."""
 
     def __init__(
-        self, variant: Variant, target: Target, forced: BlockSchedule | None, make: MakeKernel
+        self,
+        variant: Variant,
+        target: Target,
+        forced: BlockSchedule | None,
+        make: MakeKernel,
+        counting: bool,
     ) -> None:
         self.variant, self.target, self.forced, self.make = variant, target, forced, make
+        self.counting = counting
         info = analyse(prepared(variant.graph))
         default = default_product_schedule(info, target, variant.rows)
         self.schedule = forced_product(forced) or with_choice(default, variant.choice)
@@ -85,10 +98,13 @@ class PackedCall:
     def parts(self, tensors: tuple[torch.Tensor, ...]) -> int:
         """How many work items share out k for these inputs."""
         length, blocks = self.products[0].length, tensors[self.words].shape[0]
-        rows = tensors[self.activations].numel() // max(1, length)
+        rows = self._rows(tensors)
         bits = sum(p.weights.dtype.bits for p in self.products) // len(self.products)
-        slots = AT_ONCE * processors(tensors[0].device)
+        slots = min(AT_ONCE * processors(tensors[0].device), 2 * COUNTERS)
         return parts_of(self.schedule, blocks, rows, length, bits, slots)
+
+    def _rows(self, tensors: tuple[torch.Tensor, ...]) -> int:
+        return tensors[self.activations].numel() // max(1, self.products[0].length)
 
     def _form(self, parts: int) -> _Form:
         variant = self.variant
@@ -100,26 +116,45 @@ class PackedCall:
             variant.unit_dims,
             choice=variant.choice,
             forced=self.forced,
+            counting=self.counting,
         )
         if parts == 1:
             return _Form(programs(), self.make)
         with suppress(UnsupportedError):  # what follows the product cannot be done apart
-            return _Form(programs(parts=parts), self.make)
+            made = programs(parts=parts)
+            between = partial(self._between, parts, made.sums) if made.sums else None
+            return _Form(made, self.make, between)
         return self.whole
+
+    def _between(
+        self, parts: int, count: int, tensors: tuple[torch.Tensor, ...]
+    ) -> list[torch.Tensor]:
+        """Memory for every part's sums, and counters of who is done."""
+        device, columns = tensors[0].device, tensors[self.words].shape[0] * LANES
+        rows = self._rows(tensors)
+        sums = [torch.empty((parts, rows, columns), device=device) for _ in range(count)]
+        return [*sums, counters.of(device)]
 
 
 class _Form:
-    """One or two kernels, and the tables that the first one takes."""
+    """One or two kernels, and what the first one takes besides: tables, and what ``between`` gives
+    for the inputs of a call."""
 
-    def __init__(self, programs: PackedPrograms, make: MakeKernel) -> None:
-        self.programs = programs
+    def __init__(
+        self,
+        programs: PackedPrograms,
+        make: MakeKernel,
+        between: Callable[[tuple[torch.Tensor, ...]], list[torch.Tensor]] | None = None,
+    ) -> None:
+        self.programs, self.between = programs, between
         self.main: Call = make(programs.main)
         self.finish = None if programs.finish is None else make(programs.finish)
 
     def __call__(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         device = tensors[0].device
         tables = [table_on(table, device) for table in self.programs.tables]
-        made = self.main(*tensors, *tables)
+        more = self.between(tensors) if self.between else ()
+        made = self.main(*tensors, *tables, *more)
         return made if self.finish is None else self.finish(*made, *tensors)
 
 

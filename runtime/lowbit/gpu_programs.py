@@ -27,12 +27,13 @@ from tilewright.runtime.triton_kernel import TritonKernel
 @dataclass(frozen=True)
 class GpuForm:
     """A product for up to ``rows`` rows (0: any number), of whose k ``parts`` work items take a
-    part each."""
+    part each; ``counting``: the last of them finishes."""
 
     form: LinearForm
     target: str
     rows: int
     parts: int
+    counting: bool = False
 
 
 def any_graph(form: LinearForm) -> Graph:
@@ -56,7 +57,8 @@ def tile_programs(wanted: GpuForm) -> PackedPrograms:
     """The tile programs of a form. Raises UnsupportedError where there are none."""
     graph, target = stream_graph(wanted.form), named_target(wanted.target)
     units = {p.hint: len(p.type.shape) - 1 for p in graph.params if isinstance(p.type, TensorType)}
-    return product_programs(graph, target, wanted.rows, units, parts=wanted.parts)
+    given = graph, target, wanted.rows, units
+    return product_programs(*given, parts=wanted.parts, counting=wanted.counting)
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,7 @@ def low_bit(dtype: str, rows: int, parts: int, target: Target) -> tuple[Graph, .
     packing = str(choose_layout(kind, 128, target, activation="float").packing)
     weight = WeightForm(packing, kind, 0, None, F16, F32, None)
     form = LinearForm((weight,), 8192, False, BF16, None, "", narrow=True)
-    made = tile_programs(GpuForm(form, target.name, rows, parts))
+    made = tile_programs(GpuForm(form, target.name, rows, parts, counting=parts > 1))
     return tuple(x for x in (made.main, made.finish) if x is not None)
 
 
@@ -205,6 +205,12 @@ BOTH: dict[str, Row] = {  # that CUDA C++ has, too
 ROWS = {
     **BOTH,
     "attention bf16 D128 planes of u8, u4": Row(partial(planes, "cache u8, u4"), few_rows),
+    **{
+        f"low-bit {dtype} {rows} rows, in {parts} parts": Row(
+            partial(low_bit, dtype, rows, parts), nothing
+        )
+        for dtype, rows, parts in (("u4", 8, 4), ("u8", 16, 4), ("u3", 8, 16), ("u4", 32, 2))
+    },
 }
 
 

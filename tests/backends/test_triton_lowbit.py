@@ -62,6 +62,26 @@ def test_codes_go_straight_from_shared_memory_to_matrix_units() -> None:
     assert text.count("ldmatrix") >= 16 and text.count("st.shared") <= 24
 
 
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("dtype", "rows", "parts"), [("u4", 1, 4), ("u3", 1, 16), ("u8", 16, 4)])
+def test_the_last_work_item_adds_up(dtype: str, rows: int, parts: int, target: str) -> None:
+    """What all threads wrote is there before the count goes up, which nothing moves across."""
+    made = programs(form(dtype), rows, parts=parts, target=target, counting=True)
+    assert made.finish is None
+    source = emit_source(made.main, "kernel")
+    warps, stages = int(made.main.attrs["warps"]), int(made.main.attrs["stages"])
+    found = compile_ahead(source, made.main, named_target(target), warps, stages)
+    assert found.spills == 0
+    if target.startswith("cuda"):
+        lines = [line.strip() for line in found.assembly.splitlines()]
+        (count,) = (i for i, line in enumerate(lines) if "atom.global.gpu.acq_rel.add" in line)
+        before, after = lines[:count], lines[count + 1 :]
+        stored = max(i for i, line in enumerate(before) if "st.global" in line)
+        assert any("bar.sync" in line for line in before[stored:])
+        read = next(i for i, line in enumerate(after) if "ld.global" in line)
+        assert any("bar.sync" in line for line in after[:read])
+
+
 def test_source_is_one_readable_kernel() -> None:
     text = emit_source(programs(form("u4"), 1).main, "kernel").text
     assert text.count("@triton.jit") == 1 and text.count("tl.dot") == 4

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,6 +15,7 @@ from tilewright.runtime.gpu_targets import pretended, using_schedule
 from tilewright.runtime.lowbit import gated_kernel, gpu_matrix, linears_kernel
 from tilewright.runtime.lowbit.fallback import FALLBACKS
 from tilewright.runtime.lowbit.gpu import for_gpu
+from tilewright.runtime.lowbit.gpu_products import PackedCall
 from tilewright.runtime.lowbit.gpu_programs import PRODUCTS
 from tilewright.runtime.schedule_forms import KernelForm
 from tilewright.runtime.tuned import TUNED, TunedSchedules
@@ -127,6 +130,27 @@ def test_no_rows_and_other_rows() -> None:
         for rows in (0, 1, 3, 9, 17):
             x = torch.randn(rows, 600)
             close(tilewright.linear(x, weight, bias), want(x, weight, bias), "f32")
+
+
+def test_work_items_that_share_out_k_finish_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One kernel: it writes the results, and every call gives the same bits."""
+    given: list[list[torch.Tensor]] = []
+    plain = PackedCall._between
+
+    def between(self: PackedCall, *facts: Any) -> list[torch.Tensor]:
+        given.append(plain(self, *facts))
+        return given[-1]
+
+    monkeypatch.setattr(PackedCall, "_between", between)
+    weight = tilewright.QuantizedTensor.from_float(torch.randn(130, 2048), "u3", 64)
+    x = torch.randn(2, 2048)
+    with using_schedule(8, 128, 2, 2):
+        got = tilewright.linear(x, weight)
+        close(got, want(x, weight, None), "f32")
+        assert all(torch.equal(got, tilewright.linear(x, weight)) for _ in range(2))
+    assert len(given) == 3
+    for sums, counters in given:
+        assert sums.shape == (4, 2, 192) and not counters.any()
 
 
 def test_weights_are_repacked_once_and_moved_as_they_are() -> None:

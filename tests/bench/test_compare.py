@@ -120,7 +120,7 @@ def test_two_runs_of_one_build_agree() -> None:
 def test_exit_codes(b: d.Document, options: list[str], code: int, tmp_path: Path) -> None:
     paths = [tmp_path / "a.json", tmp_path / "b.json"]
     for path, document in zip(paths, (A, b), strict=True):
-        d.save(document.to_json(), path)
+        path.write_text(document.to_json(), encoding="utf-8")
     done = CliRunner().invoke(app, ["bench", "compare", *map(str, paths), *options])
     assert done.exit_code == code, done.output
     if code == 1:

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from tests.bench.report_documents import make_document
-from tilewright.bench.report.document import save
 from tilewright.bench.report.kept import default_name, newest_reports
 from tilewright.bench.results_page import results_page
 
@@ -17,7 +16,9 @@ def test_the_newest_run_of_each_suite_is_shown(tmp_path: Path) -> None:
     new = replace(made, date="2026-02-01T00:00:00+00:00", about="new")
     other = replace(old, suite="other")
     for document in (new, old, other):
-        save(document.to_json(), tmp_path / default_name(document))
+        path = tmp_path / default_name(document)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(document.to_json(), encoding="utf-8")
     (tmp_path / made.machine.kind / "bench-agreement-2026-03-01.json").write_text("{}")
     found = newest_reports(tmp_path)
     assert [(x.suite, x.date) for _, x in found] == sorted(

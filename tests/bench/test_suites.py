@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import sys
 from typing import Any
@@ -13,16 +12,19 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
+from tests.bench.toys import offered, toy
 from tilewright import BenchError
 from tilewright.bench import running
 from tilewright.bench.contender import prepare
 from tilewright.bench.method.roofs import Roofs
+from tilewright.bench.one_sitting import Options
 from tilewright.bench.providers import catalogue as providers
 from tilewright.bench.providers import ggml
 from tilewright.bench.providers.catalogue import OURS, Provider, chosen, provider
 from tilewright.bench.report.document import parse
 from tilewright.bench.report.terminal import Display
-from tilewright.bench.running import Options, Run, run
+from tilewright.bench.run_document import document_of
+from tilewright.bench.running import Run, run
 from tilewright.bench.suites import catalogue as suites
 from tilewright.bench.suites import lowbit
 from tilewright.bench.suites.problem import Form, NotOffered, Problem, Suite, errors_of
@@ -89,22 +91,6 @@ def test_a_provider_is_right_or_says_why_not(given: tuple[str, str]) -> None:
 
 
 # ---- what does not work
-
-
-def offered(*forms: Form) -> Any:
-    return lambda problem, inputs: list(forms)
-
-
-def toy(tolerance: float = 1e-3) -> Problem:
-    """Doubling two numbers."""
-    attention = suites.suite("attention").smallest("prefill")
-    return dataclasses.replace(
-        attention,
-        name="doubling",
-        make=lambda: torch.ones(2),
-        exact=lambda x: 2 * x.double(),
-        tolerance=tolerance,
-    )
 
 
 def no() -> Any:
@@ -178,18 +164,20 @@ def toys(monkeypatch: pytest.MonkeyPatch) -> Suite:
     }
     monkeypatch.setattr(running, "measure_roofs", lambda *_: ROOFS)
     monkeypatch.setattr(Provider, "offers", lambda self: tables.get(self.name, {}))
-    problem = dataclasses.replace(toy(), section="all")
+    problem = toy()
     return Suite("toys", "Doubling", lambda quick: [problem], lambda section: problem)
 
 
 def test_a_run_gives_a_whole_document(toys: Suite) -> None:
     shares: list[float] = []
     options = Options(sittings=2, seconds=0.1, quick=True)
-    document = run(
-        toys,
-        chosen(["torch-eager", "torch-sdpa", "gemlite"]),
-        options,
-        lambda r: shares.append(r.share),
+    document = document_of(
+        run(
+            toys,
+            chosen(["torch-eager", "torch-sdpa", "gemlite"]),
+            options,
+            lambda r: shares.append(r.share),
+        )
     )
     assert shares == sorted(shares) and shares[0] == 0.0 and shares[-1] == 1.0
     assert parse(document.to_json(), "it").to_json() == document.to_json()
@@ -206,7 +194,7 @@ def test_a_run_gives_a_whole_document(toys: Suite) -> None:
 
 def test_a_provider_that_fails_later_loses_its_times_and_others_keep_theirs(toys: Suite) -> None:
     options = Options(sittings=3, seconds=0.1, quick=True)
-    document = run(toys, chosen(["torch-eager"]), options)
+    document = document_of(run(toys, chosen(["torch-eager"]), options))
     ours, rival = document.problems[0].results
     assert ours.warm is not None and len(ours.warm.samples) == 3
     assert rival.status == "failed" and rival.warm is None and "in a later sitting" in rival.reason
@@ -223,7 +211,9 @@ def test_ctrl_c_keeps_the_sittings_that_were_whole(toys: Suite, whole: int) -> N
         with pytest.raises(KeyboardInterrupt):
             run(toys, chosen(["torch-eager"]), options, end)
         return
-    document = run(toys, chosen(["torch-eager"]), options, end)
+    finished = run(toys, chosen(["torch-eager"]), options, end)
+    assert finished.interrupted and f"{whole} of 4" in finished.cut_short
+    document = document_of(finished)
     assert document.method.sittings == whole and len(document.noise.loads) == whole
     assert document.method.seconds == pytest.approx(0.1 * whole / 4)
     (problem,) = document.problems
@@ -255,7 +245,7 @@ def test_a_provider_that_cannot_be_loaded_is_told(
         return whole(self)
 
     monkeypatch.setattr(Provider, "offers", offers)
-    document = run(toys, chosen(["torch-sdpa"]), Options(1, 0.1, True))
+    document = document_of(run(toys, chosen(["torch-sdpa"]), Options(1, 0.1, True)))
     assert document.providers[-1].status == "failed"
     assert "broken library" in document.providers[-1].reason
 

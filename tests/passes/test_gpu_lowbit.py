@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import itertools
+import random
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.gpu_lowbit_programs import check, evaluated, exact, programs, stream
+from tests.gpu_lowbit_programs import between, check, evaluated, exact, programs, stream
 from tests.lowbit_programs import Form, Weight, draw
+from tilewright.ir import evaluate_tile
 from tilewright.ir.dtypes import TABLE, table_dtype
-from tilewright.ir.errors import UnsupportedError
-from tilewright.ir.packing import Packing
+from tilewright.ir.errors import EvaluationError, UnsupportedError
+from tilewright.ir.evaluate import evaluate_graph
+from tilewright.ir.packing import TILE_WORDS, Packing
 from tilewright.ir.target import named_target
 from tilewright.passes.choose_layout import choose_layout
 from tilewright.passes.to_tile.lower import gpu_program
@@ -77,6 +84,7 @@ ENDS = ((), ("bias",), ("silu",), ("residual",), ("silu", "bias", "residual"))
     end=st.sampled_from(ENDS),
     columns=st.sampled_from([8, 16, 64]),
     height=st.sampled_from([32, 64]),
+    counting=st.booleans(),
 )
 def test_any_shape_and_group(  # noqa: PLR0913, PLR0917  (what is drawn)
     bits: int,
@@ -93,12 +101,14 @@ def test_any_shape_and_group(  # noqa: PLR0913, PLR0917  (what is drawn)
     end: tuple[str, ...],
     columns: int,
     height: int,
+    counting: bool,
 ) -> None:
     """``columns`` decides whether sums or weights are scaled, ``strips`` whether a plane is read in
     several turns."""
     weight = Weight(f"u{bits}", group, "tiles", 0 if zeros else 1 << bits - 1, zeros, scales)
     schedule = ProductSchedule(columns, vectors, strips, 2, 2, parts, height)
-    check(Form((weight,), length, 0, end, x), rows, blocks, schedule, seed=length)
+    form = Form((weight,), length, 0, end, x)
+    check(form, rows, blocks, schedule, seed=length, counting=counting)
 
 
 def test_gated_products_of_other_widths() -> None:
@@ -120,6 +130,65 @@ def test_parts_are_added_in_their_order() -> None:
     assert made.finish is not None and str(made.main.attrs["grid"][1][0]) == "8"
     inputs = draw(form, LANES, 4, 1, 0).inputs
     assert np.array_equal(evaluated(made, inputs), evaluated(made, inputs))
+
+
+@settings(max_examples=20)
+@given(
+    parts=st.sampled_from([2, 4, 8]),
+    vectors=st.sampled_from([1, 2]),
+    height=st.sampled_from([32, 64]),
+    rows=st.integers(1, 20),
+    blocks=st.integers(1, 3),
+    gated=st.booleans(),
+    source=st.randoms(use_true_random=False),
+)
+def test_whoever_comes_last_adds_up_what_two_programs_do(
+    parts: int,
+    vectors: int,
+    height: int,
+    rows: int,
+    blocks: int,
+    gated: bool,
+    source: random.Random,
+) -> None:
+    """The same bits, in whatever order work items come; counters are 0 again."""
+    weights = (Weight("u3", 32, "tiles", zeros="u8"), Weight("u4", 64, "tiles"))
+    form = Form(weights[: 1 + gated], 900, 0, ("silu", "bias"), "bf16")
+    schedule = ProductSchedule(8, vectors, 2, 2, 2, parts, height)
+    pair = programs(form, rows, schedule)
+    one = programs(form, rows, schedule, counting=True)
+    assert pair.finish is not None and one.finish is None and one.sums == 1 + gated
+    inputs = draw(form, LANES, rows, blocks, 0).inputs
+    memory = between(one, inputs)
+    with in_any_order(source):
+        (got,) = evaluate_graph(one.main, *inputs, *memory)
+    assert np.array_equal(got, evaluated(pair, inputs))
+
+
+@contextmanager
+def in_any_order(source: random.Random) -> Iterator[None]:
+    """The interpreter's work items, one after the other."""
+
+    def shuffled(*axes: Iterable[int]) -> list[tuple[int, ...]]:
+        items = list(itertools.product(*axes))
+        source.shuffle(items)
+        return items
+
+    with patch.object(evaluate_tile, "itertools", SimpleNamespace(product=shuffled)):
+        yield
+
+
+def test_counters_that_are_not_0_are_seen() -> None:
+    """Block 1 would be added up before its last part is there."""
+    form = Form((Weight("u4", 32, "tiles", 8),), 900, 0, (), "bf16")
+    made = programs(form, 4, ProductSchedule(8, 1, 8, 2, 2, 4), counting=True)
+    inputs = draw(form, LANES, 4, 2, 0).inputs
+    sums, counters = between(made, inputs)
+    evaluate_graph(made.main, *inputs, sums, counters)
+    for left, message in ((1, "not 0 after"), (4, "more work items")):
+        counters[1] = left
+        with pytest.raises(EvaluationError, match=message):
+            evaluate_graph(made.main, *inputs, sums, counters)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +236,8 @@ def test_layouts_for_gpus_are_planes_that_divide_a_byte(dtype: str) -> None:
     assert all(c.shifts + c.masks >= first.shifts + first.masks for c in others)
 
 
-def test_a_code_of_four_bits_takes_less_than_two_instructions() -> None:
-    """A shift, a mask and a subtraction for two codes, but for the shift of the first ones."""
-    best = choose_layout(TABLE["u4"], 128, named_target("cuda-sm90")).candidates[0]
-    assert best.shifts + best.masks + best.arithmetic == 11 * best.weights // 8
+@pytest.mark.parametrize("dtype", ["u1", "u2", "u4", "u8"])
+def test_a_code_of_one_plane_takes_little_more_than_one_instruction(dtype: str) -> None:
+    """A mask and a multiply-add for two codes; one shift serves all codes of the upper bytes."""
+    best = choose_layout(TABLE[dtype], 128, named_target("cuda-sm90")).candidates[0]
+    assert best.shifts + best.masks + best.arithmetic == best.weights + TILE_WORDS

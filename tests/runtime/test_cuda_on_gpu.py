@@ -64,6 +64,43 @@ def test_on_another_stream() -> None:
     check(out, q * 2, k, v)
 
 
+def few_rows() -> tuple[torch.Tensor, tilewright.QuantizedTensor]:
+    """A product whose k several work items share out."""
+    weight = tilewright.QuantizedTensor.from_float(torch.randn(512, 8192), "u4", 128)
+    return torch.randn(4, 8192, device="cuda").bfloat16(), weight.to("cuda")
+
+
+def test_work_items_of_many_streams_count_apart() -> None:
+    x, weight = few_rows()
+    want = tilewright.linear(x, weight)
+    streams = [torch.cuda.Stream() for _ in range(4)]
+    torch.cuda.synchronize()
+    found = []
+    for _ in range(200):
+        for stream in streams:
+            with torch.cuda.stream(stream):
+                found.append(tilewright.linear(x, weight))
+    torch.cuda.synchronize()
+    assert all(bool((y == want).all()) for y in found)
+
+
+def test_graphs_replayed_at_once_count_apart() -> None:
+    x, weight = few_rows()
+    want = tilewright.linear(x, weight)
+    graphs, found = [torch.cuda.CUDAGraph() for _ in range(4)], []
+    for graph in graphs:
+        with torch.cuda.graph(graph):
+            found.append([tilewright.linear(x, weight) for _ in range(20)])
+    streams = [torch.cuda.Stream() for _ in graphs]
+    torch.cuda.synchronize()
+    for _ in range(20):
+        for graph, stream in zip(graphs, streams, strict=True):
+            with torch.cuda.stream(stream):
+                graph.replay()
+    torch.cuda.synchronize()
+    assert all(bool((y == want).all()) for each in found for y in each)
+
+
 def test_in_a_graph() -> None:
     q, k, v = inputs()
     want = attention(q, k, v)

@@ -88,10 +88,12 @@ def run_suite(  # noqa: PLR0913, PLR0917  (options of a command)
         bool, typer.Option("--save", help="Write all three into bench/results/, too.")
     ] = False,
 ) -> None:
-    """Measure a suite: Tilewright and every provider in turns, in one process."""
+    """Measure a suite: Tilewright and every provider in turns."""
+    from tilewright.bench.one_sitting import Options
     from tilewright.bench.providers.catalogue import chosen
     from tilewright.bench.report.terminal import Display, show
-    from tilewright.bench.running import Options, run
+    from tilewright.bench.run_document import document_of
+    from tilewright.bench.running import run
     from tilewright.bench.suites import catalogue
     from tilewright.runtime.whole_file import check_writable
 
@@ -104,20 +106,22 @@ def run_suite(  # noqa: PLR0913, PLR0917  (options of a command)
     for provider in providers:
         if absence := provider.absence():
             note(f"{provider.title} is absent: {absence}")
-    options = Options(min(2, sittings) if quick else sittings, seconds, quick, only, "new")
+    sittings = min(2, sittings) if quick else sittings
+    options = Options(sittings, seconds, quick, only, "new", processes=not quick)
     with _new_caches(), Display(Console(stderr=True, highlight=False)) as display:
-        document = run(found, providers, options, display)
+        finished = run(found, providers, options, display)
+    document = document_of(finished)
     show(document)
     _write(document, json, markdown, html)
-    cut_short = document.method.sittings < options.sittings
-    if cut_short:
-        note(f"interrupted: {document.method.sittings} of {options.sittings} sittings were whole")
-        raise typer.Exit(INTERRUPTED)
+    if finished.cut_short:
+        note(finished.cut_short)
+        raise typer.Exit(INTERRUPTED if finished.interrupted else 1)
     if save:
         from tilewright.bench.records import RESULTS
         from tilewright.bench.report.kept import default_name
 
         path = RESULTS / default_name(document)
+        path.parent.mkdir(parents=True, exist_ok=True)
         _write(document, path, path.with_suffix(".md"), path.with_suffix(".html"))
 
 
@@ -217,15 +221,16 @@ def _pass_on(module: str, args: list[str]) -> None:
 
 
 def _write(document: object, json: Path | None, markdown: Path | None, html: Path | None) -> None:
-    from tilewright.bench.report.document import Document, save
+    from tilewright.bench.report.document import Document
     from tilewright.bench.report.markdown import markdown as as_markdown
     from tilewright.bench.report.page import page
+    from tilewright.runtime.whole_file import write_whole
 
     assert isinstance(document, Document)
     kinds = ((json, Document.to_json), (markdown, as_markdown), (html, page))
     for path, made in kinds:
         if path is not None:
-            save(made(document), path)
+            write_whole(path, made(document).encode(), BenchError, force=True)
             typer.echo(f"wrote {path}", err=True)
 
 

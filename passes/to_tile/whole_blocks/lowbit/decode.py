@@ -3,8 +3,10 @@
 Two neighbouring codes lie in the halves of a word, and become 16-bit floats without leaving it:
 
 integers
-    The code's bits in the mantissa of a power of two, from which that power and the zero are taken
-    off; a highest bit that the mantissa lacks decides which power. Exact in bf16 and f16.
+    The code's bits, low in the float: as many times the dtype's smallest number as where they lie
+    says, since where denormals end the next numbers go on in the same steps. So a multiply-add
+    with a large power of two and the zero makes (code - zero) / ``unit`` of it, exactly, wherever
+    its bits are among the lowest 8 (in f16, 11). The unit, a power of two, goes onto scales.
 floats
     Sign, exponent and mantissa at the places that the dtype has them, times a power of two for the
     other bias: exact, denormals included.
@@ -39,6 +41,8 @@ I16 = TABLE["i16"]
 LANES = 64  # rows of weights in a block: what a warp group's matrix instruction takes
 MANTISSA = {F16: 10, BF16: 7}
 BIAS = {F16: 15, BF16: 127}
+# what a code is divided by after a multiplication of its bits, read as a float, with 2^bias
+_STEPS = {dtype: 2.0 ** (bits - 1) for dtype, bits in MANTISSA.items()}
 
 
 def product_dtype(dtype: DType, given: DType) -> DType:
@@ -78,6 +82,13 @@ class StripDecoder:
         """Whether values come from a table in memory."""
         return not self.dtype.is_int and not self.dtype.is_float
 
+    @property
+    def unit(self) -> float:
+        """What scales are to be multiplied by, and zeros divided: a strip is in such units."""
+        if self.wide or not self.dtype.is_int:
+            return 1.0
+        return _STEPS[self.narrow]
+
     @cached_property
     def wide(self) -> bool:
         """Whether values are made in f32: tables, and zeros that 16 bits do not hold."""
@@ -96,7 +107,8 @@ class StripDecoder:
         zeros: Value | None,
         table: Value | None,
     ) -> Value:
-        """One strip less its zeros: in f32 (zeros, too) if values are wide, else in ``narrow``."""
+        """One strip less its zeros, in units: in f32 (zeros, too) if values are wide, else in
+        ``narrow``."""
         if self.table:
             assert table is not None
             codes = self._viewed(b, _moved(b, words, self._moves(strip)), I16)
@@ -104,10 +116,12 @@ class StripDecoder:
         elif self.dtype.is_float:
             x = self._float(b, words, strip)
         else:
-            x = self._integer(b, words, strip, 0 if self.wide else self.zero, zeros is not None)
+            x = self._integer(b, words, strip, 0 if self.wide else self.zero)
         if not self.wide:
             return x if zeros is None else b(m.Sub, x, zeros, hint="w")
         x = x if self.table else b(m.Cast, x, dtype=F32, hint="w")
+        if self.dtype.is_int:
+            x = b(m.Mul, x, b.number(_STEPS[self.narrow], F32), hint="w")
         if self.zero:
             x = b(m.Sub, x, b.number(float(self.zero), F32), hint="w")
         return x if zeros is None else b(m.Sub, x, zeros, hint="w")
@@ -131,41 +145,27 @@ class StripDecoder:
         factor = 2.0 ** (BIAS[self.narrow] - ((1 << (self.dtype.exponent - 1)) - 1))
         return x if factor == 1 else b(m.Mul, x, b.number(factor, self.narrow), hint="w")
 
-    def _integer(
-        self, b: TileBuilder, words: Mapping[int, Value], strip: int, zero: int, more: bool
-    ) -> Value:
-        """``more``: another zero is taken off, so that this one may not grow."""
-        mantissa, narrow = MANTISSA[self.narrow], self.narrow
-        power = BIAS[narrow] + mantissa << mantissa  # 1 << mantissa as the dtype writes it
-        found = self._moves(strip)
-        if self.packing.bits <= mantissa:
-            x = self._viewed(b, _moved(b, words, found, _both(power)), narrow)
-            taken = (1 << mantissa) + zero
-            if not more and 0 <= taken <= 2 << mantissa:  # one number, which the dtype holds
-                return b(m.Sub, x, b.number(float(taken), narrow), hint="w")
-            x = b(m.Sub, x, b.number(float(1 << mantissa), narrow), hint="w")
-            return b(m.Sub, x, b.number(float(zero), narrow), hint="w") if zero else x
-        # with the highest bit the power itself is taken off, without it twice that: code - 128
-        low = _both((1 << mantissa) - 1)
-        word = _moved(b, words, found)
-        x = b(m.BitOr, b(m.BitAnd, word, constant(b, low), hint="part"), constant(b, _both(power)))
-        top = b(m.BitAnd, word, constant(b, _both(1 << mantissa)), hint="part")
-        top = b(m.BitXor, top, constant(b, _both(power + (1 << mantissa))), hint="power")
-        x = b(m.Sub, self._viewed(b, x, narrow), self._viewed(b, top, narrow), hint="w")
-        left = zero - (1 << mantissa)
-        return x if not left else b(m.Sub, x, b.number(float(left), narrow), hint="w")
+    def _integer(self, b: TileBuilder, words: Mapping[int, Value], strip: int, zero: int) -> Value:
+        """(code - zero) / ``_STEPS``; the code's bits stay where they are in the word, or in its
+        halves' upper bytes, if a smaller factor makes the same of them there."""
+        narrow = self.narrow
+        room = MANTISSA[narrow] + 1 - self.packing.bits
+        found = [self._moves(strip, range(at, at + self.packing.bits)) for at in range(room + 1)]
+        at = min(range(room + 1), key=lambda at: sum(map(_work, found[at])))
+        x = self._viewed(b, _moved(b, words, found[at]), narrow)
+        factor = b.number(2.0 ** (BIAS[narrow] - at), narrow)
+        less = b.number(-zero / _STEPS[narrow], narrow)
+        return b(m.Fma, x, factor, less, hint="w")
 
 
-def _both(bits: int) -> int:
-    """The same bits in both halves of a word."""
-    return bits | bits << HALF
+def _work(move: Move) -> float:
+    """What a move costs beside its mask: a shift by a byte serves several codes."""
+    return 0.0 if move.shift == 0 else 0.5 if abs(move.shift) == HALF // 2 else 1.0
 
 
-def _moved(
-    b: TileBuilder, words: Mapping[int, Value], wanted: Sequence[Move], power: int = 0
-) -> Value:
-    """Words of the bits that the moves bring, and of ``power``."""
-    out = constant(b, power) if power else None
+def _moved(b: TileBuilder, words: Mapping[int, Value], wanted: Sequence[Move]) -> Value:
+    """Words of the bits that the moves bring."""
+    out: Value | None = None
     for move in wanted:
         part = words[move.word]
         if move.shift:

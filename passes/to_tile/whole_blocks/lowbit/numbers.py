@@ -34,13 +34,14 @@ class Beside:
 @dataclass(frozen=True)
 class GroupNumbers:
     """Scales and zeros of ``height`` rows of one weight of ``length`` codes a row; a turn has
-    ``strips`` strips."""
+    ``strips`` strips. Codes come divided by ``unit``."""
 
     state: LoweringState
     weights: StreamDequantize
     length: int
     strips: int
     height: int
+    unit: float = 1.0
 
     @property
     def group(self) -> int:
@@ -114,9 +115,15 @@ class GroupNumbers:
         assert callable(read)
         w = self.weights
         scale = self._wide(read(self.state.buffers[w.scales]), w.scales, w.scale)
+        scale = self._times(scale, self.unit)
         if w.extra != "zeros":
             return Beside(scale, None)
-        return Beside(scale, self._wide(read(self.state.buffers[w.more[0]]), w.more[0], F32))
+        zero = self._wide(read(self.state.buffers[w.more[0]]), w.more[0], F32)
+        return Beside(scale, self._times(zero, 1 / self.unit))
+
+    def _times(self, x: Value, factor: float) -> Value:
+        b = self.state.build
+        return x if factor == 1 else b(m.Mul, x, b.number(factor, F32), hint=x.hint)
 
     def _wide(self, x: Value, tensor: Value, encoded: DType) -> Value:
         memory = self.state.buffers[tensor].type

@@ -13,7 +13,7 @@ where the sum of activations is a product with a matrix of ones.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tilewright.ir import ops_math as m
 from tilewright.ir import ops_stream as s
@@ -69,13 +69,14 @@ class StripProduct:
         assert isinstance(self.x.type, BufferType)
         self.made = product_dtype(w.dtype, self.x.type.dtype)
         height = schedule.height
-        self.numbers = GroupNumbers(state, w, self.length, strips, height)
+        self.numbers = GroupNumbers(state, w, self.length, strips, height)  # units come below
         self.words = TurnWords.of(state, state.buffers[w.words], w.layout, strips, height)
         self.columns, self.has_zeros = schedule.rows, w.extra == "zeros"
         self.on_sums = not on_weights and self._sums_are_scaled
         self.zeros_on_sums = self.has_zeros and self.on_sums and self.columns <= FEW
         zero = 0 if self.has_zeros else w.zero
         self.decoder = StripDecoder(w.layout, w.dtype, zero, self._zeros(product), self.made)
+        self.numbers = replace(self.numbers, unit=self.decoder.unit)
         self.once: list[Beside] = []  # of every block, where a row is one group
 
     def _zeros(self, product: PackedProduct) -> str:

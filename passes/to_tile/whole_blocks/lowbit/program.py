@@ -1,8 +1,9 @@
 """The programs of a kernel with packed weights on a GPU.
 
 A work item takes some blocks of weights and a block of rows of activations. With few rows several
-work items share out k: each writes its sums, and a second program adds these up in their order and
-does the rest, so that results are the same bits from call to call.
+work items share out k: each writes its sums, and the last of them to be done adds these up in their
+order and does the rest, so that results are the same bits from call to call. Where a back end does
+not count work items, a second program does that.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from tilewright.ir import ops_math as m
 from tilewright.ir import ops_stream as s
 from tilewright.ir import ops_tile as t
 from tilewright.ir.core import Graph, Region, Value
-from tilewright.ir.dtypes import BF16, F16, F32
+from tilewright.ir.dtypes import BF16, F16, F32, I32
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.layout import Layout
 from tilewright.ir.packing import STRIP, TILES
@@ -37,17 +38,21 @@ from tilewright.passes.to_tile.whole_blocks.lowbit.schedule import (
 )
 from tilewright.passes.to_tile.whole_blocks.lowbit.words import Block
 
+COUNTERS = 1024  # blocks of results whose k is shared out, at most
 FINISH_ROWS = 8  # of activations that a work item of the second program takes
 
 
 @dataclass(frozen=True)
 class PackedPrograms:
     """``main`` gives the results, or every part's sums, which ``finish`` takes before the inputs.
-    ``tables``: what the codes of which products stand for, inputs of ``main`` after the others."""
+    ``tables``: what the codes of which products stand for, inputs of ``main`` after the others.
+    ``sums``: how many buffers for every part's sums [parts, rows, columns] come then, and after
+    them ``COUNTERS`` counters, which are 0 before and after."""
 
     main: Graph
     finish: Graph | None
     tables: tuple[tuple[float, ...], ...]
+    sums: int = 0
 
 
 def packed_programs(
@@ -57,9 +62,11 @@ def packed_programs(
     rows: int,
     schedule: ProductSchedule | None = None,
     parts: int = 1,
+    counting: bool = False,
 ) -> PackedPrograms:
-    """The programs for up to ``rows`` rows (0: any number). Raises UnsupportedError for forms that
-    they do not cover, and for weights packed for another target."""
+    """The programs for up to ``rows`` rows (0: any number); ``counting``: one of them also where
+    work items share out k. Raises UnsupportedError for forms that they do not cover, and for
+    weights packed for another target."""
     products = packed_products(info.graph)
     for product in products:
         _check(product, units)
@@ -67,6 +74,9 @@ def packed_programs(
     if chosen.parts == 1:
         whole = _Program(info, products, chosen, units)
         return PackedPrograms(whole.whole(target), None, whole.tables)
+    if counting:
+        one = _Program(info, products, chosen, units)
+        return PackedPrograms(one.together(target), None, one.tables, len(products))
     first, second = (_Program(info, products, chosen, units) for _ in range(2))
     return PackedPrograms(first.partial(target), second.finish(target), first.tables)
 
@@ -147,7 +157,7 @@ class _Program:
         self.tables: tuple[tuple[float, ...], ...] = ()
         self.table_params: tuple[Value, ...] = ()
 
-    # ---- the three programs
+    # ---- the programs
 
     def whole(self, target: Target) -> Graph:
         """All of k, and the results."""
@@ -161,32 +171,63 @@ class _Program:
 
     def partial(self, target: Target) -> Graph:
         """A part of k, and its sums [parts, rows, columns] for every product."""
+        sums = self._partial_sums()
+        self._store_part(sums)
+        return self._graph(target, (*self.inputs, *self.table_params), sums)
+
+    def together(self, target: Target) -> Graph:
+        """A part of k; and the results, by whoever is done last with its blocks and rows."""
+        b, y = self.b, self.schedule
+        sums = self._partial_sums()
+        place = self._store_part(sums)
+        counters = Value(BufferType((Size.of(COUNTERS),), I32, 0), "counters")
+        row_blocks = b.div(b.add(place.rows, y.rows - 1), y.rows)
+        row_block = b(t.BlockId, dim=2, hint="row_block")
+        at = b.add(b.mul(b(t.BlockId, dim=0, hint="block"), row_blocks), row_block)
+        last = b(t.LastOf, counters, at, count=y.parts, hint="last")
+        with b.when_less(b.index(0), last):
+            for block in place.blocks:
+                height = y.height if block.lane is not None else LANES
+                made = self._added_up(sums, block, place.row, place.rows, (height, y.rows))
+                for sink in self.sinks:
+                    self._write(sink, block, place.row, y.rows, made)
+        inputs = (*self.inputs, *self.table_params, *sums, counters)
+        return self._graph(target, inputs, self.outputs)
+
+    def _store_part(self, sums: tuple[Value, ...]) -> Place:
+        """Writes what a work item adds up."""
         part = self.b(t.BlockId, dim=1, hint="part")
         place = self._place(part)
         made = self._sums(place)
-        sums = self._partial_sums()
         for product, memory in zip(self.products, sums, strict=True):
             for block, tile in zip(place.blocks, made[product.result], strict=True):
                 at = [part, place.row, block.lanes(self.b, block.number)]
                 self.b.store(tile, memory, at, (-1, 1, 0), [(1, place.rows)])
-        return self._graph(target, (*self.inputs, *self.table_params), sums)
+        return place
+
+    def _added_up(
+        self, sums: tuple[Value, ...], block: Block, row: Value, rows: Value, shape: tuple[int, int]
+    ) -> dict[Value, Value]:
+        """All parts of the products' sums, one after the other."""
+        b, made = self.b, {}
+        for product, memory in zip(self.products, sums, strict=True):
+            total: Value | None = None
+            for part in range(self.schedule.parts):
+                at = [b.index(part), row, block.lanes(b, block.number)]
+                layout = Layout(2).local(*shape)
+                x = b.load(memory, at, (-1, 1, 0), layout, [(1, "zero", rows)], hint="part")
+                total = x if total is None else b(m.Add, total, x, hint="total")
+            assert total is not None
+            made[product.result] = total
+        return made
 
     def finish(self, target: Target) -> Graph:
         """Parts added up one after the other, and the results."""
         b = self.b
         block = Block(b(t.BlockId, dim=0, hint="block"), None)
         row = b.mul(b(t.BlockId, dim=1, hint="row_block"), FINISH_ROWS)
-        rows = b.size(self.info.row_count)
-        sums, made = self._partial_sums(), {}
-        for product, memory in zip(self.products, sums, strict=True):
-            total: Value | None = None
-            for part in range(self.schedule.parts):
-                at = [b.index(part), row, block.lanes(b, block.number)]
-                layout = Layout(2).local(LANES, FINISH_ROWS)
-                x = b.load(memory, at, (-1, 1, 0), layout, [(1, "zero", rows)], hint="part")
-                total = x if total is None else b(m.Add, total, x, hint="total")
-            assert total is not None
-            made[product.result] = total
+        rows, sums = b.size(self.info.row_count), self._partial_sums()
+        made = self._added_up(sums, block, row, rows, (LANES, FINISH_ROWS))
         for sink in self.sinks:
             self._write(sink, block, row, FINISH_ROWS, made)
         grid = ((self.blocks, 1), (self.info.row_count, FINISH_ROWS))
