@@ -30,7 +30,7 @@ class Counters:
         """Some for a kernel on the current stream of a device."""
         if device.type != "cuda":  # an interpreter, which runs one work item after the other
             return torch.zeros(COUNTERS, dtype=torch.int32)
-        if gpus.capturing():
+        if gpus.captured():
             return self._for_good(device)
         key = device.index, gpus.stream(device.index)
         found = self._of_streams.get(key)
@@ -44,16 +44,22 @@ class Counters:
         with self._lock:
             if unused := self._unused.get(device.index):
                 return unused.pop()
-        return torch.zeros(COUNTERS, dtype=torch.int32, device=device)
+        return self._zeros(device, 1)[0]
 
     def _new(self, device: torch.device) -> torch.Tensor:
         unused = self._unused.setdefault(device.index, [])
         if not unused:
-            made = torch.zeros((AT_A_TIME, COUNTERS), dtype=torch.int32, device=device)
-            torch.cuda.current_stream(device).synchronize()  # other streams take theirs of it
+            made = self._zeros(device, AT_A_TIME)
+            self._wait(device)  # other streams take theirs of it
             self._kept.append(made)
             unused += made.unbind()
         return unused.pop()
+
+    def _zeros(self, device: torch.device, sets: int) -> torch.Tensor:
+        return torch.zeros((sets, COUNTERS), dtype=torch.int32, device=device)
+
+    def _wait(self, device: torch.device) -> None:
+        torch.cuda.current_stream(device).synchronize()
 
 
 counters = Counters()

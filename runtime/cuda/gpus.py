@@ -62,9 +62,15 @@ class Gpus:
         major, minor = torch.cuda.get_device_capability(device)
         return major * 10 + minor
 
+    @cached_property
+    def captured(self) -> Callable[[], bool]:
+        """Whether the current stream is being captured into a CUDA graph; there are devices."""
+        quick: Callable[[], bool] | None = getattr(torch._C, "_cuda_isCurrentStreamCapturing", None)
+        return quick or torch.cuda.is_current_stream_capturing
+
     def capturing(self) -> bool:
         """Whether the current stream is being captured into a CUDA graph."""
-        return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+        return torch.cuda.is_available() and self.captured()
 
 
 gpus = Gpus()
