@@ -58,7 +58,7 @@ def test_declaration(example: Example) -> None:
     cls = REGISTRY[example.op]
     assert cls.__doc__ and cls.name == example.op
     effects = {"tile.load", "tile.store", "tile.gather", "tile.read", "tile.prefetch", "tile.alloc"}
-    effects |= {"tile.scatter", "tile.load_rows"}
+    effects |= {"tile.scatter", "tile.load_rows", "tile.last_of"}
     effects |= {"tile.load_lines", "tile.copy_lines", "tile.store_lines"}
     if not {"pure"} & cls.traits:
         blocks = {"tile.copy_async", "tile.commit", "tile.wait", "tile.barrier", "tile.fence"}

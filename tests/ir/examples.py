@@ -374,6 +374,22 @@ def _index_examples() -> Iterator[Example]:
         "tile.store %r, %o, %c0 {dims = [-1]}\nreturn }"
     )
     yield Example("tile.read", numbers, (np.array([3, 1, -7, 5]),), np.array([-7]))
+    together = (
+        "tile f(%x: buffer<3 x 4 x f64, unit 1>, %p: buffer<3 x 4 x f64, unit 1>, "
+        "%n: buffer<1 x i32, unit 0>, %o: buffer<1 x 4 x f64, unit 1>) "
+        "with {grid = [[3, 1]], outputs = 1} {\n"
+        "%c0 = math.const {value = 0, type = index}\n%b = tile.block {dim = 0}\n"
+        "%a = tile.load %x, %b, %c0 {dims = [0, 1], layout = local(1, 4)}\n"
+        "tile.store %a, %p, %b, %c0 {dims = [0, 1]}\n"
+        "%last = tile.last_of %n, %c0 {count = 3}\n"
+        "tile.if %c0, %last () {\n"
+        "%all = tile.load %p, %c0, %c0 {dims = [0, 1], layout = local(3, 4)}\n"
+        '%r = tile.reduce %all {kind = "sum", dim = 0}\n'
+        "tile.store %r, %o, %c0, %c0 {dims = [0, 1]}\nyield }\nreturn }"
+    )
+    rows = np.arange(12.0).reshape(3, 4)
+    given = rows, np.full((3, 4), np.nan), np.zeros(1, "i4")
+    yield Example("tile.last_of", together, given, rows.sum(0, keepdims=True))
 
 
 EXAMPLES = list(_examples())

@@ -29,14 +29,13 @@ from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.layout import Layout
 from tilewright.ir.ops_cache import CachedStream
 from tilewright.ir.ops_lowbit import View
-from tilewright.ir.packing import QUAD, Piece
+from tilewright.ir.packing import QUAD
 from tilewright.ir.sizes import Size
 from tilewright.ir.types import BufferType, RegisterType
 from tilewright.passes.to_tile.state import LoweringState
 from tilewright.passes.to_tile.whole_blocks.frame import Frame, FrameMemory, Place
 
-_BIAS, _SIGNIFICAND = 127, 24  # of f32
-_UNIT = 2.0 ** (_SIGNIFICAND - 2)
+_FLOAT_BITS, _FLOAT = 0x4B000000, float(1 << 23)
 
 
 def has_one_scale(op: CachedStream) -> bool:
@@ -66,28 +65,19 @@ class CodeBlock:
         scale, zero = self.factors(self.tokens)
         return b(m.Mul, b(m.Sub, self.codes(), zero, hint="from_zero"), scale, hint="value")
 
-    @property
-    def unit(self) -> float:
-        """What codes are divided by, a power of two: it goes onto scales."""
-        return _UNIT if self._has_chunks() else 1.0
-
     def codes(self) -> Value:
-        """The codes as numbers, over ``unit``, in f32."""
+        """The codes as numbers, in f32."""
         if self._has_chunks():
             return self._in_chunks()
         return self.b(m.Cast, self._one_by_one(), dtype=F32, hint="code")
 
     def factors(self, tokens: int) -> tuple[Value, Value]:
-        """Scales times ``unit`` and zeros over it, in f32, along what they change with; tokens
-        along a dimension."""
+        """Scales and zeros in f32, along what they change with; tokens along a dimension."""
         op, buffers = self.op, self.state.buffers
-        zero = self.b.number(op.zero / self.unit, F32)
+        zero = self.b.number(float(op.zero), F32)
         if op.zeros:
-            zero = self._times(self._beside(buffers[op.more[0]], tokens, "zero"), 1 / self.unit)
-        return self._times(self._beside(buffers[op.scales], tokens, "scale"), self.unit), zero
-
-    def _times(self, x: Value, factor: float) -> Value:
-        return x if factor == 1 else self.b(m.Mul, x, self.b.number(factor, F32), hint=x.hint)
+            zero = self._beside(buffers[op.more[0]], tokens, "zero")
+        return self._beside(buffers[op.scales], tokens, "scale"), zero
 
     # ---- whole chunks
 
@@ -110,23 +100,22 @@ class CodeBlock:
         ]
         codes = []
         for number in range(p.chunk):
-            pieces, code = tuple(p.pieces(number)), None
-            at = _place(pieces, p.bits)
-            for piece in pieces:
-                bits = self._bits(words[piece.word], piece.at, piece.width, at + piece.low)
+            code: Value | None = None
+            for piece in p.pieces(number):
+                bits = self._bits(words[piece.word], piece.at, piece.width, piece.low)
                 code = bits if code is None else b(m.BitOr, code, bits, hint="code")
             assert code is not None
-            codes.append(self._as_number(code, at))
+            codes.append(self._as_number(code))
         return b(t.Interleave, *codes, dim=self._coded, hint="codes")
 
-    def _as_number(self, code: Value, at: int) -> Value:
-        """A small integer whose bits begin at bit ``at``, over ``unit``: as an f32 the bits are
-        that many times the smallest one, since up to 2^24 all numbers have its distance. (To
-        convert an integer takes several times as long.)"""
+    def _as_number(self, code: Value) -> Value:
+        """The bits of a small integer below those of 2^23: an f32 that is larger by that. (To
+        convert one takes several times as long.)"""
         b, type_ = self.b, code.type
         assert isinstance(type_, RegisterType)
-        number = b(View, code, dtype=F32, layout=type_.layout, hint="code")
-        return b(m.Mul, number, b.number(2.0 ** (_BIAS - at), F32), hint="code")
+        bits = b(m.BitOr, code, b.number(_FLOAT_BITS, I32), hint="code")
+        number = b(View, bits, dtype=F32, layout=type_.layout, hint="code")
+        return b(m.Sub, number, b.number(_FLOAT, F32), hint="code")
 
     def _bits(self, word: Value, at: int, width: int, low: int) -> Value:
         """``width`` bits of words from bit ``at`` on, as bits from ``low`` on."""
@@ -293,12 +282,6 @@ class CodeBlock:
             total = term if total is None else b(m.Add, total, term, hint="offsets")
         assert total is not None
         return b(t.Gather, buffer, self._start(buffer, None), total, hint=buffer.hint)
-
-
-def _place(pieces: tuple[Piece, ...], bits: int) -> int:
-    """Where a code's bits are put together: where the fewest of them have to be moved."""
-    room = range(_SIGNIFICAND - bits + 1)
-    return min(room, key=lambda at: sum(x.at != at + x.low for x in pieces))
 
 
 def cached(state: LoweringState) -> list[CachedStream]:
