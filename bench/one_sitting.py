@@ -186,10 +186,13 @@ def _measure(
     contenders = dict(task.known[place]) if task.known else {}
     calls: dict[str, Any]
     if contenders:
+        usable = {name: c for name, c in contenders.items() if c.status == "ok"}
+        for contender in (c for name, c in usable.items() if name not in here.offers):
+            contender.status, contender.reason = "failed", "not to be loaded in a later sitting"
         calls = {
             name: contender.again(problem, inputs, here.offers[name])
-            for name, contender in contenders.items()
-            if contender.status == "ok"
+            for name, contender in usable.items()
+            if name in here.offers
         }
     else:
         exact = problem.exact(inputs)

@@ -7,12 +7,11 @@ at once.
 
 from __future__ import annotations
 
-import threading
-
 import torch
 
 from tilewright.passes.to_tile.whole_blocks.lowbit.program import COUNTERS
 from tilewright.runtime.cuda.gpus import gpus
+from tilewright.runtime.locks import Guard
 
 AT_A_TIME = 256  # sets that are made at once: a MiB
 
@@ -21,7 +20,7 @@ class Counters:
     """Those of all devices, as i32 tensors of ``COUNTERS`` zeros."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._guard = Guard()
         self._kept: list[torch.Tensor] = []  # graphs know nothing but addresses
         self._unused: dict[int, list[torch.Tensor]] = {}
         self._of_streams: dict[tuple[int, int], torch.Tensor] = {}
@@ -35,13 +34,15 @@ class Counters:
         key = device.index, gpus.stream(device.index)
         found = self._of_streams.get(key)
         if found is None:
-            with self._lock:
-                found = self._of_streams[key] = self._of_streams.get(key) or self._new(device)
+            with self._guard.lock:
+                if key not in self._of_streams:
+                    self._of_streams[key] = self._new(device)
+                found = self._of_streams[key]
         return found
 
     def _for_good(self, device: torch.device) -> torch.Tensor:
         """Unused ones; where there are none left the graph sets its own to 0 in every replay."""
-        with self._lock:
+        with self._guard.lock:
             if unused := self._unused.get(device.index):
                 return unused.pop()
         return self._zeros(device, 1)[0]

@@ -131,8 +131,8 @@ class PackedCall:
     ) -> list[torch.Tensor]:
         """Memory for every part's sums, and counters of who is done."""
         device, columns = tensors[0].device, tensors[self.words].shape[0] * LANES
-        rows = self._rows(tensors)
-        sums = [torch.empty((parts, rows, columns), device=device) for _ in range(count)]
+        shape, dtype = (parts, self._rows(tensors), columns), torch.float32
+        sums = [torch.empty(shape, dtype=dtype, device=device) for _ in range(count)]
         return [*sums, counters.of(device)]
 
 

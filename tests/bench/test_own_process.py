@@ -72,6 +72,14 @@ def test_a_process_that_dies_at_once_says_where_and_its_last_words() -> None:
         measured(toys.KILLED_AT_ONCE, 2)
 
 
+def test_a_provider_that_cannot_be_loaded_again_loses_its_times() -> None:
+    document = document_of(measured(toys.LOADED_ONCE, 2))
+    ours, rival = document.problems[0].results
+    assert ours.warm is not None and len(ours.warm.samples) == 2
+    assert (rival.status, rival.reason) == ("failed", "not to be loaded in a later sitting")
+    assert rival.warm is None
+
+
 def test_ctrl_c_ends_the_process_of_the_sitting() -> None:
     def end(under_way: Run) -> None:
         if under_way.sitting == 1 and under_way.done:

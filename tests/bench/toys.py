@@ -110,6 +110,15 @@ class Toy(Provider):
         return {SUITE.name: self.forms}
 
 
+class LoadedOnce(Toy):
+    """Cannot be loaded any more when anybody has been prepared."""
+
+    def offers(self) -> dict[str, Any]:
+        if processes():
+            raise OSError("broken library")
+        return super().offers()
+
+
 def named(name: str, forms: Forms) -> Toy:
     return Toy(name, name, "", (), forms=forms)
 
@@ -118,3 +127,4 @@ OURSELVES = named(OURS, logged)
 NOISY = named("noisy", noisy)
 KILLED_AT_ONCE = named("killed", killed_at_once)
 KILLED_LATER = named("killed", killed_later)
+LOADED_ONCE = LoadedOnce("once", "once", "", (), forms=logged)

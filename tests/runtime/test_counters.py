@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -55,6 +56,18 @@ def test_every_stream_of_every_device_has_its_own(now: Now) -> None:
                 assert found.setdefault(key, it.data_ptr()) == it.data_ptr()
     assert len(set(found.values())) == 10
     assert made.made == [AT_A_TIME, 0] * 2  # once for each device, and waited for
+
+
+def test_threads_that_come_first_at_once_get_the_same(now: Now) -> None:
+    """One of them makes what a stream has, the others wait for it."""
+    made, found = OnTheCpu(), []
+    threads = [threading.Thread(target=lambda: found.append(made.of(GPUS[0]))) for _ in range(8)]
+    with made._guard.lock:
+        for thread in threads:
+            thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({x.data_ptr() for x in found}) == 1 and len(found) == 8
 
 
 def test_captured_calls_keep_theirs_for_good(now: Now) -> None:
