@@ -163,7 +163,19 @@ def contracted(x: Any, equation: str, a: Rounded, b: Rounded, dtype: DType) -> R
 
     size = product(a.size, b.size)
     error = product(a.error, b.size) + product(a.size, b.error) + product(a.error, b.error)
-    return _as_sum(x, size, error, count, dtype)
+    # what is tiny may be 0, and 0 times infinity is no number
+    doubtful = product(_may_be_0(a), _infinite(b)) + product(_infinite(a), _may_be_0(b))
+    return _as_sum(x, size, np.where(doubtful > 0, INF, error), count, dtype)
+
+
+def _may_be_0(a: Rounded) -> Any:
+    """1 for numbers that are not 0 and within their errors of it."""
+    with np.errstate(all="ignore"):
+        return np.where((a.error > 0) & (np.abs(a.x) <= a.error), 1.0, 0.0)
+
+
+def _infinite(a: Rounded) -> Any:
+    return np.where(np.isinf(np.asarray(a.x, np.float64)), 1.0, 0.0)
 
 
 def _as_sum(x: Any, size: Any, error: Any, count: float, dtype: DType) -> Rounded:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tilewright.ir.dtypes import F32
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.evaluate import evaluate
 from tilewright.ir.parser import parse
@@ -17,7 +18,7 @@ from tilewright.runtime.verification.bounds import bounded
 from tilewright.runtime.verification.check import inputs_of
 from tilewright.runtime.verification.compare import compare, to_numpy
 from tilewright.runtime.verification.grammar.cases import KINDS, Place, cases
-from tilewright.runtime.verification.rounded import Rounded
+from tilewright.runtime.verification.rounded import Rounded, contracted
 
 TENSOR = [Place("interpreter", None)]
 EPS = 2.0**-24
@@ -131,3 +132,14 @@ def test_an_operation_without_a_rule_is_named() -> None:
             bounded(module.main, np.zeros(1))
     finally:
         bounds.RULES.update(rules)
+
+
+def test_what_is_tiny_may_be_0_and_0_times_infinity_is_no_number() -> None:
+    """A weight of softmax that f32 does not hold, and an infinite value (found by drawing)."""
+    weights = Rounded(np.array([[1e-60, 0.5]]), np.array([[1e-60, 0.5]]), np.array([[1e-45, 1e-8]]))
+    values = np.array([[np.inf, 1.0], [2.0, np.inf]])
+    held = Rounded(values, np.where(np.isinf(values), 0.0, values), np.zeros((2, 2)))
+    with np.errstate(all="ignore"):
+        found = contracted(weights.x @ values, "ij,jk->ik", weights, held, F32)
+    assert np.isinf(found.error[0, 0])  # 1e-60 of infinity, or nothing of it
+    assert np.isfinite(found.error[0, 1])  # half of infinity is infinite
