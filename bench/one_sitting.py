@@ -68,9 +68,6 @@ class Places:
         sections = dict.fromkeys(problem.section for problem in found)
         return cls({section: suite.smallest(section) for section in sections}, found)
 
-    def __len__(self) -> int:
-        return len(self.launches) + len(self.problems)
-
 
 @dataclass(frozen=True)
 class Task:

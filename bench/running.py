@@ -14,7 +14,7 @@ import torch
 from tilewright import BenchError
 from tilewright.bench import machine
 from tilewright.bench.contender import Contender
-from tilewright.bench.method.roofs import Roofs, last_cache, measure_roofs
+from tilewright.bench.method.roofs import Roofs, measure_roofs
 from tilewright.bench.method.sitting import Sitting
 from tilewright.bench.one_sitting import (
     Doing,
@@ -152,7 +152,7 @@ def run(
         options,
         [Row(problem) for problem in places.problems],
         {section: Row(problem) for section, problem in places.launches.items()},
-        QUICK_EVICTED if options.quick else 2 * last_cache(),
+        QUICK_EVICTED if options.quick else 2 * roofs.cache_bytes,
     )
     cut_short = _sittings(under_way, providers, progress)
     under_way.doing, under_way.done = "the roofs once more", 0

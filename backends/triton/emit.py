@@ -76,7 +76,7 @@ class _Program(MemoryOps, BlockOps, HalfOps):
         self.sizes: dict[str, str] = {}
         self.ranges: dict[int, str] = {}
         self.uses = _uses(graph.body)
-        self.readers = {v: op for op in graph.body.walk() for v in op.operands}
+        self.readers = _readers(graph.body)
 
     def run(self) -> TritonSource:
         arguments = self._arguments()
@@ -254,14 +254,13 @@ class _Program(MemoryOps, BlockOps, HalfOps):
     def _tile_coordinate(self, op: t.Coordinate) -> str:
         size = op.layout.shape[op.dim]
         text = f"{self.ranges[size]}{view(op.dim, op.layout.rank)}" if size > 1 else "0"
-        narrow = all(isinstance(u, m.Cast) and u.dtype == I32 for u in self._users(op.result))
+        narrow = all(
+            isinstance(u, m.Cast) and u.dtype == I32 for u in self.readers.get(op.result, ())
+        )
         if narrow:
             self.values[op.result] = text
             return str(text)
         return f"{text}.to(tl.int64)"
-
-    def _users(self, value: Value) -> list[Op]:
-        return [op for op in self.graph.body.walk() if value in op.operands]
 
     def _tile_reduce(self, op: t.Reduce) -> str:
         return f"tl.{op.kind}({self.values[op.x]}, {op.dim}, keep_dims=True)"
@@ -364,6 +363,15 @@ def looks_up_beside_blocks(body: Region) -> bool:
 
 def _shape(value: Value) -> tuple[int, ...]:
     return value.type.shape if isinstance(value.type, RegisterType) else (1, 1)
+
+
+def _readers(region: Region) -> dict[Value, list[Op]]:
+    """The operations that take a value."""
+    found: dict[Value, list[Op]] = {}
+    for op in region.walk():
+        for value in dict.fromkeys(op.operands):
+            found.setdefault(value, []).append(op)
+    return found
 
 
 def _uses(region: Region) -> dict[Value, int]:

@@ -27,7 +27,7 @@ class HalfOps:
     values: dict[Value, Any]
     made: dict[Value, Op]
     uses: dict[Value, int]
-    readers: dict[Value, Op]
+    readers: dict[Value, list[Op]]
 
     def _pointwise(self, op: Op) -> str:
         raise NotImplementedError
@@ -61,7 +61,7 @@ class HalfOps:
             or getattr(op.x.type, "dtype", None) != I32
         ):
             return False
-        user = self.readers[op.result]
+        (user,) = self.readers[op.result]
         numbers = all(isinstance(self.made.get(v), m.Const) for v in user.operands[1:])
         return isinstance(user, m.Fma) and numbers and op.dtype in (BF16, F16)
 

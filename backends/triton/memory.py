@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,10 +160,7 @@ class MemoryOps:
     def _tile_last_of(self, op: t.LastOf) -> str:
         """Whoever comes adds 1. Before it, all threads' stores are over (the barrier), and made
         known to the whole GPU (release); the last one sees those of the others (acquire)."""
-        held: Memory = self.values[op.counters]
-        at = [self.values[v] for v in op.at]
-        parts = [product(i, s) for i, s in zip(at, held.strides, strict=True) if i != "0"]
-        place = self.text.bind("counter", " + ".join([held.pointer, *parts]))
+        place = self.text.bind("counter", self._element(op.counters, op.at))
         self.text.line("tl.debug_barrier()")
         came = f'tl.atomic_add({place}, 1, sem="acq_rel", scope="gpu")'
         last = self.text.bind("last", f"{came} == {op.count - 1}")
@@ -173,10 +171,13 @@ class MemoryOps:
         self.text.line("tl.debug_barrier()")
 
     def _tile_read(self, op: t.Read) -> str:
-        held: Memory = self.values[op.source]
-        at = [self.values[v] for v in op.at]
-        parts = [product(i, s) for i, s in zip(at, held.strides, strict=True) if i != "0"]
-        return f"tl.load({' + '.join([held.pointer, *parts])}).to(tl.int64)"
+        return f"tl.load({self._element(op.source, op.at)}).to(tl.int64)"
+
+    def _element(self, memory: Value, at: Sequence[Value]) -> str:
+        """The pointer of one element."""
+        held: Memory = self.values[memory]
+        each = zip((self.values[v] for v in at), held.strides, strict=True)
+        return " + ".join([held.pointer, *(product(i, s) for i, s in each if i != "0")])
 
 
 def truth(read: str, dtype: DType) -> str:
