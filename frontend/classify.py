@@ -15,12 +15,23 @@ from tilewright.frontend.translate import fake_of, operand_nodes, probe
 
 def is_weight(node: Node) -> bool:
     """Whether a tensor is a parameter, seen through changes of shape and dtype only."""
+    node = _origin(node)
+    return node.op == "get_attr" or isinstance(fake_of(node), torch.nn.Parameter)
+
+
+def is_given(node: Node) -> bool:
+    """Whether a tensor is an input of the function, seen through the same."""
+    return _origin(node).op == "placeholder"
+
+
+def _origin(node: Node) -> Node:
+    """What a tensor is with other shapes and dtypes."""
     while True:
         entry = lookup(node)
         through = entry is not None and (entry.kind is Kind.SHAPE or entry.name == "cast")
         operands = [n for n in node.all_input_nodes if isinstance(fake_of(n), torch.Tensor)]
         if not through or not operands:
-            return node.op == "get_attr" or isinstance(fake_of(node), torch.nn.Parameter)
+            return node
         node = operands[0]
 
 
@@ -43,6 +54,8 @@ def reduced_axes(node: Node) -> frozenset[int]:
     entry = lookup(node)
     if entry is None or entry.kind not in (Kind.SOFTMAX, Kind.REDUCTION):
         return frozenset()
+    if entry.axes is not None:
+        return entry.axes(node)
     rank = len(fake_of(operand_nodes(node)[0]).shape)
     dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
     dims = dim if isinstance(dim, tuple | list) else (range(rank) if dim is None else (dim,))

@@ -2,8 +2,9 @@
 
 A stream of scores opens with a product of activations (or a softmax of something torch made) and
 closes with the next product: the nodes on the paths between are the core. An SDPA node is a core of
-its own; products with weights and row-wise reductions have theirs (``weight_cores.py``). What
-feeds a core and is cheaper to redo than to read is absorbed (``absorb.py``).
+its own; products with weights and row-wise reductions have theirs (``weight_cores.py``), and so has
+pointwise work on large tensors outside of all of these (``pointwise_cores.py``). What feeds a core
+and is cheaper to redo than to read is absorbed (``absorb.py``).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from tilewright.frontend.absorb import absorb_inputs
 from tilewright.frontend.classify import LAST, Analysis, reduced_axes
 from tilewright.frontend.hazards import Hazards
 from tilewright.frontend.op_map.registry import Kind
+from tilewright.frontend.pointwise_cores import pointwise_cores
 from tilewright.frontend.rotations import find_rotation
 from tilewright.frontend.routing_cores import routing_cores
 from tilewright.frontend.translate import fake_of, operand_nodes
@@ -46,6 +48,10 @@ def find_regions(analysis: Analysis) -> list[Region]:
     cores = [c for c in map(frozenset, _cores(analysis)) if c]
     everything = frozenset().union(*cores)
     regions = [_complete(analysis, hazards, c, everything - c) for c in cores]
+    used = set(everything).union(*(region.nodes for region in regions))
+    for core in pointwise_cores(analysis, used, lambda c: not _detours(analysis, c)):
+        regions.append(_complete(analysis, hazards, frozenset(core), frozenset(used)))
+        used |= core
     return sorted(regions, key=lambda r: analysis.position[r.anchor])
 
 

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 import torch
 from torch.fx import Node
 
-from tilewright.frontend.classify import LAST, Analysis, is_weight, reduced_axes
+from tilewright.frontend.classify import LAST, Analysis, is_given, is_weight, reduced_axes
 from tilewright.frontend.op_map.registry import Kind
-from tilewright.frontend.symbols import expression
+from tilewright.frontend.symbols import Dim, same
 from tilewright.frontend.translate import fake_of, operand_nodes
 
 
@@ -33,19 +33,33 @@ def weight_cores(analysis: Analysis, taken: set[Node]) -> Iterator[set[Node]]:
             _join(analysis, node, group)
     seen: set[int] = set()
     for members in group.values():
-        if id(members) not in seen:
+        if id(members) not in seen and _worth_it(analysis, members):
             seen.add(id(members))
             yield members
 
 
 def is_weight_product(analysis: Analysis, node: Node) -> bool:
-    """Whether a node multiplies activations in f32 with a matrix of weights."""
-    if analysis.kind(node) is not Kind.CONTRACTION or analysis.multiplies(node):
+    """Whether a node multiplies activations in f32 with a matrix: of weights, or one that the
+    function is given."""
+    if analysis.kind(node) is not Kind.CONTRACTION:
         return False
     fake = fake_of(node)
     operands = operand_nodes(node)
-    plain = fake.dtype == torch.float32 and len(operands) >= 2 and not is_weight(operands[0])
-    return plain and is_weight(operands[1]) and len(fake_of(operands[1]).shape) == 2
+    if fake.dtype != torch.float32 or len(operands) < 2 or is_weight(operands[0]):
+        return False
+    matrix = fake_of(operands[1])
+    if len(matrix.shape) != 2:
+        return False
+    return is_weight(operands[1]) or (is_given(operands[1]) and matrix.device.type == "cpu")
+
+
+def _worth_it(analysis: Analysis, members: set[Node]) -> bool:
+    """Whether there are weights, or more than one product of two tensors that are given."""
+    (first, *more) = members
+    entry = analysis.entry(first)
+    layer = entry is not None and entry.name == "linear"
+    plain = is_given(operand_nodes(first)[0]) and analysis.multiplies(first)
+    return bool(more) or layer or not plain
 
 
 def _join(analysis: Analysis, node: Node, group: dict[Node, set[Node]]) -> None:
@@ -73,9 +87,7 @@ def row_cores(analysis: Analysis, taken: set[Node]) -> Iterator[set[Node]]:
     """Reductions along the last dimension with the pointwise work before and after them."""
     taken = set(taken)
     for node in analysis.nodes:
-        if node in taken or analysis.kind(node) is not Kind.REDUCTION:
-            continue
-        if reduced_axes(node) != {LAST} or not _keeps_rank(node):
+        if node in taken or not _reduces_rows(analysis, node):
             continue
         core = {node} | _before(analysis, node, taken)
         core = _after(analysis, core, taken)
@@ -84,12 +96,13 @@ def row_cores(analysis: Analysis, taken: set[Node]) -> Iterator[set[Node]]:
             yield core
 
 
-def _keeps_rank(node: Node) -> bool:
-    """Whether a reduction leaves its rows as one number, and their length is known: by itself,
-    or since a product with a weight fixed it."""
-    source = fake_of(operand_nodes(node)[0])
-    known = bool(source.shape) and isinstance(expression(source.shape[-1]), int)
-    return known and len(fake_of(node).shape) == len(source.shape)
+def _reduces_rows(analysis: Analysis, node: Node) -> bool:
+    """Whether a node works along the last dimension and leaves its rows, or of each one number."""
+    if analysis.kind(node) not in (Kind.REDUCTION, Kind.SOFTMAX) or reduced_axes(node) != {LAST}:
+        return False
+    source, result = fake_of(operand_nodes(node)[0]), fake_of(node)
+    single = isinstance(result, torch.Tensor)  # no positions of a maximum
+    return single and bool(source.shape) and len(result.shape) == len(source.shape)
 
 
 def _before(analysis: Analysis, node: Node, taken: set[Node]) -> set[Node]:
@@ -108,16 +121,23 @@ def _before(analysis: Analysis, node: Node, taken: set[Node]) -> set[Node]:
 
 
 def _after(analysis: Analysis, core: set[Node], taken: set[Node]) -> set[Node]:
-    """Pointwise work on results of the core, the rows it reads, and weights."""
+    """Work on results of the core, the rows it reads, and weights: pointwise, or along the rows."""
     core = set(core)
     rows = {o for n in core for o in operand_nodes(n)}
     width = fake_of(next(iter(operand_nodes(next(iter(core)))))).shape[-1]
     for node in analysis.nodes:
-        if node in taken or node in core or analysis.kind(node) is not Kind.POINTWISE:
+        along = analysis.kind(node) is Kind.POINTWISE or _reduces_rows(analysis, node)
+        if node in taken or node in core or not along:
             continue
         operands = operand_nodes(node)
         follows = any(o in core for o in operands)
-        known = all(o in core or o in rows or is_weight(o) for o in operands)
+        known = all(o in core or o in rows or is_weight(o) or _along(o, width) for o in operands)
         if follows and known and fake_of(node).shape[-1] in (1, width):
             core.add(node)
     return core
+
+
+def _along(node: Node, width: Dim) -> bool:
+    """Whether a tensor has one number for each column, such as the weight of a norm."""
+    fake = fake_of(node)
+    return isinstance(fake, torch.Tensor) and fake.dim() == 1 and same(fake.shape[0], width)

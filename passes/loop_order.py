@@ -16,7 +16,7 @@ from tilewright.ir.ops_remake import Remake
 from tilewright.passes.axes import AxisMap
 from tilewright.passes.routing_axes import chosen_from, elements, walked
 
-LONGEST_ROW = 1 << 14  # numbers that a block of rows may keep packed
+LONGEST_ROW = 1 << 14  # numbers that a block of rows may keep packed, or a GPU's work item hold
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,9 @@ class LoopOrder:
     element: frozenset[int]
 
 
-def choose_order(axes: AxisMap) -> LoopOrder:
-    """The order of loops that needs the least state: see the module's docstring."""
+def choose_order(axes: AxisMap, held: bool = False) -> LoopOrder:
+    """The order of loops that needs the least state: see the module's docstring. ``held``: programs
+    hold whole rows, which must be of a known length up to LONGEST_ROW."""
     reduced: Counter[int] = Counter()
     depends: list[frozenset[int]] = []
     last: dict[int, int] = {}
@@ -44,7 +45,11 @@ def choose_order(axes: AxisMap) -> LoopOrder:
                 depends.append(_operand_axes(axes, op))
     outputs = [axes.views[None, i].dims for i in range(len(axes.graph.results))]
     ordered = list(dict.fromkeys(x for dims in outputs for d in axes.resolved(dims) for x in d))
-    inside = _inside(axes, reduced, ordered) | elements(axes)
+    ranks = [len(dims) for dims in outputs]
+    inside = _inside(axes, reduced, ordered, min(ranks, default=0))
+    if held:
+        inside = {x for x in inside if (axes.size[x].constant or LONGEST_ROW + 1) <= LONGEST_ROW}
+    inside |= elements(axes)
     parallel = tuple(
         x for x in ordered if x not in {*reduced, *inside} and all(x in d for d in depends)
     )
@@ -76,14 +81,17 @@ def _along_results(
     return others[0] if length is not None and length <= LONGEST_ROW else streamed
 
 
-def _inside(axes: AxisMap, reduced: Counter[int], outputs: list[int]) -> set[int]:
-    """Axes that results run along as well as reductions, if their length is a number: a row of them
-    is one element, read twice, and no channel has to hold it. Without any reduction the last
-    axis."""
-    last = outputs[-1:] if len(outputs) > 1 and not reduced else []
+def _inside(axes: AxisMap, reduced: Counter[int], outputs: list[int], rank: int) -> set[int]:
+    """Axes that results, all of at least ``rank`` dimensions, run along as well as reductions, if
+    their length is a number, or if it is the last axis of rows: a row of them is one element, read
+    twice, and no channel has to hold it. Without any reduction the last axis."""
     products = any(isinstance(op, t.Contract) for op in axes.graph.body.ops)
     candidates = [x for x in outputs if x in reduced] if not products else []
-    return {x for x in [*candidates, *last] if axes.size[x].constant is not None}
+    if not reduced and len(outputs) > 1:
+        candidates = outputs[-1:]
+    known = {x for x in candidates if axes.size[x].constant is not None}
+    rows = rank > 1 and candidates == outputs[-1:]
+    return known or (set(candidates) if rows else set())
 
 
 def _streamed(axes: AxisMap, reduced: dict[int, int], last: dict[int, int]) -> int | None:

@@ -42,6 +42,14 @@ TO_KERNELS: tuple[Pass, ...] = (
 )
 
 
+def kernel_passes(target: Target) -> tuple[Pass, ...]:
+    """The way to kernels for a target: a GPU's programs hold whole rows."""
+    if not target.gpu:
+        return TO_KERNELS
+    held = Pass("to_stream", lambda module: to_stream(module, held=True))
+    return tuple(held if p.name == held.name else p for p in TO_KERNELS)
+
+
 def tile_pass(target: Target) -> Pass:
     """Stream kernels to tile programs for a target."""
     return Pass("to_tile", lambda module: to_tile(module, target))
@@ -51,7 +59,7 @@ def named_passes(target: Target | None = None) -> dict[str, Pass]:
     """All passes by name."""
     chosen = target or named_target("x86-64-v3")
     single = (Pass("expand_math", expand_math), tile_pass(chosen))
-    return {p.name: p for p in (*TO_KERNELS, *single)}
+    return {p.name: p for p in (*kernel_passes(chosen), *single)}
 
 
 def parse_pipeline(text: str, target: Target | None = None) -> tuple[Pass, ...]:

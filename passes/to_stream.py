@@ -41,10 +41,10 @@ from tilewright.passes.split_sums import split_sums
 class _Converter:
     """Builds the stream graph of one tensor graph."""
 
-    def __init__(self, graph: Graph, label: str = "") -> None:
+    def __init__(self, graph: Graph, label: str = "", held: bool = False) -> None:
         self.graph, self.label = graph, label
         self.axes = find_axes(graph)
-        self.order = choose_order(self.axes)
+        self.order = choose_order(self.axes, held)
         self.build = Builder()
         self.made: dict[Value, Value] = {}
         self.read: dict[tuple[Value, str], Value] = {}
@@ -263,31 +263,32 @@ def result_name(graph: Graph, at: int, label: str = "") -> str:
     return f"{hint}_out{at}" if len(graph.results) > 1 else hint
 
 
-def tensor_to_stream(graph: Graph, label: str = "") -> Graph:
+def tensor_to_stream(graph: Graph, label: str = "", held: bool = False) -> Graph:
     """The stream graph of one decomposed tensor graph. Raises UnsupportedError."""
     try:
-        return _Converter(graph, label).run()
+        return _Converter(graph, label, held).run()
     except VerifyError as error:
         raise UnsupportedError(f"no stream form: {error.message}", error.location) from error
 
 
-def stream_graphs(graph: Graph) -> tuple[Graph, ...]:
+def stream_graphs(graph: Graph, held: bool = False) -> tuple[Graph, ...]:
     """One stream graph, or several where products make what another streams, or the last reductions
     run across the rows of the others; then their attribute ``results`` says which results of the
     whole they have. What has no form else may have one without the reductions of inputs (norms of
-    keys, beside their products), which are graphs of their own then. Raises UnsupportedError."""
+    keys, beside their products), which are graphs of their own then. ``held``: for programs that
+    hold whole rows. Raises UnsupportedError."""
     problem: UnsupportedError | None = None
     try:
         inner = inner_products(graph)
         if inner is not None:
-            return _without_inner(graph, inner)
-        whole = tensor_to_stream(graph)
+            return _without_inner(graph, inner, held)
+        whole = tensor_to_stream(graph, held=held)
         if not _folds_across_rows(whole):
             return (whole,)
     except UnsupportedError as error:
         problem = error
     try:
-        parts = _split(graph)
+        parts = _split(graph, held)
     except UnsupportedError:
         parts = ()
     if parts and not any(_folds_across_rows(g) for g in parts):
@@ -295,34 +296,37 @@ def stream_graphs(graph: Graph) -> tuple[Graph, ...]:
     if problem is None:
         return (whole,)
     try:
-        return _without_reductions(graph)
+        return _without_reductions(graph, held)
     except UnsupportedError:
         raise problem from None
 
 
-def _without_inner(graph: Graph, inner: Inner) -> tuple[Graph, ...]:
+def _without_inner(graph: Graph, inner: Inner, held: bool) -> tuple[Graph, ...]:
     """Products of inputs as graphs of their own; those of codes are made again inside the loop."""
     again = made_again(graph, inner.coded)
     others = [op for op in (*inner.along, *inner.beside) if op not in inner.coded]
     if not others:
-        return (tensor_to_stream(again),)
+        return (tensor_to_stream(again, held=held),)
     parts = cut_products(again, others)
     if not parts:
         raise UnsupportedError("a product inside another one's loop that has no sizes of its own")
-    return tuple(replace(tensor_to_stream(p), attrs=p.attrs) for p in parts)
+    return tuple(replace(tensor_to_stream(p, held=held), attrs=p.attrs) for p in parts)
 
 
-def _without_reductions(graph: Graph) -> tuple[Graph, ...]:
+def _without_reductions(graph: Graph, held: bool) -> tuple[Graph, ...]:
     """What is reduced of inputs, and read by other reductions, as graphs of their own."""
     first = reductions_of_inputs(graph)
     parts = cut_products(graph, first) if first else ()
     if not parts:
         raise UnsupportedError("no reduction of inputs to make beforehand")
-    return tuple(replace(tensor_to_stream(p), attrs=p.attrs) for p in parts)
+    return tuple(replace(tensor_to_stream(p, held=held), attrs=p.attrs) for p in parts)
 
 
 def _folds_across_rows(graph: Graph) -> bool:
-    """True if an axis without a known length is reduced inside an element."""
+    """True if an axis without a known length is reduced inside an element, and not only rows by
+    themselves are computed."""
+    if not any(isinstance(op, s.Reduce | s.Scan | s.Contract) for op in graph.body.ops):
+        return False
     for op in graph.body.ops:
         if isinstance(op, s.Fold) and isinstance(op.x.type, StreamType):
             axis = next(a for a in op.x.type.element if a.name == op.axis)
@@ -331,20 +335,22 @@ def _folds_across_rows(graph: Graph) -> bool:
     return False
 
 
-def _split(graph: Graph) -> tuple[Graph, ...]:
+def _split(graph: Graph, held: bool) -> tuple[Graph, ...]:
     split = split_sums(graph, lambda first, at: result_name(first, at, CROSSING))
     if split is None:
         return ()
-    first, second = tensor_to_stream(split.first, CROSSING), tensor_to_stream(split.second)
+    first = tensor_to_stream(split.first, CROSSING, held)
+    second = tensor_to_stream(split.second, held=held)
     return (
         replace(first, attrs={"results": split.first_results}),
         replace(second, attrs={"results": split.second_results}),
     )
 
 
-def to_stream(module: Module) -> Module:
-    """Tensor graphs to stream graphs."""
+def to_stream(module: Module, held: bool = False) -> Module:
+    """Tensor graphs to stream graphs. ``held``: for programs that hold whole rows
+    (loop_order.py)."""
     out: list[Graph] = []
     for graph in module.graphs:
-        out.extend(stream_graphs(graph) if graph.level == "graph" else (graph,))
+        out.extend(stream_graphs(graph, held) if graph.level == "graph" else (graph,))
     return Module(tuple(out))

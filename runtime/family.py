@@ -31,6 +31,7 @@ from tilewright.passes.to_tile.lowbit.info import has_packed_weights
 from tilewright.passes.to_tile.narrow import LONGEST
 from tilewright.passes.to_tile.orders import ANY, ordered_classes, ordered_target
 from tilewright.passes.to_tile.routing.info import token_classes
+from tilewright.passes.to_tile.row_kernel import any_length
 from tilewright.passes.to_tile.schedule import row_classes
 from tilewright.passes.to_tile.spaces import kernel_space
 from tilewright.passes.to_tile.tables import tables_of, with_tables
@@ -100,7 +101,8 @@ class KernelFamily:
         self.gathered = _gathered(graph)
         info = analyse(graph)
         self.inner: Size = info.inner.size if not info.splits else Size.of(1)
-        self.static_names = tuple(sorted(_static_names(graph)))
+        names = set() if any_length(graph) and not target.gpu else _static_names(graph)
+        self.static_names = tuple(sorted(names))
         self.row_count: Size = info.row_count
         self.classes = _classes(graph, target, info, level)
         self.forms: dict[Key, Call] = {}

@@ -16,7 +16,7 @@ from tilewright.passes.canonicalise import canonicalise_graph
 from tilewright.passes.channels import find_channels
 from tilewright.passes.fuse_reroute import whole_routing
 from tilewright.passes.inner_products import inner_products
-from tilewright.passes.pipeline import TO_KERNELS, run_passes
+from tilewright.passes.pipeline import kernel_passes, run_passes
 from tilewright.passes.split_sums import result_names
 from tilewright.passes.to_tile import kernel_to_tile
 from tilewright.passes.to_tile.kernel_info import is_routing
@@ -103,7 +103,8 @@ class Program:
         self._as_written = Module(())  # the streams before any rule was applied
         self._uncut = Module(())  # the streams before they were cut into kernels
         self.results: tuple[str, ...] = ()
-        kernels = run_passes(module, TO_KERNELS, after=lambda step, m: self._watch(step.name, m))
+        passes = kernel_passes(self.target)
+        kernels = run_passes(module, passes, after=lambda step, m: self._watch(step.name, m))
         self.inputs = tuple(p.hint for p in module.main.params)
         self.steps = [self._step(graph) for graph in kernels.graphs]
         again = self._made_again()

@@ -1,5 +1,5 @@
-"""More programs of the kind of ``fused_programs``: statistics, other spellings, and what needs two
-kernels because a result is as long as the row."""
+"""More programs of the kind of ``fused_programs``: statistics, results that are rows, other
+spellings, and what needs two kernels because a result is as long as the row but lies in columns."""
 
 from __future__ import annotations
 
@@ -33,7 +33,22 @@ DEVIATIONS = (
     + reduce("squares", "d2")
 )
 
+LAYER_NORM = (
+    DEVIATIONS
+    + const("eps", 1e-5)
+    + "%var = math.div %squares, %n\n%below = math.add %var, %eps\n"
+    + "%r = math.rsqrt %below\n%y = math.mul %d, %r\n"
+)
+COLUMNS = "%o = tensor.transpose %{} {{permutation = [1, 0]}}"
+
 VARIATIONS: dict[str, Case] = {
+    "softmax": Case("%x: tensor<N x M x f32>", softmax("x", "o"), lambda x: x.softmax(-1)),
+    "LayerNorm": Case(
+        "%x: tensor<N x M x f32>",
+        LAYER_NORM,
+        lambda x: F.layer_norm(x, x.shape[-1:]),
+        results="%y",
+    ),
     "attention whose values are its keys": Case(
         QK,
         SCORES + softmax("s") + '%o = tensor.contract %p, %k {equation = "nm,me->ne"}',
@@ -94,19 +109,20 @@ ALL: dict[str, Case] = {**CASES, **VARIATIONS}
 
 # a result as long as the row, or a sum that cannot be one: each with its number of kernels
 BORDERS: dict[str, tuple[int, Case]] = {
-    "softmax": (
-        2,
-        Case("%x: tensor<N x M x f32>", softmax("x", "o"), lambda x: x.softmax(-1)),
-    ),
-    "LayerNorm": (
+    "softmax, written in columns": (
         2,
         Case(
             "%x: tensor<N x M x f32>",
-            DEVIATIONS
-            + const("eps", 1e-5)
-            + "%var = math.div %squares, %n\n%below = math.add %var, %eps\n"
-            + "%r = math.rsqrt %below\n%o = math.mul %d, %r",
-            lambda x: F.layer_norm(x, x.shape[-1:]),
+            softmax("x") + COLUMNS.format("p"),
+            lambda x: x.softmax(-1).T,
+        ),
+    ),
+    "LayerNorm, written in columns": (
+        2,
+        Case(
+            "%x: tensor<N x M x f32>",
+            LAYER_NORM + COLUMNS.format("y"),
+            lambda x: F.layer_norm(x, x.shape[-1:]).T,
         ),
     ),
     "attention and its weights": (

@@ -8,10 +8,23 @@ from tilewright.frontend.op_map import (
     contractions,
     generators,
     logic,
+    losses,
+    norms,
     pointwise,
     reductions,
     routing,
     shape,
 )
 
-FILLED = (attention, contractions, generators, logic, pointwise, reductions, routing, shape)
+FILLED = (
+    attention,
+    contractions,
+    generators,
+    logic,
+    losses,
+    norms,
+    pointwise,
+    reductions,
+    routing,
+    shape,
+)

@@ -6,14 +6,14 @@ does it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from tilewright.ir import ops_math as m
 from tilewright.ir import ops_tensor as t
 from tilewright.ir.core import NOWHERE, Attr, Builder, Op, Value
 from tilewright.ir.dtypes import BOOL, F32, I64, DType
 from tilewright.ir.errors import Location, UnsupportedError
-from tilewright.ir.sizes import Size
+from tilewright.ir.sizes import Size, product
 from tilewright.ir.types import TensorType
 
 Shape = tuple[Size, ...]
@@ -47,6 +47,13 @@ class Emitter:
     def const(self, value: float | bool, dtype: DType) -> Value:
         """A constant, rank 0."""
         return self.op(m.Const, value=value, type=TensorType((), dtype))
+
+    def count(self, sizes: Iterable[Size], dtype: DType) -> Value:
+        """The product of sizes as a number of ``dtype``."""
+        size = product(sizes)
+        if size.constant is not None:
+            return self.const(size.constant, dtype)
+        return self.cast(self.op(m.SizeValue, size=size, type=TensorType((), I64)), dtype)
 
     def cast(self, x: Value, dtype: DType) -> Value:
         return x if tensor_type(x).dtype == dtype else self.op(m.Cast, x, dtype=dtype)

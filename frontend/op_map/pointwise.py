@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
@@ -178,6 +179,20 @@ def silu(e: Emitter, input: Value, inplace: bool = False) -> Value:
     wide = arithmetic_dtype(e.dtype)
     x = e.cast(input, wide)
     return e.cast(e.op(m.Mul, x, e.op(m.Sigmoid, x)), e.dtype)
+
+
+@handles("gelu", Kind.POINTWISE, [F.gelu], [])
+def gelu(e: Emitter, input: Value, approximate: str = "none") -> Value:
+    """x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3))): ``approximate="tanh"`` only"""
+    if approximate != "tanh":
+        raise UnsupportedError('gelu by the error function; approximate="tanh" has kernels')
+    wide = arithmetic_dtype(e.dtype)
+    x = e.cast(input, wide)
+    cube = e.op(m.Mul, e.op(m.Mul, x, x), x)
+    inner = e.op(m.Add, x, binary(e, m.Mul, cube, 0.044715, wide))
+    t = e.op(m.Tanh, binary(e, m.Mul, inner, math.sqrt(2 / math.pi), wide))
+    half = binary(e, m.Mul, x, 0.5, wide)
+    return e.cast(e.op(m.Mul, half, binary(e, m.Add, t, 1.0, wide)), e.dtype)
 
 
 @handles("softplus", Kind.POINTWISE, [F.softplus], [])

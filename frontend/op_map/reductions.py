@@ -13,7 +13,6 @@ from tilewright.ir import ops_math as m
 from tilewright.ir import ops_tensor as t
 from tilewright.ir.core import Value
 from tilewright.ir.errors import UnsupportedError
-from tilewright.ir.sizes import product
 
 Axes = int | tuple[int, ...] | None
 
@@ -74,12 +73,7 @@ def reduce_mean(
     wide = arithmetic_dtype(e.dtype)
     axes = axes_of(input, dim)
     total = e.reduce(e.cast(e.cast(input, e.dtype), wide), "sum", axes, keepdim)
-    shape = tensor_type(input).shape
-    count = product(shape[a] for a in axes)
-    if count.constant is not None:
-        number = e.const(float(count.constant), wide)
-    else:  # the IR has no value for a size: count by adding ones
-        number = e.reduce(e.broadcast(e.const(1.0, wide), shape), "sum", axes, keepdim)
+    number = e.count((tensor_type(input).shape[a] for a in axes), wide)
     return e.cast(e.op(m.Div, total, number), e.dtype)
 
 
@@ -119,12 +113,16 @@ _register_overloaded("min", minimum, amin)
 @handles("logsumexp", Kind.REDUCTION, [torch.logsumexp], ["logsumexp"])
 def logsumexp(e: Emitter, input: Value, dim: Axes, keepdim: bool = False) -> Value:
     """log(sum(exp(x - max))) + max, with the maximum taken as 0 where it is infinite"""
-    wide = arithmetic_dtype(e.dtype)
-    axes = axes_of(input, dim)
-    x = e.cast(e.cast(input, e.dtype), wide)
+    x = e.cast(e.cast(input, e.dtype), arithmetic_dtype(e.dtype))
+    result = log_sum_exp(e, x, axes_of(input, dim))
+    return e.cast(e.reshape(result, e.shape), e.dtype)
+
+
+def log_sum_exp(e: Emitter, x: Value, axes: tuple[int, ...]) -> Value:
+    """The same with the dimensions kept, in the dtype of ``x``."""
+    wide = tensor_type(x).dtype
     top = e.reduce(x, "max", axes, keep=True)
     infinite = e.compare(e.op(m.Abs, top), e.const(float("inf"), wide), "eq")
     top = e.select(infinite, e.const(0.0, wide), top, wide)
     total = e.reduce(e.op(m.Exp, e.op(m.Sub, x, top)), "sum", axes, keep=True)
-    result = e.op(m.Add, e.op(m.Log, total), top)
-    return e.cast(e.reshape(result, e.shape), e.dtype)
+    return e.op(m.Add, e.op(m.Log, total), top)

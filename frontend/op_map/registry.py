@@ -33,16 +33,20 @@ class Kind(Enum):
 Handler = Callable[..., Any]
 H = TypeVar("H", bound=Handler)
 Settle = Callable[[Node], None]
+Axes = Callable[[Node], frozenset[int]]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One operation of the map. ``settle`` adds the guards on sizes that its handler relies on."""
+    """One operation of the map. ``settle`` adds the guards on sizes that its handler relies on.
+    ``axes``: the dimensions that it reduces, counted from the last (-1), where no ``dim`` names
+    them."""
 
     name: str
     kind: Kind
     handler: Handler
     settle: Settle | None = None
+    axes: Axes | None = None
 
 
 INDEX = "x[tensor]"  # stands for operator.getitem with tensors among the indices
@@ -58,11 +62,12 @@ def handles(
     functions: Sequence[Any] = (),
     methods: Sequence[str] = (),
     settle: Settle | None = None,
+    axes: Axes | None = None,
 ) -> Callable[[H], H]:
     """Registers a handler for torch functions and tensor methods (``".mT"`` is an attribute)."""
 
     def register(handler: H) -> H:
-        entry = Entry(name, kind, handler, settle)
+        entry = Entry(name, kind, handler, settle, axes)
         for function in functions:
             assert function not in _FUNCTIONS, f"{function} is mapped twice"
             _FUNCTIONS[function] = entry

@@ -126,9 +126,9 @@ class BlockLowering:
         BlockWalk(self.state, self.mask).run(Bodies(self._whole, self._cut))
 
     def _whole(self, first: Value, count: Value) -> None:
-        block = Block(first, count, self.build.add(first, count), masked=False)
-        self._begin(block)
-        self._block(block)
+        limit = self.build.add(first, count)
+        self._begin(Block(first, count, limit, masked=False))
+        self.state.for_rows_left(lambda: self._block(Block(first, count, limit, masked=False)))
 
     def _cut(self, first: Value, count: Value, limit: Value) -> None:
         """A block where masks or its end cut: rows a vector at a time, each with what it sees."""
@@ -136,7 +136,7 @@ class BlockLowering:
         block = Block(first, count, limit, masked=True)
         self._begin(block)
         if not self._grouped():
-            self._block(block)
+            self.state.for_rows_left(lambda: self._block(Block(first, count, limit, masked=True)))
             return
         assert state.first_row is not None
         with b.loop(b.index(0), b.index(self.schedule.rows), lanes, hint="group") as group:

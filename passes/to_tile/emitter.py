@@ -61,6 +61,13 @@ class TileBuilder:
             return self.index(known)
         return self(t.SizeOf, size=size, hint="size")
 
+    def whole(self, size: Size, step: int) -> Value:
+        """``size`` without what is left behind whole steps."""
+        known = size.constant
+        if known is not None:
+            return self.index(known // step * step)
+        return self.mul(self.div(self.size(size), step), step)
+
     def add(self, a: Value, b: Value | int) -> Value:
         return self(m.Add, a, self.index(b) if isinstance(b, int) else b, hint="at")
 

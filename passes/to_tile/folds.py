@@ -13,6 +13,7 @@ from tilewright.ir.core import Value
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.layout import Layout
 from tilewright.ir.ops_stream import IDENTITY
+from tilewright.ir.types import Axis
 from tilewright.passes.to_tile.state import LoweringState
 
 FOLD_VECTORS = 4  # partial results of a walk, to hide the latency of adding
@@ -28,6 +29,7 @@ class Points(Protocol):
         layout: Layout,
         row: Value | None = None,
         memo: dict[Value, Value] | None = None,
+        whole: bool = False,
     ) -> Value: ...
 
 
@@ -75,16 +77,14 @@ def _fold(
     if len(state.info.element(op.x)) > 1:
         raise UnsupportedError("a reduction of a matrix for every row", op.loc)
     (axis,) = state.info.element(op.x)
-    length = axis.size.constant or 0
+    known = axis.size.constant
     if state.schedule.row_parts:
         return _in_parts(state, points, op, at, row, done)
-    width = max(1, min(FOLD_VECTORS, length // lanes))
-    step = width * lanes
+    width = FOLD_VECTORS if known is None else max(1, min(FOLD_VECTORS, known // lanes))
     layout = state.lane_layout(width)
-    whole = length // step * step
-    partial = _beside(state, points, op, at, row, done, layout, step)
+    partial = _beside(state, points, op, at, row, done, layout)
     total = b(t.Reduce, partial, kind=op.kind, dim=1, hint=op.result.hint)
-    return _rest(state, points, op, at, row, whole, total, done)
+    return _rest(state, points, op, at, row, width * lanes, total, done)
 
 
 def _beside(
@@ -95,16 +95,14 @@ def _beside(
     row: Value | None,
     done: dict[Value, Value],
     layout: Layout,
-    step: int,
 ) -> Value:
     """Partial results of whole steps of a row, one for each element of the layout."""
-    b = state.build
-    axis = next(a for a in state.info.element(op.x) if a.name == op.axis)
-    whole = (axis.size.constant or 0) // step * step
+    b, step = state.build, layout.shape[1]
+    axis = _axis(state, op)
     acc = b.filled(IDENTITY[op.kind], state.dtype(op.x), layout)
-    with b.loop(b.index(0), b.index(whole), step, [acc], hint=axis.name) as loop:
+    with b.loop(b.index(0), b.whole(axis.size, step), step, [acc], hint=axis.name) as loop:
         here = {**at, axis.name: loop.counter}
-        x = points.at_point(op.x, here, layout, row, memo=dict(done))
+        x = points.at_point(op.x, here, layout, row, dict(done), whole=True)
         loop.next = (state.combine(op.kind, x, loop.carried[0]),)
     return loop.results[0]
 
@@ -115,25 +113,51 @@ def _rest(
     op: s.Fold,
     at: dict[str, Value],
     row: Value | None,
-    start: int,
+    step: int,
     total: Value,
     done: dict[Value, Value],
 ) -> Value:
-    """What is left of a row, vector by vector; lanes past its end count as nothing."""
-    b, lanes = state.build, state.schedule.lanes
-    axis = next(a for a in state.info.element(op.x) if a.name == op.axis)
-    length = axis.size.constant or 0
-    layout, dtype = state.lane_layout(), state.dtype(op.x)
-    for first in range(start, length, lanes):
-        here = {**at, axis.name: b.index(first)}
-        x = points.at_point(op.x, here, layout, row, memo=dict(done))
-        if first + lanes > length:
-            lane = b(t.Coordinate, dim=1, layout=layout)
-            inside = b(m.Compare, lane, b.splat(b.index(length - first)), relation="lt")
-            x = b(m.Select, inside, x, b.number(IDENTITY[op.kind], dtype))
+    """What whole steps leave of a row, vector by vector."""
+    b, lanes, axis = state.build, state.schedule.lanes, _axis(state, op)
+    layout, known = state.lane_layout(), axis.size.constant
+
+    def joined(first: Value, total: Value) -> Value:
+        x = _cut_off(state, points, op, {**at, axis.name: first}, row, layout, done)
         part = b(t.Reduce, x, kind=op.kind, dim=1, hint=op.result.hint)
-        total = state.combine(op.kind, part, total)
-    return total
+        return state.combine(op.kind, part, total)
+
+    if known is not None:
+        for first in range(known // step * step, known, lanes):
+            total = joined(b.index(first), total)
+        return total
+    with b.loop(b.whole(axis.size, step), b.size(axis.size), lanes, [total]) as loop:
+        loop.next = (joined(loop.counter, loop.carried[0]),)
+    return loop.results[0]
+
+
+def _cut_off(
+    state: LoweringState,
+    points: Points,
+    op: s.Fold,
+    at: dict[str, Value],
+    row: Value | None,
+    layout: Layout,
+    done: dict[Value, Value],
+) -> Value:
+    """Numbers of a row; those past its end count as nothing."""
+    b, axis, step = state.build, _axis(state, op), layout.shape[1]
+    x = points.at_point(op.x, at, layout, row, dict(done))
+    if not state.may_end_within(axis, step):
+        return x
+    lane = b(t.Coordinate, dim=1, layout=layout)
+    left = b.splat(b.sub(b.size(axis.size), at[axis.name]))
+    inside = b(m.Compare, lane, left, relation="lt")
+    return b(m.Select, inside, x, b.number(IDENTITY[op.kind], state.dtype(op.x)))
+
+
+def _axis(state: LoweringState, op: s.Fold) -> Axis:
+    """The axis of an element that is reduced."""
+    return next(a for a in state.info.element(op.x) if a.name == op.axis)
 
 
 def _in_parts(
@@ -146,17 +170,14 @@ def _in_parts(
 ) -> Value:
     """One reduction over a row as ``row_parts`` partial results, element i in part i modulo their
     number: on every machine the same, whatever its lanes."""
-    b, y = state.build, state.schedule
-    axis = next(a for a in state.info.element(op.x) if a.name == op.axis)
-    length, parts = axis.size.constant or 0, y.row_parts
-    layout, dtype = state.lane_layout(parts // y.lanes), state.dtype(op.x)
-    whole = length // parts * parts
-    total = _beside(state, points, op, at, row, done, layout, parts)
-    if whole < length:
-        here = {**at, axis.name: b.index(whole)}
-        x = points.at_point(op.x, here, layout, row, memo=dict(done))
-        lane = b(t.Coordinate, dim=1, layout=layout)
-        inside = b(m.Compare, lane, b.splat(b.index(length - whole)), relation="lt")
-        x = b(m.Select, inside, x, b.number(IDENTITY[op.kind], dtype))
-        total = state.combine(op.kind, x, total)
+    b, y, axis = state.build, state.schedule, _axis(state, op)
+    parts, layout = y.row_parts, state.lane_layout(y.row_parts // y.lanes)
+    total = _beside(state, points, op, at, row, done, layout)
+    if state.may_end_within(axis, parts):
+        last = b.whole(axis.size, parts)  # a loop of one turn, or of none
+        with b.loop(last, b.size(axis.size), parts, [total], hint="rest") as loop:
+            here = {**at, axis.name: loop.counter}
+            x = _cut_off(state, points, op, here, row, layout, done)
+            loop.next = (state.combine(op.kind, x, loop.carried[0]),)
+        total = loop.results[0]
     return b(t.Reduce, total, kind=op.kind, dim=1, halves=True, hint=op.result.hint)

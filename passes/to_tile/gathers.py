@@ -54,9 +54,10 @@ def integer_at(state: LoweringState, value: Value, at: dict[str, Value], rank: i
 
 
 def load_gathered(
-    state: LoweringState, op: s.Gather, at: dict[str, Value], layout: Layout
+    state: LoweringState, op: s.Gather, at: dict[str, Value], layout: Layout, whole: bool = False
 ) -> Value:
-    """The element at one position, its axis along tile dimension 1 from ``at[axis]``."""
+    """The element at one position, its axis along tile dimension 1 from ``at[axis]``; ``whole``: it
+    does not end before the tile does."""
     b, element = state.build, state.info.element(op.result)
     indices, runs = positions_in_memory(state, op, at)
     buffer, hint = state.buffers[op.tensor], op.result.hint
@@ -64,7 +65,7 @@ def load_gathered(
         return b.load(buffer, indices, [-1] * len(runs), Layout(2), hint=hint)
     axis, width = element[0], layout.shape[1]
     dims = [1 if run == axis.name and width > 1 else -1 for run in runs]
-    short = (axis.size.constant or 0) % width
+    short = not whole and state.may_end_within(axis, width)
     bounds = [(1, "zero", b.size(axis.size))] if short else []
     return b.load(buffer, indices, dims, layout, bounds, hint=hint)
 

@@ -43,12 +43,14 @@ class KernelInfo:
         return product(a.size for a in self.rows)
 
     @property
-    def longest_element(self) -> int:
-        """Numbers of the largest element of a stream; axes of unknown length do not count."""
+    def longest_element(self) -> int | None:
+        """Numbers of the largest element of a stream; None if an axis has no known length."""
         types = [v.type for op in self.graph.body.ops for v in op.results]
         streams = [x for x in types if isinstance(x, StreamType)]
-        axes = [[a.size.constant or 1 for a in x.element] for x in streams]
-        return max(map(math.prod, axes), default=1)
+        axes = [[a.size.constant for a in x.element] for x in streams]
+        if any(length is None for lengths in axes for length in lengths):
+            return None
+        return max((math.prod(n or 1 for n in lengths) for lengths in axes), default=1)
 
     @property
     def position_bytes(self) -> int:

@@ -44,7 +44,7 @@ from tilewright.passes.to_tile.narrow import narrow_positions
 from tilewright.passes.to_tile.orders import ANY, FIXED, ordered_schedule
 from tilewright.passes.to_tile.parameters import kernel_parameters
 from tilewright.passes.to_tile.routing.program import routing_program
-from tilewright.passes.to_tile.row_kernel import lower_row_kernel
+from tilewright.passes.to_tile.row_kernel import any_length, lower_row_kernel
 from tilewright.passes.to_tile.rows import RowLowering
 from tilewright.passes.to_tile.schedule import (
     Schedule,
@@ -63,15 +63,15 @@ from tilewright.passes.to_tile.whole_blocks.routing.program import block_routing
 from tilewright.passes.to_tile.whole_blocks.schedule import BlockSchedule, choose_blocks
 
 
-def check_covered(info: KernelInfo) -> None:
-    """Raises UnsupportedError for sums of other than floats, and if an axis inside an element has
-    no known length."""
+def check_covered(info: KernelInfo, known: bool = True) -> None:
+    """Raises UnsupportedError for sums of other than floats and, if lengths of elements have to be
+    ``known``, for one that is not."""
     for op in info.graph.body.ops:
         if isinstance(op, s.Reduce | s.Scan | s.Fold | s.Contract):
             for value in op.operands:
                 if isinstance(value.type, StreamType) and not value.type.dtype.is_float:
                     raise UnsupportedError(f"{op.name} of {value.type.dtype}", op.loc)
-        for result in op.results:
+        for result in op.results if known else ():
             if isinstance(result.type, StreamType):
                 for axis in result.type.element:
                     static(axis.size, axis.name)
@@ -109,7 +109,7 @@ def kernel_to_tile(
     if is_routing(graph):
         return _finished(lambda: routing_program(graph, target, rows, units))
     info = analyse(graph)
-    check_covered(info)
+    check_covered(info, known=not any_length(graph))
     schedule = default_schedule(info, target, rows)
     if isinstance(schedule, PackedSchedule):
         plain, packed = cached_schedule(info, target, rows), with_choice(schedule, choice)
@@ -125,7 +125,7 @@ def _in_order(
 ) -> Graph:
     """The program of a kernel whose sums have a known order."""
     info = analyse(prepared(graph))
-    check_covered(info)
+    check_covered(info, known=not any_length(info.graph))
     schedule = ordered_schedule(info, target, rows, order)
     packed = None
     if has_packed_weights(graph):  # whatever tiles its schedule has, a row's sums are the same

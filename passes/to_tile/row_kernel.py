@@ -11,9 +11,20 @@ from collections.abc import Sequence
 
 from tilewright.ir import ops_stream as s
 from tilewright.ir import ops_tile as t
+from tilewright.ir.core import Graph
 from tilewright.passes.to_tile.folds import fold_all
+from tilewright.passes.to_tile.kernel_info import is_routing, is_row_kernel
 from tilewright.passes.to_tile.rows import RowLowering
+from tilewright.passes.to_tile.single_row import with_a_loop
 from tilewright.passes.to_tile.state import LoweringState
+
+
+def any_length(graph: Graph) -> bool:
+    """True if one program on a CPU takes rows of every length: it walks along them and nothing
+    else, so that no loop over an element is written out."""
+    if not is_row_kernel(graph) or is_routing(with_a_loop(graph)):
+        return False
+    return not any(isinstance(op, s.Roll) for op in graph.body.ops)
 
 
 def lower_row_kernel(state: LoweringState, rows: RowLowering, sinks: Sequence[s.Sink]) -> None:

@@ -233,18 +233,20 @@ class RowLowering:
         layout: Layout,
         row: Value | None = None,
         memo: dict[Value, Value] | None = None,
+        whole: bool = False,
     ) -> Value:
         """``value`` at one position of all loops; its element's axis runs along tile dimension 1
-        from ``at[axis]``. ``row`` is the row within the block, for results of reductions."""
+        from ``at[axis]``. ``row`` is the row within the block, for results of reductions.
+        ``whole``: no element ends before the tile does."""
 
         def leaf(v: Value) -> Value | None:
             op = self.info.made.get(v)
             if v in self.folded:
                 return self.folded[v]
             if isinstance(op, s.Source):
-                return self._load_point(op, at, layout)
+                return self._load_point(op, at, layout, whole)
             if isinstance(op, s.Gather):
-                return load_gathered(self.state, op, at, layout)
+                return load_gathered(self.state, op, at, layout, whole)
             if isinstance(op, s.Index):
                 return index_at(self.state, op, at, layout, 1)
             if v in self.state.made_blocks:
@@ -253,7 +255,7 @@ class RowLowering:
                 return self.state.made_blocks[op.x].point(at, layout, op.shift)
             if isinstance(op, s.Roll):
                 here = rolled(self.state, op, at, layout.shape[1])
-                return self.at_point(op.x, here, layout, row)
+                return self.at_point(op.x, here, layout, row, whole=whole)
             if isinstance(op, s.Reduce):
                 assert row is not None
                 return self._load_state(op, at, row, layout)
@@ -261,7 +263,7 @@ class RowLowering:
 
         return self.state.expression(value, leaf, {} if memo is None else memo)
 
-    def _load_point(self, op: s.Source, at: dict[str, Value], layout: Layout) -> Value:
+    def _load_point(self, op: s.Source, at: dict[str, Value], layout: Layout, whole: bool) -> Value:
         element = self.info.element(op.result)
         indices, runs = self.state.source_index(op, at)
         name = element[0].name if element else ""
@@ -269,7 +271,7 @@ class RowLowering:
         dims = [1 if run and run == name else -1 for run in runs]
         bounds = []
         width = shape.shape[1]
-        if element and (element[0].size.constant or 0) % width:
+        if element and not whole and self.state.may_end_within(element[0], width):
             end = self.state.limit(op, indices, at, name, self.build.size(element[0].size))
             bounds = [(1, "zero", end)]
         if width == 1:
@@ -318,19 +320,28 @@ class RowLowering:
             return
         if len(element) > 1:
             raise UnsupportedError("a result that is a matrix for every row", sink.loc)
-        axis, layout = element[0], self.state.lane_layout()
+        axis, lanes = element[0], self.schedule.lanes
         assert isinstance(sink.type, TensorType)
-        length = axis.size.constant or 0
-        with b.loop(b.index(0), b.index(length), self.schedule.lanes, hint=axis.name) as loop:
-            here = {**at, axis.name: loop.counter}
-            tile = self.at_point(sink.x, here, layout, row)
-            indices, runs = self.state.source_index(sink, here)
-            dims = [1 if run == axis.name else -1 for run in runs]
-            end = self.state.limit(sink, indices, here, axis.name, b.index(length))
-            bounds = [(1, end)] if length % self.schedule.lanes else []
-            if self.schedule.lanes == 1:
-                dims, bounds = [-1] * len(dims), []
-            b.store(tile, buffer, indices, dims, bounds)
+        end = b.whole(axis.size, lanes)
+        with b.loop(b.index(0), end, lanes, hint=axis.name) as loop:
+            self._write_lanes(sink, axis, row, {**at, axis.name: loop.counter}, whole=True)
+        if not self.state.may_end_within(axis, lanes):
+            return
+        with b.when_less(end, b.size(axis.size)):
+            self._write_lanes(sink, axis, row, {**at, axis.name: end}, whole=False)
+
+    def _write_lanes(
+        self, sink: s.Sink, axis: Axis, row: Value, at: dict[str, Value], whole: bool
+    ) -> None:
+        """Writes a vector of a row's result."""
+        b, buffer, lanes = self.build, self.state.buffers[sink.result], self.schedule.lanes
+        tile = self.at_point(sink.x, at, self.state.lane_layout(), row, whole=whole)
+        indices, runs = self.state.source_index(sink, at)
+        dims = [1 if run == axis.name and lanes > 1 else -1 for run in runs]
+        bounds = []
+        if not whole:
+            bounds = [(1, self.state.limit(sink, indices, at, axis.name, b.size(axis.size)))]
+        b.store(tile, buffer, indices, dims, bounds)
 
 
 def strip_repeat(made: dict[Value, Op], value: Value) -> Value:

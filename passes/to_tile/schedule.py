@@ -170,11 +170,11 @@ ROW_WORK = 1 << 15  # numbers of a work item that computes rows one by one
 MOST_ROWS = 64
 
 
-def row_schedule(target: Target, length: int = ROW_WORK // 8) -> Schedule:
-    """For kernels that compute each row, of so many numbers, by itself: its elements on lanes, as
-    many rows a work item as make its beginning cheap (a Zen 4, rows of 1,024: 12 % of the time of
-    a norm with 8, 2 % with 32)."""
-    rows = max(1, min(MOST_ROWS, ROW_WORK // max(1, length)))
+def row_schedule(target: Target, length: int | None = None) -> Schedule:
+    """For kernels that compute each row, of so many numbers (None: any number), by itself: its
+    elements on lanes, as many rows a work item as make its beginning cheap (a Zen 4, rows of 1,024:
+    12 % of the time of a norm with 8, 2 % with 32)."""
+    rows = 8 if length is None else max(1, min(MOST_ROWS, ROW_WORK // max(1, length)))
     return Schedule(False, target.lanes, 1 << (rows.bit_length() - 1), 1, 1, 1, 4, 4, False)
 
 

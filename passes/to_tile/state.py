@@ -79,6 +79,24 @@ class LoweringState:
         yield
         self.row_start, self.tile_rows = before
 
+    def for_rows_left(self, build: Callable[[], None]) -> None:
+        """Builds the same for 1, 2 … vectors of rows: where products alone are formed of fewer rows
+        than a work item's, the others need not be."""
+        y, b = self.schedule, self.build
+        vectors = y.rows // y.lanes if y.rows_on_lanes and self.info.splits else 1
+        if vectors == 1:
+            build()
+            return
+        assert self.first_row is not None and self.row_total is not None
+        left = b.sub(self.row_total, self.first_row)
+        for count in range(1, vectors):
+            least, beyond = b.index((count - 1) * y.lanes), b.index(count * y.lanes + 1)
+            window = self.row_window(b.index(0), count * y.lanes)
+            with b.when_less(least, left), b.when_less(left, beyond), window:
+                build()
+        with b.when_less(b.index((vectors - 1) * y.lanes), left):
+            build()
+
     @property
     def unit(self) -> int:
         """What the positions of a block without bounds are a multiple of."""
@@ -138,6 +156,11 @@ class LoweringState:
         known = axis.size.constant
         assert known is not None
         return round_up(known, self.schedule.lanes)
+
+    def may_end_within(self, axis: Axis, width: int) -> bool:
+        """Whether an element may end inside a step of so many numbers."""
+        known = axis.size.constant
+        return width > 1 if known is None else known % width > 0
 
     def expression(self, value: Value, leaf: Leaf, memo: dict[Value, Value]) -> Value:
         """Builds ``value`` from leaves: ``leaf`` gives a tile for a value or None to go on

@@ -34,7 +34,7 @@ from tilewright.ir.dtypes import TABLE as TABLE_OF_DTYPES
 from tilewright.ir.parser import parse
 from tilewright.ir.target import Target, named_target
 from tilewright.passes.choose_layout import choose_layout
-from tilewright.passes.pipeline import TO_KERNELS, run_passes
+from tilewright.passes.pipeline import kernel_passes, run_passes
 from tilewright.passes.to_tile.experts.gate import GateFunction
 from tilewright.passes.to_tile.experts.grouped_form import FloatForm
 from tilewright.passes.to_tile.kernel_info import analyse
@@ -103,7 +103,7 @@ def kernels(
     """The whole-block programs of a module's kernels; ``parts``: the pair that shares out keys;
     ``planes``: with the blocks that Triton has for caches in few bits."""
     found: list[Graph] = []
-    for graph in map(with_tables, run_passes(module, TO_KERNELS).graphs):
+    for graph in map(with_tables, run_passes(module, kernel_passes(target)).graphs):
         units = {p.hint: len(getattr(p.type, "shape", ())) - 1 for p in graph.params}
         blocks = blocks_of_planes(analyse(prepared(graph)), target, rows) if planes else None
         given = graph, target, units, blocks, rows

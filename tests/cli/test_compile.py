@@ -34,7 +34,8 @@ graph softmax<N, M>(%x: tensor<N x M x f32>) {
   %half = math.const {value = 0.5, type = tensor<f32>}
   %y = math.mul %x, %half
   %p = tensor.softmax %y {axis = 1}
-  return %p
+  %o = tensor.transpose %p {permutation = [1, 0]}
+  return %o
 }
 """
 

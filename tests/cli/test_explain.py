@@ -52,14 +52,15 @@ def test_another_mask_is_tested_block_by_block(tilewright: Command, write: Write
     assert "mask    %same   (its interval" in tilewright("explain", path, *V3).out
 
 
-def test_a_softmax_alone_stays_several_kernels(tilewright: Command, write: Write) -> None:
+def test_a_softmax_written_in_columns_stays_several_kernels(tilewright: Command, write: Write) -> None:
     path = write(
         "softmax.tw",
         """graph softmax<N, M>(%x: tensor<N x M x f32>) {
           %half = math.const {value = 0.5, type = tensor<f32>}
           %y = math.mul %x, %half
           %p = tensor.softmax %y {axis = 1}
-          return %p
+          %o = tensor.transpose %p {permutation = [1, 0]}
+          return %o
         }""",
     )
     done = tilewright("explain", path, *V3)

@@ -36,6 +36,9 @@ ONE_TENSOR: dict[str, Function] = {
     "reciprocal": lambda x: (x + 3).reciprocal(),
     "relu": F.relu,
     "silu": F.silu,
+    "gelu": lambda x: F.gelu(3 * x, approximate="tanh"),
+    "layer_norm": lambda x: (F.layer_norm(x, (5,)), F.layer_norm(x * 9 + 7, (5,), eps=0.5)),
+    "rms_norm": lambda x: (F.rms_norm(x, (5,), eps=1e-6), x + F.rms_norm(x, [5], None, 0.5)),
     "pow": lambda x: (x**2, x.pow(3), (x + 3) ** 0.5, (x + 3) ** -0.5, 2.0**x, (x + 3) ** 1.7),
     "add alpha": lambda x: torch.add(x, x, alpha=2) - torch.sub(x, 1, alpha=0.5),
     "rsub": lambda x: (1 - x, torch.rsub(x, 3)),
@@ -103,6 +106,18 @@ TWO_TENSORS: dict[str, tuple[Function, torch.Tensor, torch.Tensor]] = {
     "einsum dots": (lambda a, b: torch.einsum("...nd, ...dm -> n...m", a, b), A, B),
     "einsum implicit": (lambda a, b: torch.einsum("bij,bjk", a, b), A, B),
     "einsum sum": (lambda a, b: torch.einsum("bnd,bdm->n", a, b), A, B),
+    "layer_norm scaled": (lambda x, r: F.layer_norm(x, (x.size(-1),), r, 1 - r), X, ROW),
+    "rms_norm scaled": (lambda x, r: F.rms_norm(x, (x.size(-1),), weight=r, eps=1e-3), X, ROW),
+    "cross_entropy": (
+        lambda x, i: (
+            F.cross_entropy(x.reshape(6, 5), i.sum(-1).reshape(6) % 5, reduction="none"),
+            F.cross_entropy(
+                x.reshape(3, 10), i.amax(-1).sum(0) % 7, reduction="none", ignore_index=2
+            ),
+        ),
+        X,
+        INTS.abs() % 5,
+    ),
     "baddbmm": (lambda a, x: torch.baddbmm(x, a, a.mT @ x, beta=2, alpha=0.5), A, X),
     "baddbmm without": (lambda a, x: torch.baddbmm(x, a, a.mT @ x, beta=0), A, X),
 }

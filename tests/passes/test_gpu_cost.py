@@ -15,7 +15,7 @@ from tilewright.bench.programs import attention_text
 from tilewright.ir.core import Graph
 from tilewright.ir.parser import parse
 from tilewright.ir.target import named_target
-from tilewright.passes.pipeline import TO_KERNELS, run_passes
+from tilewright.passes.pipeline import TO_KERNELS, kernel_passes, run_passes
 from tilewright.passes.to_tile.cost.gpu import CHIPS, Load, _block_load, _product_load, busy
 from tilewright.passes.to_tile.gpu_spaces import (
     ACCUMULATORS,
@@ -120,7 +120,7 @@ def test_shared_memory_and_registers_of_attention(
 
 def test_numbers_without_an_element_take_a_register_and_no_shared_blocks() -> None:
     """A softmax of rows in memory: running sums are one number a row."""
-    (graph,) = run_passes(parse(NUMBERS), TO_KERNELS).graphs[:1]
+    (graph,) = run_passes(parse(NUMBERS), kernel_passes(SM90)).graphs[:1]
     info = kernel_info(graph)
     y = BlockSchedule(128, 127, 2, 2)
     assert block_registers(y, info, SM90) == 128 * (1 + 127) // 64 == 256

@@ -74,7 +74,7 @@ def compile_(
 
 def emitted(module: Module, stage: Stage, target: str, rows: int) -> str:
     """The module's text at a stage; several kernels follow each other."""
-    from tilewright.passes.pipeline import TO_KERNELS, run_passes
+    from tilewright.passes.pipeline import kernel_passes, run_passes
     from tilewright.passes.to_tile import to_tile
 
     have = LEVEL_STAGE[module.main.level]
@@ -82,11 +82,11 @@ def emitted(module: Module, stage: Stage, target: str, rows: int) -> str:
         raise SettingError(f"--emit {stage.value}: the file is past it, it holds {have.value} IR")
     if stage == have:
         return str(module)
+    chosen = load_target(target)
     if have == Stage.tensor:
-        module = run_passes(module, TO_KERNELS)
+        module = run_passes(module, kernel_passes(chosen))
     if stage == Stage.stream:
         return str(module)
-    chosen = load_target(target)
     check_stage(stage, chosen)
     module = to_tile(module, chosen, 0 if chosen.gpu else row_class(rows, chosen))
     texts = [_text(graph, stage, chosen) for graph in module.graphs]

@@ -11,7 +11,7 @@ from tilewright.ir.types import Axis
 from tilewright.passes.canonicalise import canonicalise_graph
 from tilewright.passes.channels import Channel, find_channels
 from tilewright.passes.choose_layout import choose_layout
-from tilewright.passes.pipeline import TO_KERNELS, run_passes
+from tilewright.passes.pipeline import kernel_passes, run_passes
 from tilewright.passes.reorder import MOST_ROUNDS, RULES
 from tilewright.passes.to_tile.kernel_info import KernelInfo, analyse, is_row_kernel
 from tilewright.passes.to_tile.lowbit.choose import unpack_slots
@@ -101,10 +101,11 @@ class Explanation:
 
 def explanation(module: Module, target: Target) -> Explanation:
     """The facts about a tensor-level program. Raises UnsupportedError if it has no streams."""
-    until = [step.name for step in TO_KERNELS].index("to_stream") + 1
-    streams = canonicalise_graph(run_passes(module, TO_KERNELS[:until]).main)
+    passes = kernel_passes(target)
+    until = [step.name for step in passes].index("to_stream") + 1
+    streams = canonicalise_graph(run_passes(module, passes[:until]).main)
     deep = tuple(_channel(c) for c in find_channels(streams) if c.deep)
-    kernels = run_passes(module, TO_KERNELS).graphs
+    kernels = run_passes(module, passes).graphs
     return Explanation(
         module.main.name,
         target.name,

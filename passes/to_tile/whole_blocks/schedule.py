@@ -10,11 +10,12 @@ from tilewright.ir.ops_stream import Gather, Source
 from tilewright.ir.sizes import Size
 from tilewright.ir.target import Target
 from tilewright.ir.types import Axis, StreamType, TensorType
-from tilewright.passes.to_tile.kernel_info import KernelInfo
+from tilewright.passes.to_tile.kernel_info import KernelInfo, is_row_kernel
 from tilewright.passes.to_tile.schedule import Schedule
 
 LEAST = 16  # rows, columns and terms of a product that matrix units take
 FEW = (16, 64)  # rows that share what is read: those of one block, of all heads of a group
+HELD = 4096  # numbers of the rows that four warps hold, 32 in a thread
 # sharing out positions, in blocks' time: what a part costs, and putting parts together
 BEGINNING, MERGING, LEAST_BLOCKS, MOST_TURNS = 2, 6, 2, 4
 
@@ -59,6 +60,9 @@ def choose_blocks(info: KernelInfo, target: Target, rows: int = 0) -> BlockSched
     """
     wide = widest(info)
     bulk = target.gpu == "cuda" and target.cpu != "sm_80"
+    if is_row_kernel(info.graph):  # as many numbers for a thread whatever the length of a row
+        rows_held = max(1, min(16, HELD // wide))
+        return BlockSchedule(rows_held, 16, max(4, min(16, wide // 1024)), 2)
     if not info.products:
         return BlockSchedule(16, max(16, min(256, 4096 // wide)), 4, 2)
     if bytes_read(info) > 2 or wide > 256:  # products in f32, by the ordinary units

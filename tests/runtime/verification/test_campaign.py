@@ -46,7 +46,6 @@ def wrong_pass(
 
     steps = tuple(after(s) if s.name == name else s for s in pipeline.TO_KERNELS)
     monkeypatch.setattr(pipeline, "TO_KERNELS", steps)
-    monkeypatch.setattr("tilewright.runtime.program.TO_KERNELS", steps)
 
 
 def wrong_rule(monkeypatch: pytest.MonkeyPatch, change: Callable[[Graph], Graph]) -> None:

@@ -1,0 +1,65 @@
+"""Cores of pointwise work on tensors so large that torch would walk through memory once for each
+operation: one kernel walks through it once for all of them.
+
+Small tensors stay with torch, whose operations cost less than a call of a kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch.fx import Node
+
+from tilewright.frontend.classify import Analysis
+from tilewright.frontend.op_map.registry import Kind
+from tilewright.frontend.symbols import hint
+from tilewright.frontend.translate import fake_of, operand_nodes
+
+LEAST = 1 << 18  # numbers of a result: 1 MB of f32, about the size of a second-level cache
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def pointwise_cores(
+    analysis: Analysis, used: set[Node], whole: Callable[[set[Node]], bool]
+) -> Iterator[set[Node]]:
+    """Connected pointwise nodes of one shape outside ``used``, two or more, that are ``whole``: no
+    path leads out of them and back in."""
+    group: dict[Node, set[Node]] = {}
+    for node in analysis.nodes:
+        if node in used or not _large(node) or analysis.kind(node) is not Kind.POINTWISE:
+            continue
+        members = {node}
+        for operand in operand_nodes(node):
+            joined = members | group.get(operand, set())
+            if _shape(operand) == _shape(node) and whole(joined):
+                members = joined
+        for member in members:
+            group[member] = members
+    seen: set[int] = set()
+    for members in group.values():
+        if id(members) not in seen and len(members) > 1 and _floats_only(members):
+            seen.add(id(members))
+            yield members
+
+
+def _large(node: Node) -> bool:
+    """Whether a node makes a matrix, or more, of many numbers on the CPU."""
+    fake = fake_of(node)
+    if not isinstance(fake, torch.Tensor) or fake.dim() < 2 or fake.device.type != "cpu":
+        return False
+    count = 1
+    for size in fake.shape:
+        count *= hint(size)
+    return count >= LEAST and (fake.dtype in _FLOATS or fake.dtype == torch.bool)
+
+
+def _shape(node: Node) -> torch.Size | None:
+    fake = fake_of(node)
+    return fake.shape if isinstance(fake, torch.Tensor) else None
+
+
+def _floats_only(members: set[Node]) -> bool:
+    """Whether conditions stay inside."""
+    inner = (n for n in members if fake_of(n).dtype == torch.bool)
+    return all(set(n.users) <= members for n in inner)

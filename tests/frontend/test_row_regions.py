@@ -1,0 +1,142 @@
+"""Regions of rows and of products with matrices that a function is given."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tests.frontend.test_regions import compiled_report, count, left_ops
+from tilewright.frontend.compile import compile
+
+
+def rows(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def test_a_residual_and_its_norm_are_one_region() -> None:
+    """The sum is a result, too: what follows adds to it."""
+
+    def block(x: Tensor, y: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        x = x + y
+        return x, F.layer_norm(x, (x.shape[-1],), w, b)
+
+    report = compiled_report(block, rows(2, 9, 40), rows(2, 9, 40), rows(40), rows(40))
+    assert len(report.regions) == 1 and left_ops(report) == set()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_rms_norm_without_eps_takes_that_of_its_arithmetic(dtype: torch.dtype) -> None:
+    """Of numbers so small that another would show."""
+
+    def norm(x: Tensor, w: Tensor) -> Tensor:
+        return F.rms_norm(x * 0.5, (x.shape[-1],), w)
+
+    x, w = (rows(7, 24) * 1e-3).to(dtype), rows(24).to(dtype)
+    compiled = compile(norm)
+    assert not torch.is_grad_enabled() or not x.requires_grad
+    torch.testing.assert_close(compiled(x, w), norm(x, w), rtol=2**-7, atol=0)
+    assert len(compiled.explain().regions) == 1
+
+
+def test_softmax_of_scaled_rows_is_a_region_and_softmax_alone_is_not() -> None:
+    assert count(lambda x: (x * 0.7).softmax(-1), rows(3, 50)) == 1
+    assert count(lambda x: x.softmax(-1), rows(3, 50)) == 0
+
+
+def test_products_with_given_matrices_take_along_what_follows() -> None:
+    report = compiled_report(
+        lambda x, w, b: F.gelu(F.linear(x, w, b), approximate="tanh"),
+        rows(33, 16),
+        rows(24, 16) / 4,
+        rows(24),
+    )
+    assert len(report.regions) == 1 and left_ops(report) == set()
+    gated = compiled_report(
+        lambda x, u, g: F.silu(x @ g.T) * (x @ u.T), rows(2, 9, 16), rows(24, 16), rows(24, 16)
+    )
+    assert len(gated.regions) == 1 and left_ops(gated) == set()
+
+
+def test_a_product_of_two_inputs_alone_stays_with_torch() -> None:
+    assert count(lambda a, b: a @ b, rows(6, 5), rows(5, 7)) == 0
+
+    def layer(x: Tensor, w: Tensor) -> Tensor:
+        return F.linear(x, w)
+
+    assert count(layer, rows(6, 5), rows(7, 5)) == 1
+
+
+def test_attention_of_two_dimensions_is_still_one_region() -> None:
+    report = compiled_report(
+        lambda q, k, v: (q @ k.T).softmax(-1) @ v, rows(6, 8), rows(9, 8), rows(9, 8)
+    )
+    assert len(report.regions) == 1 and left_ops(report) == set()
+
+
+def test_cross_entropy_of_a_product_is_one_region() -> None:
+    def loss(x: Tensor, w: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(x @ w.T, labels, reduction="none")
+
+    labels = torch.arange(20) * 7 % 30
+    labels[3] = -100  # ignored
+    compiled = compile(loss)
+    x, w = rows(20, 16), rows(30, 16)
+    torch.testing.assert_close(compiled(x, w, labels), loss(x, w, labels), rtol=1e-5, atol=1e-5)
+    report = compiled.explain()
+    assert len(report.regions) == 1 and left_ops(report) == set()
+    labels[5] = 30
+    got = compiled(x, w, labels)
+    assert math.isnan(got[5]) and torch.isfinite(got[:5]).all()
+
+
+LARGE = (130, 2048)  # beyond what pointwise_cores leaves to torch
+
+
+def test_pointwise_work_on_large_tensors_is_one_region() -> None:
+    def gate(a: Tensor, b: Tensor) -> Tensor:
+        return F.silu(a) * b
+
+    report = compiled_report(gate, rows(*LARGE), rows(*LARGE))
+    assert len(report.regions) == 1 and left_ops(report) == set()
+    assert count(gate, rows(13, 20), rows(13, 20)) == 0
+    assert count(lambda a: a * 2, rows(*LARGE)) == 0  # one pass over memory either way
+
+
+def test_conditions_are_made_inside_or_stay_with_torch() -> None:
+    leaky = compiled_report(lambda a: torch.where(a > 0, a, 0.1 * a) + 1, rows(*LARGE))
+    assert len(leaky.regions) == 1 and left_ops(leaky) == set()
+    both = compiled_report(lambda a: (torch.where(a > 0, a, 0.1 * a), a > 0), rows(*LARGE))
+    assert "where" in left_ops(both) or len(both.regions) == 1
+
+
+def test_pointwise_work_around_what_stays_with_torch() -> None:
+    """The way out and back in is not closed: the first half ends before it."""
+
+    def function(a: Tensor) -> Tensor:
+        b = (a + 1) * 2
+        return (b.flip(0) + b) * a - 3
+
+    report = compiled_report(function, rows(*LARGE))
+    assert left_ops(report) == {"flip"} and len(report.regions) == 2
+
+
+def test_pointwise_work_of_tensors_that_are_written_in_place() -> None:
+    def function(a: Tensor) -> Tensor:
+        b = a * 2 + 1
+        a.add_(1)
+        return b * a - 1
+
+    compiled_report(function, rows(*LARGE))
+
+
+def test_large_tensors_of_other_strides_and_broadcasts() -> None:
+    x, y = rows(*LARGE).T.contiguous().T, rows(1, LARGE[1])
+    report = compiled_report(lambda a, b: (a * b + b).relu(), x, y)
+    assert len(report.regions) == 1
+    narrow = compile(lambda a, b: (a * b).sigmoid() + b)
+    a, b = rows(*LARGE).bfloat16(), rows(*LARGE).bfloat16()
+    torch.testing.assert_close(narrow(a, b), (a * b).sigmoid() + b, rtol=2**-7, atol=2**-7)
