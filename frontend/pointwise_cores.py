@@ -17,6 +17,7 @@ from tilewright.frontend.symbols import hint
 from tilewright.frontend.translate import fake_of, operand_nodes
 
 LEAST = 1 << 18  # numbers of a result: 1 MB of f32, about the size of a second-level cache
+SHORTEST = 64  # numbers of a row: a kernel begins every row with a vector of its own
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -51,6 +52,8 @@ def _large(node: Node) -> bool:
     count = 1
     for size in fake.shape:
         count *= hint(size)
+    if hint(fake.shape[-1]) < SHORTEST:
+        return False
     return count >= LEAST and (fake.dtype in _FLOATS or fake.dtype == torch.bool)
 
 

@@ -45,8 +45,8 @@ def choose_order(axes: AxisMap, held: bool = False) -> LoopOrder:
                 depends.append(_operand_axes(axes, op))
     outputs = [axes.views[None, i].dims for i in range(len(axes.graph.results))]
     ordered = list(dict.fromkeys(x for dims in outputs for d in axes.resolved(dims) for x in d))
-    ranks = [len(dims) for dims in outputs]
-    inside = _inside(axes, reduced, ordered, min(ranks, default=0))
+    rows = not chosen and not walked(axes) and _are_rows(axes, bool(reduced))
+    inside = _inside(axes, reduced, ordered, rows)
     if held:
         inside = {x for x in inside if (axes.size[x].constant or LONGEST_ROW + 1) <= LONGEST_ROW}
     inside |= elements(axes)
@@ -81,17 +81,31 @@ def _along_results(
     return others[0] if length is not None and length <= LONGEST_ROW else streamed
 
 
-def _inside(axes: AxisMap, reduced: Counter[int], outputs: list[int], rank: int) -> set[int]:
-    """Axes that results, all of at least ``rank`` dimensions, run along as well as reductions, if
-    their length is a number, or if it is the last axis of rows: a row of them is one element, read
-    twice, and no channel has to hold it. Without any reduction the last axis."""
+def _inside(axes: AxisMap, reduced: Counter[int], outputs: list[int], rows: bool) -> set[int]:
+    """Axes that results run along as well as reductions, if their length is a number, or if it is
+    the last axis of ``rows``: a row of them is one element, read twice, and no channel has to hold
+    it. Without any reduction the last axis."""
     products = any(isinstance(op, t.Contract) for op in axes.graph.body.ops)
     candidates = [x for x in outputs if x in reduced] if not products else []
     if not reduced and len(outputs) > 1:
         candidates = outputs[-1:]
     known = {x for x in candidates if axes.size[x].constant is not None}
-    rows = rank > 1 and candidates == outputs[-1:]
-    return known or (set(candidates) if rows else set())
+    last = rows and candidates == outputs[-1:]
+    return known or (set(candidates) if last else set())
+
+
+def _are_rows(axes: AxisMap, reduced: bool) -> bool:
+    """True if every result is made of whole rows: it has more dimensions than one and differs along
+    the last. Without reductions work on positions and tables is none: masks are read number by
+    number."""
+    if not reduced and any(isinstance(op, t.Iota | t.Gather) for op in axes.graph.body.ops):
+        return False
+    for at in range(len(axes.graph.results)):
+        view = axes.views[None, at]
+        along = axes.resolved(view.dims)
+        if len(along) < 2 or not along[-1] or not {*along[-1]} <= axes.flat(view.root_dims):
+            return False
+    return True
 
 
 def _streamed(axes: AxisMap, reduced: dict[int, int], last: dict[int, int]) -> int | None:

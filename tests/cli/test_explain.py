@@ -52,7 +52,7 @@ def test_another_mask_is_tested_block_by_block(tilewright: Command, write: Write
     assert "mask    %same   (its interval" in tilewright("explain", path, *V3).out
 
 
-def test_a_softmax_written_in_columns_stays_several_kernels(tilewright: Command, write: Write) -> None:
+def test_softmax_in_columns_stays_several_kernels(tilewright: Command, write: Write) -> None:
     path = write(
         "softmax.tw",
         """graph softmax<N, M>(%x: tensor<N x M x f32>) {

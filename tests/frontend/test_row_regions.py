@@ -103,6 +103,7 @@ def test_pointwise_work_on_large_tensors_is_one_region() -> None:
     report = compiled_report(gate, rows(*LARGE), rows(*LARGE))
     assert len(report.regions) == 1 and left_ops(report) == set()
     assert count(gate, rows(13, 20), rows(13, 20)) == 0
+    assert count(gate, rows(1 << 16, 8), rows(1 << 16, 8)) == 0  # rows of half a vector
     assert count(lambda a: a * 2, rows(*LARGE)) == 0  # one pass over memory either way
 
 

@@ -73,10 +73,11 @@ def pair(body: str) -> tuple[Program, tuple[Graph, ...], list[str]]:
 
 
 def test_a_softmax_waits_twice() -> None:
-    program, kernels, names = pair(
-        "%a = math.neg %x\n%p = tensor.softmax %a {axis = 1}\nreturn %p }"
-    )
-    assert len(kernels) == 3
+    """Written in columns; of rows it is an element of one kernel."""
+    body = "%a = math.neg %x\n%p = tensor.softmax %a {axis = 1}\n"
+    columns = "%o = tensor.transpose %p {permutation = [1, 0]}\nreturn %o }"
+    program, kernels, names = pair(body + columns)
+    assert len(kernels) == 3 and len(pair(f"{body}return %p }}")[1]) == 1
     assert_same(run_chain(program, kernels, names), program.run(), 1)
 
 
