@@ -14,6 +14,7 @@ from torch.fx import Node
 
 from tilewright.frontend.classify import LAST, Analysis, is_given, is_weight, reduced_axes
 from tilewright.frontend.op_map.registry import Kind
+from tilewright.frontend.pointwise_cores import is_large
 from tilewright.frontend.symbols import Dim, same
 from tilewright.frontend.translate import fake_of, operand_nodes
 
@@ -91,9 +92,16 @@ def row_cores(analysis: Analysis, taken: set[Node]) -> Iterator[set[Node]]:
             continue
         core = {node} | _before(analysis, node, taken)
         core = _after(analysis, core, taken)
-        if len(core) > 1:
+        if len(core) > 1 or _gains_alone(analysis, node):
             taken |= core
             yield core
+
+
+def _gains_alone(analysis: Analysis, node: Node) -> bool:
+    """Whether torch's own operation is slower than a kernel: rms_norm, which is several; others
+    where rows are so many that a call costs nothing beside them."""
+    entry = analysis.entry(node)
+    return is_large(node) or (entry is not None and entry.name == "rms_norm")
 
 
 def _reduces_rows(analysis: Analysis, node: Node) -> bool:

@@ -13,6 +13,9 @@ from tests.frontend.test_regions import compiled_report, count, left_ops
 from tilewright.frontend.compile import compile
 
 
+LARGE = (130, 2048)  # beyond what pointwise_cores leaves to torch
+
+
 def rows(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
 
@@ -42,9 +45,17 @@ def test_rms_norm_without_eps_takes_that_of_its_arithmetic(dtype: torch.dtype) -
     assert len(compiled.explain().regions) == 1
 
 
-def test_softmax_of_scaled_rows_is_a_region_and_softmax_alone_is_not() -> None:
+def test_softmax_of_scaled_rows_is_a_region_and_softmax_of_few_is_not() -> None:
     assert count(lambda x: (x * 0.7).softmax(-1), rows(3, 50)) == 1
     assert count(lambda x: x.softmax(-1), rows(3, 50)) == 0
+    assert count(lambda x: x.softmax(-1), rows(*LARGE)) == 1
+
+
+def test_norms_alone() -> None:
+    """torch has no rms_norm of its own on CPUs; its layer_norm is as good for few rows."""
+    assert count(lambda x: F.rms_norm(x, (50,), eps=1e-6), rows(3, 50)) == 1
+    assert count(lambda x: F.layer_norm(x, (50,)), rows(3, 50)) == 0
+    assert count(lambda x: F.layer_norm(x, (LARGE[1],)), rows(*LARGE)) == 1
 
 
 def test_products_with_given_matrices_take_along_what_follows() -> None:
@@ -91,9 +102,6 @@ def test_cross_entropy_of_a_product_is_one_region() -> None:
     labels[5] = 30
     got = compiled(x, w, labels)
     assert math.isnan(got[5]) and torch.isfinite(got[:5]).all()
-
-
-LARGE = (130, 2048)  # beyond what pointwise_cores leaves to torch
 
 
 def test_pointwise_work_on_large_tensors_is_one_region() -> None:
