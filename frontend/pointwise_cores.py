@@ -16,8 +16,8 @@ from tilewright.frontend.op_map.registry import Kind
 from tilewright.frontend.symbols import hint
 from tilewright.frontend.translate import fake_of, operand_nodes
 
-# numbers of a result: half a MB of f32 (a Zen 4, two threads: silu(a) * b takes 0.88 of torch's time
-# with half as many, 0.76 with so many, 0.64 with twice as many; a * 2 + b 1.05, 0.98 and 0.93)
+# numbers of a result: half a MB of f32 (a Zen 4, two threads; silu(a) * b in 0.88 of torch's time
+# with half as many, 0.76 with so many, 0.64 with twice as many; a * 2 + b in 1.05, 0.98, 0.93)
 LEAST = 1 << 17
 SHORTEST = 64  # numbers of a row: a kernel begins every row with a vector of its own
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)

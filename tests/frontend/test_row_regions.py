@@ -12,7 +12,6 @@ from torch import Tensor
 from tests.frontend.test_regions import compiled_report, count, left_ops
 from tilewright.frontend.compile import compile
 
-
 LARGE = (130, 2048)  # beyond what pointwise_cores leaves to torch
 
 
