@@ -41,7 +41,7 @@ def pointwise_cores(
             group[member] = members
     seen: set[int] = set()
     for members in group.values():
-        if id(members) not in seen and len(members) > 1 and _floats_only(members):
+        if id(members) not in seen and len(members) > 1:
             seen.add(id(members))
             yield members
 
@@ -62,9 +62,3 @@ def is_large(node: Node) -> bool:
 def _shape(node: Node) -> torch.Size | None:
     fake = fake_of(node)
     return fake.shape if isinstance(fake, torch.Tensor) else None
-
-
-def _floats_only(members: set[Node]) -> bool:
-    """Whether conditions stay inside."""
-    inner = (n for n in members if fake_of(n).dtype == torch.bool)
-    return all(set(n.users) <= members for n in inner)

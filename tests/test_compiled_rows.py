@@ -1,0 +1,94 @@
+"""Functions of rows under ``tilewright.compile`` with their kernels, against torch in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import tilewright
+from tilewright.frontend import pointwise_cores
+
+Function = Callable[..., Any]
+SHAPES = ((1, 70), (5, 64), (33, 100), (3, 17, 96), (130, 1030))
+
+
+def residual_norm(x: Tensor, w: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    x = x + y
+    return x, F.layer_norm(x, (x.shape[-1],), w, w * 0.5)
+
+
+def written_norm(x: Tensor, w: Tensor, y: Tensor) -> Tensor:
+    apart = x - x.mean(-1, keepdim=True)
+    return apart * torch.rsqrt(apart.pow(2).mean(-1, keepdim=True) + 1e-5) * w + y
+
+
+def leaky(x: Tensor, w: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    positive = x > y
+    return torch.where(positive, x, 0.1 * x) * w, positive
+
+
+def turned(x: Tensor, w: Tensor, y: Tensor) -> Tensor:
+    return (x.transpose(0, -1) * 2 + y.transpose(0, -1)).sigmoid()
+
+
+FUNCTIONS: dict[str, Function] = {
+    "residual and norm": residual_norm,
+    "norm written out": written_norm,
+    "rms_norm": lambda x, w, y: F.rms_norm(x, (x.shape[-1],), w),
+    "softmax": lambda x, w, y: torch.softmax(x * 0.7 + w, -1),
+    "logsumexp": lambda x, w, y: x - torch.logsumexp(x, -1, keepdim=True),
+    "gate": lambda x, w, y: F.silu(x) * y,
+    "conditions": leaky,
+    "turned": turned,
+}
+
+
+def agrees(function: Function, *given: Tensor, kernels: int = 1) -> None:
+    """Within a few roundings of torch in float64; the results lie in memory as torch's do."""
+    compiled = tilewright.compile(function)
+    for _ in range(2):
+        got = compiled(*given)
+    plain = function(*given)
+    exact = function(*(x.double() if x.is_floating_point() else x for x in given))
+    results = zip(*(r if isinstance(r, tuple) else (r,) for r in (got, plain, exact)), strict=True)
+    for ours, theirs, want in results:
+        assert ours.dtype == theirs.dtype and ours.stride() == theirs.stride()
+        scale = 2.0**-7 if theirs.dtype == torch.bfloat16 else 2.0**-17
+        torch.testing.assert_close(ours.double(), want.double(), rtol=scale, atol=scale)
+    assert [r.status for r in compiled.explain().regions] == ["kernel"] * kernels
+
+
+@pytest.fixture(autouse=True)
+def small_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pointwise_cores, "LEAST", 1)
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_rows(name: str, dtype: torch.dtype) -> None:
+    for shape in SHAPES:
+        torch._dynamo.reset()
+        random = torch.Generator().manual_seed(len(shape))
+        x, y = (torch.randn(shape, generator=random).to(dtype) for _ in range(2))
+        w = torch.rand(shape[-1], generator=random).to(dtype)
+        if name == "turned" and shape[0] < pointwise_cores.SHORTEST:
+            continue
+        agrees(FUNCTIONS[name], x, w, y)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 40])
+def test_products_with_given_matrices(rows: int) -> None:
+    random = torch.Generator().manual_seed(rows)
+    x, u, g = (torch.randn(n, 48, generator=random) / 7 for n in (rows, 30, 30))
+    b, labels = torch.randn(30, generator=random), torch.arange(rows) * 7 % 30
+    agrees(lambda x, u, b: F.gelu(F.linear(x, u, b), approximate="tanh"), x, u, b)
+    agrees(lambda x, u, g: F.silu(x @ g.T) * (x @ u.T), x, u, g)
+    agrees(lambda x, u: F.rms_norm(x, (48,), eps=1e-6) @ u.T, x, u, kernels=2)
+    if rows > 1:  # scores of a single row have no stream form: torch computes them
+        agrees(lambda x, u, at: F.cross_entropy(x @ u.T, at, reduction="none"), x, u, labels)
