@@ -48,7 +48,8 @@ def choose_order(axes: AxisMap, held: bool = False) -> LoopOrder:
     rows = not chosen and not walked(axes) and _are_rows(axes, bool(reduced))
     inside = _inside(axes, reduced, ordered, rows)
     if held:
-        inside = {x for x in inside if (axes.size[x].constant or LONGEST_ROW + 1) <= LONGEST_ROW}
+        known = {x: axes.size[x].constant for x in inside}
+        inside = {x for x, length in known.items() if length is not None and length <= LONGEST_ROW}
     inside |= elements(axes)
     parallel = tuple(
         x for x in ordered if x not in {*reduced, *inside} and all(x in d for d in depends)
@@ -96,9 +97,11 @@ def _inside(axes: AxisMap, reduced: Counter[int], outputs: list[int], rows: bool
 
 def _are_rows(axes: AxisMap, reduced: bool) -> bool:
     """True if every result is made of whole rows: it has more dimensions than one and differs along
-    the last. Without reductions work on positions and tables is none: masks are read number by
-    number."""
-    if not reduced and any(isinstance(op, t.Iota | t.Gather) for op in axes.graph.body.ops):
+    the last. Without reductions only pointwise work is: masks made of positions are read number by
+    number, and products may have a single term."""
+    plain = t.Broadcast | t.Reshape | t.Transpose
+    ops = axes.graph.body.ops
+    if not reduced and not all("pointwise" in op.traits or isinstance(op, plain) for op in ops):
         return False
     for at in range(len(axes.graph.results)):
         view = axes.views[None, at]
