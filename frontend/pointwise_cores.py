@@ -6,7 +6,8 @@ Small tensors stay with torch, whose operations cost less than a call of a kerne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch.fx import Node
@@ -39,11 +40,14 @@ def pointwise_cores(
                 members = joined
         for member in members:
             group[member] = members
-    seen: set[int] = set()
-    for members in group.values():
-        if id(members) not in seen and len(members) > 1:
-            seen.add(id(members))
+    for members in distinct(group.values()):
+        if len(members) > 1:
             yield members
+
+
+def distinct(groups: Iterable[set[Node]]) -> Iterable[set[Node]]:
+    """Sets that several nodes share, each once."""
+    return {id(group): group for group in groups}.values()
 
 
 def is_large(node: Node) -> bool:
@@ -51,12 +55,9 @@ def is_large(node: Node) -> bool:
     fake = fake_of(node)
     if not isinstance(fake, torch.Tensor) or fake.dim() < 2 or fake.device.type != "cpu":
         return False
-    count = 1
-    for size in fake.shape:
-        count *= hint(size)
-    if hint(fake.shape[-1]) < SHORTEST:
+    if hint(fake.shape[-1]) < SHORTEST or math.prod(map(hint, fake.shape)) < LEAST:
         return False
-    return count >= LEAST and (fake.dtype in _FLOATS or fake.dtype == torch.bool)
+    return fake.dtype in _FLOATS or fake.dtype == torch.bool
 
 
 def _shape(node: Node) -> torch.Size | None:

@@ -14,7 +14,7 @@ from torch.fx import Node
 
 from tilewright.frontend.classify import LAST, Analysis, is_given, is_weight, reduced_axes
 from tilewright.frontend.op_map.registry import Kind
-from tilewright.frontend.pointwise_cores import is_large
+from tilewright.frontend.pointwise_cores import distinct, is_large
 from tilewright.frontend.symbols import Dim, same
 from tilewright.frontend.translate import fake_of, operand_nodes
 
@@ -32,10 +32,8 @@ def weight_cores(analysis: Analysis, taken: set[Node]) -> Iterator[set[Node]]:
             group[node] = {node}
         elif analysis.kind(node) is Kind.POINTWISE:
             _join(analysis, node, group)
-    seen: set[int] = set()
-    for members in group.values():
-        if id(members) not in seen and _worth_it(analysis, members):
-            seen.add(id(members))
+    for members in distinct(group.values()):
+        if _worth_it(analysis, members):
             yield members
 
 

@@ -10,12 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tilewright.ir.activation_functions import ACTIVATIONS
 from tilewright.ir.core import Graph
 from tilewright.ir.dtypes import BF16, F16, F32
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.ops_tile import Store
 from tilewright.ir.printer import print_graph
-from tilewright.passes.activation_functions import ACTIVATIONS
 from tilewright.passes.to_tile.experts.columns import Columns
 from tilewright.passes.to_tile.experts.floating import grouped_program
 from tilewright.passes.to_tile.experts.gate import GateFunction

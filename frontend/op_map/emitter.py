@@ -131,3 +131,9 @@ class Emitter:
         for axis in sorted({a % rank for a in axes}, reverse=True):
             x = self.op(t.Reduce, x, kind=kind, axis=axis, keep=keep)
         return x
+
+    def mean(self, x: Value, axes: Sequence[int], keep: bool) -> Value:
+        """The mean over several axes, in the dtype of ``x``."""
+        kind = tensor_type(x)
+        count = self.count((kind.shape[a] for a in axes), kind.dtype)
+        return self.op(m.Div, self.reduce(x, "sum", axes, keep), count)

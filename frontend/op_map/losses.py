@@ -10,7 +10,6 @@ from tilewright.frontend.op_map.reductions import log_sum_exp
 from tilewright.frontend.op_map.registry import Kind, handles
 from tilewright.ir import ops_math as m
 from tilewright.ir.core import Value
-from tilewright.ir.dtypes import BOOL
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.sizes import Size
 
@@ -52,7 +51,6 @@ def cross_entropy(  # noqa: PLR0913, PLR0917 (torch's own signature)
         e.compare(label, e.count((classes,), labels.dtype), "lt"),
     )
     ignored = e.compare(label, e.const(ignore_index, labels.dtype), "eq")
-    other = e.select(ignored, e.const(0.0, wide), e.const(float("nan"), wide), wide)
-    kept = e.op(m.And, inside, e.op(m.Not, ignored))
-    assert tensor_type(kept).dtype == BOOL
-    return e.cast(e.reshape(e.select(kept, loss, other, wide), e.shape), e.dtype)
+    loss = e.select(inside, loss, e.const(float("nan"), wide), wide)
+    loss = e.select(ignored, e.const(0.0, wide), loss, wide)
+    return e.cast(e.reshape(loss, e.shape), e.dtype)

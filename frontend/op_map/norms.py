@@ -12,7 +12,6 @@ from tilewright.frontend.op_map.emitter import Emitter, arithmetic_dtype, tensor
 from tilewright.frontend.op_map.registry import Kind, handles
 from tilewright.ir import ops_math as m
 from tilewright.ir.core import Value
-from tilewright.ir.dtypes import DType
 from tilewright.ir.errors import UnsupportedError
 
 
@@ -36,8 +35,8 @@ def layer_norm(
     wide = arithmetic_dtype(e.dtype)
     _one_dimension(normalized_shape)
     x = e.cast(input, wide)
-    apart = e.op(m.Sub, x, _mean(e, x))
-    return _scaled(e, apart, _mean(e, e.op(m.Mul, apart, apart)), eps, (weight, bias))
+    apart = e.op(m.Sub, x, e.mean(x, (-1,), keep=True))
+    return _scaled(e, apart, eps, (weight, bias))
 
 
 @handles("rms_norm", Kind.REDUCTION, [F.rms_norm, torch.rms_norm], axes=normalised_axes)
@@ -54,7 +53,7 @@ def rms_norm(
     _one_dimension(normalized_shape)
     x = e.cast(input, wide)
     least = torch.finfo(torch.float64 if wide.bits == 64 else torch.float32).eps
-    return _scaled(e, x, _mean(e, e.op(m.Mul, x, x)), least if eps is None else eps, (weight, None))
+    return _scaled(e, x, least if eps is None else eps, (weight, None))
 
 
 def _one_dimension(normalized_shape: Sequence[object]) -> None:
@@ -62,17 +61,10 @@ def _one_dimension(normalized_shape: Sequence[object]) -> None:
         raise UnsupportedError("over more dimensions than the last")
 
 
-def _mean(e: Emitter, x: Value) -> Value:
-    wide: DType = tensor_type(x).dtype
-    count = e.count(tensor_type(x).shape[-1:], wide)
-    return e.op(m.Div, e.reduce(x, "sum", (-1,), keep=True), count)
-
-
-def _scaled(
-    e: Emitter, x: Value, square: Value, eps: float, factors: tuple[Value | None, Value | None]
-) -> Value:
-    """x / sqrt(square + eps), times weight, plus bias, as torch's dtype."""
+def _scaled(e: Emitter, x: Value, eps: float, factors: tuple[Value | None, Value | None]) -> Value:
+    """x / sqrt(mean of squares + eps), times weight, plus bias, as torch's dtype."""
     wide = tensor_type(x).dtype
+    square = e.mean(e.op(m.Mul, x, x), (-1,), keep=True)
     root = e.op(m.Rsqrt, e.op(m.Add, square, e.const(eps, wide)))
     y = e.op(m.Mul, x, root)
     for cls, factor in zip((m.Mul, m.Add), factors, strict=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from typing import Any
 
@@ -13,6 +12,7 @@ from tilewright.frontend.op_map.emitter import Emitter, arithmetic_dtype
 from tilewright.frontend.op_map.promotion import Operand, as_value
 from tilewright.frontend.op_map.registry import Handler, Kind, handles
 from tilewright.ir import ops_math as m
+from tilewright.ir.activation_functions import activated
 from tilewright.ir.core import Op, Value
 from tilewright.ir.dtypes import BOOL, DType
 from tilewright.ir.errors import UnsupportedError
@@ -176,9 +176,7 @@ def silu(e: Emitter, input: Value, inplace: bool = False) -> Value:
     """input * sigmoid(input)"""
     if inplace:
         raise UnsupportedError("silu with inplace=True")
-    wide = arithmetic_dtype(e.dtype)
-    x = e.cast(input, wide)
-    return e.cast(e.op(m.Mul, x, e.op(m.Sigmoid, x)), e.dtype)
+    return _activated(e, "silu", input)
 
 
 @handles("gelu", Kind.POINTWISE, [F.gelu], [])
@@ -186,13 +184,14 @@ def gelu(e: Emitter, input: Value, approximate: str = "none") -> Value:
     """x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3))): ``approximate="tanh"`` only"""
     if approximate != "tanh":
         raise UnsupportedError('gelu by the error function; approximate="tanh" has kernels')
+    return _activated(e, "gelu_tanh", input)
+
+
+def _activated(e: Emitter, name: str, input: Value) -> Value:
+    """An activation function, in f32 (f64)."""
     wide = arithmetic_dtype(e.dtype)
-    x = e.cast(input, wide)
-    cube = e.op(m.Mul, e.op(m.Mul, x, x), x)
-    inner = e.op(m.Add, x, binary(e, m.Mul, cube, 0.044715, wide))
-    t = e.op(m.Tanh, binary(e, m.Mul, inner, math.sqrt(2 / math.pi), wide))
-    half = binary(e, m.Mul, x, 0.5, wide)
-    return e.cast(e.op(m.Mul, half, binary(e, m.Add, t, 1.0, wide)), e.dtype)
+    result = activated(e.op, lambda value: e.const(value, wide), name, e.cast(input, wide))
+    return e.cast(result, e.dtype)
 
 
 @handles("softplus", Kind.POINTWISE, [F.softplus], [])

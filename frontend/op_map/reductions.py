@@ -70,11 +70,8 @@ def reduce_mean(
     dtype: torch.dtype | None = None,
 ) -> Value:
     """The sum divided by the number of elements"""
-    wide = arithmetic_dtype(e.dtype)
-    axes = axes_of(input, dim)
-    total = e.reduce(e.cast(e.cast(input, e.dtype), wide), "sum", axes, keepdim)
-    number = e.count((tensor_type(input).shape[a] for a in axes), wide)
-    return e.cast(e.op(m.Div, total, number), e.dtype)
+    wide = e.cast(e.cast(input, e.dtype), arithmetic_dtype(e.dtype))
+    return e.cast(e.mean(wide, axes_of(input, dim), keepdim), e.dtype)
 
 
 def _register_extremum(kind: str) -> Handler:

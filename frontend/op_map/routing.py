@@ -22,7 +22,6 @@ from tilewright.ir.core import Op, Value
 from tilewright.ir.dtypes import I64
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.sizes import Size, product
-from tilewright.ir.types import TensorType
 
 
 def _rank(x: Value) -> int:
@@ -240,8 +239,7 @@ def _from_start(e: Emitter, ids: Value, size: Size) -> Value:
     if _not_negative(e, ids):
         return ids
     dtype = tensor_type(ids).dtype
-    length = e.op(m.SizeValue, size=size, type=TensorType((), I64))
-    wrapped = e.op(m.Add, ids, e.cast(length, dtype))
+    wrapped = e.op(m.Add, ids, e.count((size,), dtype))
     return e.select(e.compare(ids, e.const(0, dtype), "lt"), wrapped, ids, dtype)
 
 

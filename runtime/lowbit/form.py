@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from tilewright.ir import ops_math as m
 from tilewright.ir import ops_tensor as t
+from tilewright.ir.activation_functions import activated
 from tilewright.ir.core import Builder, Graph, Module, Region, Value
 from tilewright.ir.dtypes import F32, I32, U8, DType
 from tilewright.ir.ops_lowbit import Dequantize
 from tilewright.ir.packing import Packing
 from tilewright.ir.sizes import Size
 from tilewright.ir.types import TensorType
-from tilewright.passes.activation_functions import activated
 from tilewright.passes.to_tile.lowbit.info import WeightForm
 
 EPILOGUES = ("", "relu", "silu", "gelu_tanh")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tilewright.ir import ops_math as m
+from tilewright.ir.activation_functions import ACTIVATIONS, activated
 from tilewright.ir.core import Value
 from tilewright.ir.dtypes import F32
 from tilewright.ir.errors import UnsupportedError
-from tilewright.passes.activation_functions import ACTIVATIONS, activated
 from tilewright.passes.to_tile.emitter import TileBuilder
 
 
