@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from tilewright import BenchError
+from tilewright.bench.devices import Device
 from tilewright.bench.method.clock import timed
-from tilewright.bench.method.memory import growth, resident
 from tilewright.bench.report.document import Result, Times
 from tilewright.bench.suites.problem import Call, Form, NotOffered, Problem, errors_of
 
@@ -32,14 +33,16 @@ class Contender:
     kept: int | None = None
     call: Call | None = None
 
-    def again(self, problem: Problem, inputs: Any, offer: Offer) -> Call | None:
+    def again(self, problem: Problem, inputs: Any, offer: Offer, device: Device) -> Call | None:
         """The chosen form on new inputs, called once; None, and no longer ok, if it fails now."""
         try:
             (form,) = (each for each in offer(problem, inputs) if each.name == self.form)
             call = form.make()
             call()
+            device.finish()
         except Exception as problem_:
             self.status, self.reason = "failed", f"in a later sitting: {first_line(problem_)}"
+            _still_usable(device, problem_, self.form)
             return None
         return call
 
@@ -63,7 +66,12 @@ class Contender:
 
 
 def prepare(
-    problem: Problem, inputs: Any, exact: torch.Tensor, provider: str, offer: Offer
+    problem: Problem,
+    inputs: Any,
+    exact: torch.Tensor,
+    provider: str,
+    offer: Offer,
+    device: Device,
 ) -> Contender:
     """Tries all forms of a provider. A wrong result is no competitor: its time says nothing."""
     found = Contender()
@@ -77,7 +85,7 @@ def prepare(
         return found
     best = math.inf
     for form in forms:
-        tried = _try(form, problem, exact)
+        tried = _try(form, problem, exact, device)
         if tried.status == "ok":
             found.tried[form.name] = seconds = tried.tried[form.name]
         else:
@@ -86,26 +94,34 @@ def prepare(
             best, tried.tried = seconds, found.tried
             found = tried
     if found.call is not None:
-        grown = growth(found.call)
+        grown = device.growth(found.call)
         found.peak = None if grown is None else grown.peak
     return found
 
 
-def _try(form: Form, problem: Problem, exact: torch.Tensor) -> Contender:
+def _try(form: Form, problem: Problem, exact: torch.Tensor, device: Device) -> Contender:
     """One form: prepared and called for the first time, checked, then timed a few times."""
     found = Contender("failed", form.name)
-    before = _resident()
+    before = device.held()
+
+    def finished(call: Call) -> Any:
+        result = call()
+        device.finish()
+        return result
+
     try:
         made: list[Call] = []
         results: list[Any] = []
-        first = timed(lambda: made.append(form.make())) + timed(lambda: results.append(made[0]()))
+        first = timed(lambda: made.append(form.make()))
+        first += timed(lambda: results.append(finished(made[0])))
         found.errors = errors_of(form.read(results.pop()).detach(), exact)
         call = made[0]
-        once = min(timed(call) for _ in range(TRIALS))
+        once = min(device.once(call) for _ in range(TRIALS))
     except Exception as problem_:
         found.reason = first_line(problem_)
+        _still_usable(device, problem_, form.name)
         return found
-    found.kept = None if before is None else max(0, (_resident() or before) - before)
+    found.kept = None if before is None else max(0, (device.held() or before) - before)
     if found.errors[1] > problem.tolerance:
         found.status = "wrong"
         found.reason = f"relative error {found.errors[1]:.1e}, at most {problem.tolerance:.0e}"
@@ -115,11 +131,16 @@ def _try(form: Form, problem: Problem, exact: torch.Tensor) -> Contender:
     return found
 
 
-def _resident() -> int | None:
+def _still_usable(device: Device, problem: Exception, form: str) -> None:
+    """Raises BenchError if an error has broken the device for this process: whatever came next
+    would fail, too, and be blamed for it."""
     try:
-        return resident()
-    except (OSError, LookupError):
-        return None
+        device.finish()
+    except Exception as broken:
+        raise BenchError(
+            f"{form!r} has broken the device: {first_line(problem)}. Find the provider with --only "
+            "and --vs, and leave it out"
+        ) from broken
 
 
 def first_line(problem: BaseException) -> str:

@@ -42,12 +42,14 @@ class Layer:
     def name(self) -> str:
         return f"{self.family}E{self.experts} H{self.hidden} I{self.inter} top-{self.top}"
 
-    def module(self, dtype: torch.dtype) -> Any:
+    def module(self, dtype: torch.dtype, device: str = "cpu") -> Any:
         """Its experts, the same in every run, as transformers' own class."""
-        made = self.empty()
-        random = torch.Generator().manual_seed(0)
+        with torch.device(device):
+            made = self.empty()
+        random = torch.Generator(device).manual_seed(0)
         for weight in made.parameters():
-            weight.data = torch.randn(weight.shape, generator=random).mul_(0.03).to(dtype)
+            drawn = torch.randn(weight.shape, generator=random, device=device)
+            weight.data = drawn.mul_(0.03).to(dtype)
         return made.requires_grad_(False)
 
     def empty(self) -> Any:
@@ -69,12 +71,15 @@ class Layer:
         found: torch.Tensor = module.down_proj[e].to(x) @ (torch.nn.functional.silu(gate) * up)
         return found
 
-    def inputs(self, tokens: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    def inputs(
+        self, tokens: int, dtype: torch.dtype, device: str = "cpu"
+    ) -> tuple[torch.Tensor, ...]:
         """x [T, H], ids and weights [T, k]."""
         random = torch.Generator().manual_seed(tokens)
         x = torch.randn(tokens, self.hidden, generator=random).to(dtype)
         ids = torch.rand(tokens, self.experts, generator=random).topk(self.top).indices
-        return x, ids, torch.rand(tokens, self.top, generator=random).to(dtype)
+        weights = torch.rand(tokens, self.top, generator=random).to(dtype)
+        return x.to(device), ids.to(device), weights.to(device)
 
     def work(self, tokens: int) -> float:
         """10⁹ floating-point operations."""

@@ -4,7 +4,8 @@ First all suites and the GPU's tests at once, for as long as kernels take to com
 the rest then finds warm; then one suite after the other, each in a process of its own, most
 important first. Writes OUT/session.json after each, so that a run cut off leaves what it has. A
 suite that is not there yet, or for which no time is left, is named as such. The exit status is 1 if
-any failed.
+any failed. ``--reports`` measures the suites of ``tilewright bench`` instead, which are kept as
+OUT/bench_NAME.json.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import argparse
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,14 +33,16 @@ MODULES = "tilewright.bench"
 @dataclass(frozen=True)
 class Suite:
     """A module of this folder run with OUT.json, --seconds N and perhaps --dry; ``tests`` says
-    which tests to run instead. ``least`` seconds are needed to begin; ``compilers``: processes that
-    compile its kernels at first (0: a short run of it does)."""
+    which tests to run instead, ``report`` which suite of ``tilewright bench``. ``least`` seconds
+    are needed to begin; ``compilers``: processes that compile its kernels at first (0: a short run
+    of it does)."""
 
     name: str
     seconds: float
     least: float = 10.0
     tests: str = ""
     compilers: int = 0
+    report: str = ""
 
 
 # In order of importance. Others' suites are called as soon as their module is there.
@@ -51,6 +56,16 @@ SUITES = (
     Suite("gpu_launch", 20),
     Suite("gpu_tests", 90, tests="gpu"),
 )
+REPORTS = (
+    Suite("bench_attention", 170, least=60, report="attention"),
+    Suite("bench_lowbit", 120, least=60, report="lowbit"),
+    Suite("bench_experts", 90, least=45, report="experts"),
+    Suite("bench_fused", 80, least=45, report="fused"),
+    Suite("bench_models", 60, least=45, report="models"),
+)
+SITTINGS = 3  # the fewest of which intervals know what differs between them
+REPORT_SECONDS = 1.5  # for each problem
+LAST_SECONDS = 20.0  # in which a report is written after Ctrl-C
 
 
 def main() -> int:
@@ -60,14 +75,16 @@ def main() -> int:
     parser.add_argument("--dry", action="store_true", help="tiny, without a GPU")
     parser.add_argument("--seconds", type=float, help="for everything (520; dry: no limit)")
     parser.add_argument("--only", default="", help="only suites with this in their name")
+    parser.add_argument("--reports", action="store_true", help="the suites of tilewright bench")
     options = parser.parse_args()
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
-    whole = options.seconds or (DRY_SECONDS * len(SUITES) if options.dry else 520.0)
+    suites = REPORTS if options.reports else SUITES
+    whole = options.seconds or (DRY_SECONDS * len(suites) if options.dry else 520.0)
     end = time.monotonic() + whole
     found: dict[str, Any] = {"dry": options.dry, "suites": {}}
-    wanted = [suite for suite in SUITES if options.only in suite.name]
-    if not options.dry:
+    wanted = [suite for suite in suites if options.only in suite.name]
+    if not (options.dry or options.reports):  # reports begin with empty caches
         found["warm_seconds"] = warm(wanted, out, min(WARM_SECONDS, whole / 3))
     for suite in wanted:
         found["suites"][suite.name] = row = run(suite, out, end, options.dry)
@@ -112,7 +129,8 @@ def warming(suites: Sequence[Suite], folder: Path) -> Iterator[tuple[str, list[s
 def run(suite: Suite, out: Path, end: float, dry: bool) -> dict[str, Any]:
     """One suite: what became of it and how long it took. Its output is OUT/NAME.log."""
     left = end - time.monotonic()
-    if not suite.tests and importlib.util.find_spec(f"{MODULES}.{suite.name}") is None:
+    own = not (suite.tests or suite.report)
+    if own and importlib.util.find_spec(f"{MODULES}.{suite.name}") is None:
         return {"state": "not there yet", "ok": True, "seconds": 0.0}
     if left < suite.least:
         return {"state": "no time left", "ok": False, "seconds": 0.0}
@@ -120,7 +138,10 @@ def run(suite: Suite, out: Path, end: float, dry: bool) -> dict[str, Any]:
     began = time.monotonic()
     process = _started(command(suite, out, seconds, dry), out / f"{suite.name}.log", dry)
     # a suite keeps to its seconds, give or take what is under way
-    code = _ended(process, max(5.0, min(seconds * 1.5, left)))
+    if suite.report:
+        code = _ended(process, max(5.0, min(seconds, left) - LAST_SECONDS), interrupt=True)
+    else:
+        code = _ended(process, max(5.0, min(seconds * 1.5, left)))
     state = {0: "good", None: "cut off"}.get(code, f"failed ({code})")
     return {"state": state, "ok": code == 0, "seconds": round(time.monotonic() - began, 1)}
 
@@ -133,11 +154,16 @@ def _started(words: list[str], log: Path, dry: bool) -> subprocess.Popen[bytes]:
         )
 
 
-def _ended(process: subprocess.Popen[bytes], seconds: float) -> int | None:
-    """Its exit status; None if it took longer, and was killed."""
+def _ended(process: subprocess.Popen[bytes], seconds: float, interrupt: bool = False) -> int | None:
+    """Its exit status; None if it took longer, and was killed: after Ctrl-C and some time to keep
+    what it has, with ``interrupt``."""
     try:
         return process.wait(timeout=seconds)
     except subprocess.TimeoutExpired:
+        if interrupt:
+            process.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=LAST_SECONDS)
         process.kill()
         process.wait()
         return None
@@ -154,6 +180,10 @@ def command(suite: Suite, out: Path, seconds: float, dry: bool) -> list[str]:
         more = ["--collect-only"] if dry else []
         return [sys.executable, "-m", "pytest", "-q", "-m", suite.tests, *marked, *more]
     path = str(out / f"{suite.name}.json")
+    if suite.report:
+        words = [sys.executable, "-m", "tilewright", "bench", suite.report, "--device", "cuda"]
+        limits = ["--sittings", str(SITTINGS), "--seconds", str(REPORT_SECONDS)]
+        return [*words, "--json", path, *limits, *(["--dry"] if dry else [])]
     more = ["--dry"] if dry else ["--processes", "0"] if suite.compilers else []
     return [
         *(sys.executable, "-m", f"{MODULES}.{suite.name}", path),

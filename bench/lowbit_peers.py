@@ -73,12 +73,15 @@ def matmul_nbits(
     return lambda x: session.run(None, {"A": x.numpy()})[0]
 
 
-def torch_int4(codes: np.ndarray[Any, Any], scales: np.ndarray[Any, Any]) -> Product:
-    """torch's own product of bf16 with 4-bit weights: codes [N, K], scales [N, groups], zero 8."""
+def torch_int4(codes: torch.Tensor, scales: torch.Tensor, tiles: int = 8) -> Product:
+    """torch's own product of bf16 with 4-bit weights: codes uint8 [N, K], scales [N, groups], zero
+    8. On a GPU so many ``tiles`` of k, 2, 4 or 8, lie beside each other (tinygemm)."""
     rows, length = codes.shape
     group = length // scales.shape[1]
-    packed = torch._convert_weight_to_int4pack_for_cpu(torch.from_numpy(codes).int(), 1)
-    beside = torch.zeros(length // group, rows, 2, dtype=torch.bfloat16)
-    beside[:, :, 0] = torch.from_numpy(scales.T.copy())
-    del rows
+    beside = torch.zeros(length // group, rows, 2, dtype=torch.bfloat16, device=codes.device)
+    beside[:, :, 0] = scales.T
+    if codes.is_cuda:
+        packed = torch._convert_weight_to_int4pack(codes[:, ::2] << 4 | codes[:, 1::2], tiles)
+        return lambda x: torch._weight_int4pack_mm(x, packed, group, beside)
+    packed = torch._convert_weight_to_int4pack_for_cpu(codes.int(), 1)
     return lambda x: torch._weight_int4pack_mm_for_cpu(x, packed, group, beside)

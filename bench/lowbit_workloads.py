@@ -163,7 +163,7 @@ def _peer_products(problem: Problem, shape: Shape, threads: int) -> list[Any]:
             for c, s in given
         ]
     if problem.peer == "torch int4 bf16":
-        return [peers.torch_int4(c, s) for c, s in given]
+        return [peers.torch_int4(torch.from_numpy(c), torch.from_numpy(s)) for c, s in given]
     return [dense(values_of(part)) for part in given[:2]]  # either fills the cache many times
 
 

@@ -34,6 +34,7 @@ class Machine:
     read_gb_per_s: float | None = None
     matmul_f32_gflops: float | None = None
     matmul_bf16_gflops: float | None = None
+    gpu: str = ""  # what was measured on, where that was not the processor
 
     @property
     def wide(self) -> bool:

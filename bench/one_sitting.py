@@ -7,7 +7,6 @@ between its sittings, too, and its intervals know of it.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +16,8 @@ import torch
 from tilewright import BenchError
 from tilewright.bench import machine
 from tilewright.bench.contender import Contender, first_line, prepare
-from tilewright.bench.method.clock import Call, Clock, HostClock
+from tilewright.bench.devices import Device, Host
+from tilewright.bench.method.clock import Call, Clock
 from tilewright.bench.method.sitting import Side, Sitting, sit
 from tilewright.bench.method.turns import Effort
 from tilewright.bench.providers.catalogue import Offer, Provider
@@ -30,7 +30,7 @@ Contenders = dict[str, Contender]  # by provider
 @dataclass(frozen=True)
 class Options:
     """``sittings`` times everything is set up anew, each in a process of its own if
-    ``processes``; ``seconds`` for each problem over all of them."""
+    ``processes``; ``seconds`` for each problem over all of them, on ``device``."""
 
     sittings: int = 7
     seconds: float = 4.0
@@ -38,6 +38,7 @@ class Options:
     only: str = ""
     caches: str = "as found"
     processes: bool = False
+    device: Device = field(default_factory=Host)
 
     @property
     def effort(self) -> Effort:
@@ -131,11 +132,12 @@ def in_this_process(task: Task, tell: Tell) -> None:
     """Measures everything here and now."""
     tell(Doing("loading the providers"))
     torch.set_num_threads(machine.THREADS)
-    states, offers = _loaded(task.providers, task.suite.name)
+    states, offers = _loaded(task.providers, task.suite.name, task.options.device)
     tell(Loaded(states))
     places = Places.of(task.suite, task.options)
-    here = _Sitting(task, tell, offers, HostClock(task.evicted))
-    with torch.inference_mode():
+    device = task.options.device
+    here = _Sitting(task, tell, offers, device.clock(task.evicted))
+    with torch.inference_mode(), device.kernels():
         for section, problem in places.launches.items():
             tell(Doing(f"{section}: calls on next to no data"))
             calls = _measure(here, problem, {}, cold=False)
@@ -144,16 +146,16 @@ def in_this_process(task: Task, tell: Tell) -> None:
             tell(Doing(problem.name))
             awake = {n: call for (s, n), call in here.awake.items() if s == problem.section}
             _measure(here, problem, awake)
-            gc.collect()
+            device.tidy()
 
 
 def _loaded(
-    providers: Sequence[Provider], suite: str
+    providers: Sequence[Provider], suite: str, device: Device
 ) -> tuple[list[ProviderState], dict[str, Offer]]:
     """The state of every provider, and what those take part with that can be loaded."""
     states, offers = [], {}
     for provider in providers:
-        status, reason = "measured", provider.absence()
+        status, reason = "measured", provider.absence(device)
         if reason:
             status = "absent"
         else:
@@ -165,7 +167,7 @@ def _loaded(
                 if suite not in offered:
                     continue
                 offers[provider.name] = offered[suite]
-        install = provider.install if status != "measured" else ""
+        install = provider.install if status == "failed" or provider.missing() else ""
         states.append(
             ProviderState(
                 provider.name, provider.title, status, provider.versions(), reason, install
@@ -187,14 +189,15 @@ def _measure(
         for contender in (c for name, c in usable.items() if name not in here.offers):
             contender.status, contender.reason = "failed", "not to be loaded in a later sitting"
         calls = {
-            name: contender.again(problem, inputs, here.offers[name])
+            name: contender.again(problem, inputs, here.offers[name], task.options.device)
             for name, contender in usable.items()
             if name in here.offers
         }
     else:
         exact = problem.exact(inputs)
         for name, offer in here.offers.items():
-            contenders[name] = prepare(problem, inputs, exact, name, offer)
+            device = task.options.device
+            contenders[name] = prepare(problem, inputs, exact, name, offer, device)
         calls = {name: contender.call for name, contender in contenders.items()}
     calls = {name: call for name, call in calls.items() if call is not None}
     samples = None

@@ -14,7 +14,7 @@ import torch
 from tilewright import BenchError
 from tilewright.bench import machine
 from tilewright.bench.contender import Contender
-from tilewright.bench.method.roofs import Roofs, measure_roofs
+from tilewright.bench.method.roofs import Roofs
 from tilewright.bench.method.sitting import Sitting
 from tilewright.bench.one_sitting import (
     Doing,
@@ -144,22 +144,23 @@ def run(
     sittings that were whole, and is passed on where there is none. Raises BenchError if no
     problem has ``only`` in its name."""
     torch.set_num_threads(machine.THREADS)
-    date, here = machine.now(), machine.describe_machine()
+    device = options.device
+    date, here = machine.now(), device.describe()
     places = Places.of(suite, options)
-    roofs = measure_roofs(machine.THREADS, options.quick)
+    roofs = device.roofs(options.quick)
     under_way = Run(
         suite,
         options,
         [Row(problem) for problem in places.problems],
         {section: Row(problem) for section, problem in places.launches.items()},
-        QUICK_EVICTED if options.quick else 2 * roofs.cache_bytes,
+        QUICK_EVICTED if options.quick else device.evicted(roofs),
     )
     cut_short = _sittings(under_way, providers, progress)
     under_way.doing, under_way.done = "the roofs once more", 0
     under_way.sitting = under_way.options.sittings
     progress(under_way)
     with suppress(KeyboardInterrupt):
-        roofs = _higher(roofs, measure_roofs(machine.THREADS, options.quick))
+        roofs = _higher(roofs, device.roofs(options.quick))
     seconds = round(time.perf_counter() - under_way.began, 1)
     return Finished(under_way, roofs, here, date, seconds, cut_short)
 

@@ -36,16 +36,17 @@ def sit(
 ) -> Sitting:
     """Measures all sides. Each has, in its turn: a call that nobody times and that brings its data
     into the caches, as many calls as ``effort.shortest`` takes; then, with everything evicted and
-    its threads awake, a single one. The reference kernel takes a turn of its own."""
+    its threads awake, a single one. Not ``cold``: what calling costs. The reference kernel takes a
+    turn of its own."""
     counts = [_count(side, clock, effort) for side in sides]
     memory: list[float] = []
 
     def turn(at: int) -> tuple[float, float]:
         side = sides[at]
         side.call()
-        warm = clock.seconds(side.call, counts[at])
         if not cold:
-            return warm, warm
+            return clock.launch(side.call, counts[at]), 0.0
+        warm = clock.seconds(side.call, counts[at])
         memory.append(clock.evict())
         if side.wake is not None:
             side.wake()

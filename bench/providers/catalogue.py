@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from tilewright import BenchError
+from tilewright.bench.devices import Cuda, Device, Host
 from tilewright.bench.suites.catalogue import unknown
 from tilewright.bench.suites.problem import Form, Problem
 
@@ -23,15 +24,14 @@ OURS = "tilewright"
 @dataclass(frozen=True)
 class Provider:
     """``packages`` are distributions with the module that each is imported as; ``install`` says how
-    to get them; ``missing`` finds what else is not there. Of ``gpu`` providers nothing is measured
-    on a machine without a CUDA device."""
+    to get them; ``kinds`` are those of devices that it can be measured on."""
 
     name: str
     title: str
     module: str
     packages: tuple[tuple[str, str], ...]
     install: str = ""
-    gpu: bool = False
+    kinds: tuple[str, ...] = ("cpu", "cuda")
 
     def versions(self) -> dict[str, str]:
         found = {}
@@ -42,16 +42,24 @@ class Provider:
                 continue
         return found
 
-    def absence(self) -> str:
-        """Why it cannot be measured here, or nothing."""
-        if self.gpu and not torch.cuda.is_available():
-            return "needs a CUDA device, and there is none"
-        gone = [package for package, module in self.packages if not _found(module)]
+    def absence(self, device: Device | None = None) -> str:
+        """Why it cannot be measured on a device (None: on any that is here), or nothing."""
+        if device is None:
+            device = Host() if "cpu" in self.kinds else Cuda()
+            if device.kind == "cuda" and not torch.cuda.is_available():
+                return "needs a CUDA device, and there is none"
+        if device.kind not in self.kinds:
+            return _OTHER_DEVICE[device.kind]
+        if device.tensors == "cpu" and "cpu" not in self.kinds:
+            return "needs a CUDA device, and this is a rehearsal without one"
+        gone = self.missing()
         if gone:
             return f"{' and '.join(gone)} {'is' if len(gone) == 1 else 'are'} not installed"
-        if self.gpu:
-            return "measured by python -m tilewright.bench.gpu_session, not by suites"
         return ""
+
+    def missing(self) -> list[str]:
+        """The packages that are not installed."""
+        return [package for package, module in self.packages if not _found(module)]
 
     def offers(self) -> dict[str, Offer]:
         """By suite. Imports the provider."""
@@ -60,7 +68,12 @@ class Provider:
         return found
 
 
+_OTHER_DEVICE = {
+    "cpu": "needs a CUDA device: --device cuda",
+    "cuda": "measured on the CPU, not on GPUs",
+}
 _TORCH = (("torch", "torch"),)
+_CPU, _CUDA = ("cpu",), ("cuda",)
 PROVIDERS = (
     Provider(OURS, "Tilewright", "ours", (("tilewright", "tilewright"),)),
     Provider("torch-eager", "PyTorch, operation by operation", "eager", _TORCH),
@@ -81,9 +94,15 @@ PROVIDERS = (
         "onnxruntime_",
         (("onnxruntime", "onnxruntime"), ("onnx", "onnx")),
         "pip install 'tilewright[bench]'",
+        _CPU,
     ),
     Provider(
-        "openvino", "OpenVINO", "openvino_", (("openvino", "openvino"),), "pip install openvino"
+        "openvino",
+        "OpenVINO",
+        "openvino_",
+        (("openvino", "openvino"),),
+        "pip install openvino",
+        _CPU,
     ),
     Provider(
         "torchao", "torchao", "torchao_", (("torchao", "torchao"),), "pip install --no-deps torchao"
@@ -94,28 +113,30 @@ PROVIDERS = (
         "ggml",
         (("llama-cpp-python", "llama_cpp"),),
         "pip install llama-cpp-python (needs a C++ compiler, takes minutes)",
+        _CPU,
     ),
-    *(
-        Provider(name, title, "", packages, install, gpu=True)
-        for name, title, packages, install in (
-            ("cublas", "cuBLAS, through PyTorch", _TORCH, "a CUDA build of torch"),
-            ("cudnn", "cuDNN's attention, through PyTorch", _TORCH, "a CUDA build of torch"),
-            (
-                "triton",
-                "Triton's kernels",
-                (("triton", "triton"),),
-                "pip install 'tilewright[triton]'",
-            ),
-            (
-                "flash-attn",
-                "FlashAttention",
-                (("flash-attn", "flash_attn"),),
-                "pip install flash-attn",
-            ),
-            ("gemlite", "gemlite", (("gemlite", "gemlite"),), "pip install gemlite"),
-            ("marlin", "Marlin", (("gptqmodel", "gptqmodel"),), "pip install gptqmodel"),
-        )
+    Provider("cublas", "cuBLAS, through PyTorch", "cublas", _TORCH, "", _CUDA),
+    Provider("cudnn", "cuDNN's attention, through PyTorch", "sdpa", _TORCH, "", _CUDA),
+    Provider(
+        "triton",
+        "Triton's products, by Inductor's search",
+        "triton_templates",
+        (("triton", "triton"), *_TORCH),
+        "pip install 'tilewright[triton]'",
+        _CUDA,
     ),
+    Provider(
+        "flash-attn",
+        "FlashAttention",
+        "flash_attn_",
+        (("flash-attn", "flash_attn"),),
+        "pip install flash-attn --no-build-isolation (needs nvcc)",
+        _CUDA,
+    ),
+    Provider(
+        "gemlite", "gemlite", "gemlite_", (("gemlite", "gemlite"),), "pip install gemlite", _CUDA
+    ),
+    Provider("marlin", "Marlin, in vLLM", "marlin", (("vllm", "vllm"),), "pip install vllm", _CUDA),
 )
 GROUPS = {
     "all": tuple(p.name for p in PROVIDERS[1:]),

@@ -22,9 +22,10 @@ def attention(problem: Problem, inputs: Inputs) -> list[Form]:
 def written_out(case: Attention) -> Any:
     """Attention in torch operations; masks and scores as functions of index tensors."""
     share, mods = case.heads // case.groups, case.mods()
-    batch, heads = torch.zeros(1, 1, 1, 1, dtype=torch.int64), torch.arange(case.heads)
-    rows, columns = torch.arange(case.queries)[:, None], torch.arange(case.keys)
-    at = batch, heads[:, None, None], rows, columns
+    count = partial(torch.arange, device=case.device)
+    batch, heads = count(case.batch)[:, None, None, None], count(case.heads)[:, None, None]
+    rows, columns = count(case.queries)[:, None], count(case.keys)
+    at = batch, heads, rows, columns
     seen = (columns <= rows) if case.causal else None
     if "mask_mod" in mods:
         seen = mods["mask_mod"](*at)
@@ -43,9 +44,9 @@ def written_out(case: Attention) -> Any:
 
 
 def lowbit(problem: Problem, inputs: Weights) -> list[Form]:
-    """The product with the weights as f32: what one has who quantises nothing."""
-    linear = torch.nn.functional.linear
-    return [Form("f32 weights", lambda: partial(linear, inputs.x, inputs.values()))]
+    """The product with the weights as floats: what one has who quantises nothing."""
+    linear, name = torch.nn.functional.linear, f"{problem.case.floats} weights"
+    return [Form(name, lambda: partial(linear, inputs.x, inputs.values().to(inputs.x.dtype)))]
 
 
 def experts(problem: Problem, inputs: Any) -> list[Form]:

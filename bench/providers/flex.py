@@ -19,12 +19,13 @@ def attention(problem: Problem, inputs: Inputs) -> list[Form]:
     """Blocks of a mask are found outside of the call, once."""
     case: Attention = problem.case
     mask = case.mods().get("mask_mod") or (masks.causal(case.keys) if case.causal else None)
+    blocks = BLOCKS if case.device == "cpu" and case.function else BLOCKS[:1]
     key = ("flex", problem.section, problem.name)
     if mask is None:
         return [Form("no mask", partial(_call, (*key, ""), inputs, case, None, 0))]
     return [
         Form(f"block {block}", partial(_call, (*key, str(block)), inputs, case, mask, block))
-        for block in BLOCKS[: None if case.function else 1]  # large blocks suit what is causal
+        for block in blocks  # large ones suit what is causal, and GPUs
     ]
 
 
@@ -35,7 +36,7 @@ def _call(key: tuple[str, ...], inputs: Inputs, case: Attention, mask: Any, bloc
         given: dict[str, Any] = {"score_mod": case.mods()["score_mod"]} if case.score else {}
         if mask is not None:
             shape = None, None, case.queries, case.keys
-            given["block_mask"] = create_block_mask(mask, *shape, "cpu", BLOCK_SIZE=block)
+            given["block_mask"] = create_block_mask(mask, *shape, case.device, BLOCK_SIZE=block)
 
         def flex(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Any:
             return flex_attention(q, k, v, enable_gqa=case.heads != case.groups, **given)

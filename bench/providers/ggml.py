@@ -87,8 +87,9 @@ class _Owner:
 def _blocks(inputs: Weights, bits: int) -> Array:
     """Codes as blocks: the scale, (Q5_0: the fifth bits,) then 16 bytes with the codes i and i + 16
     in their halves, or 32 signed bytes."""
-    codes = inputs.codes.reshape(-1, GROUP)
-    scales = inputs.scales.reshape(-1, 1).astype(np.float16).view(np.uint8)
+    drawn, given = inputs.arrays()
+    codes = drawn.reshape(-1, GROUP)
+    scales = given.reshape(-1, 1).astype(np.float16).view(np.uint8)
     if bits == 8:
         signed = (codes.astype(np.int16) - inputs.zero).astype(np.int8).view(np.uint8)
         return np.ascontiguousarray(np.concatenate([scales, signed], axis=1))

@@ -20,13 +20,16 @@ _kept: dict[tuple[str, ...], Callable[..., Any]] = {}
 
 
 def compiled(
-    key: tuple[str, ...], function: Callable[[], Callable[..., Any]], *inputs: Any
+    key: tuple[str, ...],
+    function: Callable[[], Callable[..., Any]],
+    *inputs: Any,
+    options: dict[str, Any] | None = None,
 ) -> Callable[[], Any]:
-    """A call of ``function()``, compiled for these inputs' shapes; once for each ``key``, since the
-    C++ compiler takes seconds, and other inputs need no other code."""
+    """A call of ``function()``, compiled for these inputs' shapes with Inductor's ``options``; once
+    for each ``key``, since the C++ compiler takes seconds, and other inputs need no other code."""
     torch._dynamo.config.recompile_limit = COMPILED_FORMS
     if key not in _kept:
-        _kept[key] = torch.compile(function(), dynamic=False, fullgraph=True)
+        _kept[key] = torch.compile(function(), dynamic=False, fullgraph=True, options=options)
     return partial(_kept[key], *inputs)
 
 
@@ -44,9 +47,20 @@ def experts(problem: Problem, inputs: Any) -> list[Form]:
 
 
 def fused(problem: Problem, inputs: Tensors) -> list[Form]:
+    """On a GPU with its search for the fastest product, too: what it has of cuBLAS and Triton."""
     key = ("inductor", problem.section, problem.name)
     function = problem.case.function
-    return [Form("default", lambda: compiled(key, lambda: function, *inputs))]
+    forms = [Form("default", lambda: compiled(key, lambda: function, *inputs))]
+    if problem.case.device != "cpu":
+        searched = (*key, "searched")
+        options = {"max_autotune": True}
+        forms.append(
+            Form(
+                "max_autotune",
+                lambda: compiled(searched, lambda: function, *inputs, options=options),
+            )
+        )
+    return forms
 
 
 def models(problem: Problem, inputs: GivenModel) -> list[Form]:

@@ -91,8 +91,7 @@ def lowbit(problem: Problem, inputs: Weights) -> list[Form]:
 
     def make() -> Call:
         product = matmul_nbits(
-            inputs.codes,
-            inputs.scales,
+            *inputs.arrays(),
             case.bits,
             accuracy_level=level,
             threads=machine.THREADS,

@@ -89,9 +89,10 @@ def _product(case: LowBit, inputs: Weights) -> Call:
     groups = case.inner // GROUP
     shape = [case.outputs, groups, GROUP]
     kind = {2: ov.Type.u2, 4: ov.Type.u4, 8: ov.Type.u8}[case.bits]
-    stored = _packed(inputs.codes, case.bits)
+    drawn, given = inputs.arrays()
+    stored = _packed(drawn, case.bits)
     middle = _packed(np.full((1, 1), inputs.zero, np.uint8), case.bits)
-    scales = inputs.scales.reshape(case.outputs, groups, 1).astype(np.float16)
+    scales = given.reshape(case.outputs, groups, 1).astype(np.float16)
     codes = op.constant(ov.Tensor(stored, ov.Shape(shape), kind))
     zero = op.constant(ov.Tensor(middle, ov.Shape([1, 1, 1]), kind))
     scale = op.constant(scales)

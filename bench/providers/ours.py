@@ -12,7 +12,7 @@ import tilewright
 from tilewright.bench.suites.attention import Attention, Inputs
 from tilewright.bench.suites.experts import Experts, Given, first_result, first_tokens
 from tilewright.bench.suites.fused import Fused, Tensors
-from tilewright.bench.suites.lowbit import GROUP, LowBit, Weights
+from tilewright.bench.suites.lowbit import LowBit, Weights
 from tilewright.bench.suites.models import Given as GivenModel
 from tilewright.bench.suites.problem import Call, Form, Problem
 from tilewright.experts import register_experts
@@ -34,14 +34,15 @@ def lowbit(problem: Problem, inputs: Weights) -> list[Form]:
 
     def make() -> Call:
         weight = tilewright.QuantizedTensor.from_codes(
-            torch.from_numpy(inputs.codes),
-            torch.from_numpy(inputs.scales).half(),
+            inputs.codes,
+            inputs.scales.half(),
             dtype=f"u{case.bits}",
-            group=GROUP,
+            group=case.group,
             zero_point=inputs.zero,
         )
-        packed = prepared(weight, case.activation)
-        return partial(tilewright.linear, inputs.x, packed, activation=case.activation)
+        if case.device == "cpu" and case.floats == "f32":
+            weight = prepared(weight, case.activation)
+        return partial(tilewright.linear, inputs.x, weight, activation=case.activation)
 
     return [Form(f"linear, {case.activation}", make)]
 
@@ -59,7 +60,8 @@ def _layer(case: Experts, given: Given) -> Call:
     if case.bits:
         holder = torch.nn.Module()
         holder.experts = module
-        tilewright.quantize(holder, f"u{case.bits}", group=GROUP, activation="int8")
+        width = f"u{case.bits}"
+        tilewright.quantize(holder, width, group=case.group, activation=case.activation)
         module = holder.experts
     module.config._experts_implementation = "tilewright"
 

@@ -33,8 +33,10 @@ def attention(problem: Problem, inputs: Inputs) -> list[Form]:
     q, k, v = inputs
     options: dict[str, Any] = {"is_causal": case.causal, "enable_gqa": case.heads != case.groups}
     if case.function is not None:
-        rows, columns = torch.arange(case.queries)[:, None], torch.arange(case.keys)
-        options["attn_mask"] = case.function(case.keys)(0, 0, rows, columns)
+        count = partial(torch.arange, device=case.device)
+        options["attn_mask"] = case.function(case.keys)(
+            0, 0, count(case.queries)[:, None], count(case.keys)
+        )
     call = partial(sdpa, q, k, v, **options)
     forms = [Form("as it chooses", lambda: call)]
     if q.is_cuda:  # on a CPU it always takes flash where it can
@@ -42,6 +44,11 @@ def attention(problem: Problem, inputs: Inputs) -> list[Form]:
     if case.queries == 1 and case.heads != case.groups:
         forms.append(Form("packed heads", lambda: partial(packed, q, k, v)))
     return forms
+
+
+def cudnn(problem: Problem, inputs: Inputs) -> list[Form]:
+    """Of the same, cuDNN's kernels alone."""
+    return [form for form in attention(problem, inputs) if form.name == "cudnn"]
 
 
 def packed(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -59,4 +66,4 @@ def _with(backend: SDPBackend, call: Callable[[], Any]) -> Callable[[], Any]:
     return chosen
 
 
-OFFERS = {"torch-sdpa": {"attention": attention}}
+OFFERS = {"torch-sdpa": {"attention": attention}, "cudnn": {"attention": cudnn}}

@@ -16,11 +16,13 @@ def lowbit(problem: Problem, inputs: Weights) -> list[Form]:
     if case.outputs % 16:
         raise NotOffered("needs a multiple of 16 outputs")
 
-    def make() -> Call:
-        product = torch_int4(inputs.codes, inputs.scales)
+    def make(tiles: int) -> Call:
+        product = torch_int4(inputs.codes, inputs.scales, tiles)
         return partial(product, inputs.x.bfloat16())
 
-    return [Form("int4pack, bf16", make)]
+    if case.device == "cpu":
+        return [Form("int4pack, bf16", partial(make, 0))]
+    return [Form(f"int4pack, {tiles} tiles", partial(make, tiles)) for tiles in (2, 4, 8)]
 
 
 OFFERS = {"torch-int": {"lowbit": lowbit}}

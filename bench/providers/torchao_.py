@@ -1,6 +1,7 @@
 """torchao: integers of the same codes as weights of a linear layer, eager and compiled.
 
-On x86 its packed products need a build of its own; what the wheel has is a byte for each weight.
+On x86 its packed products need a build of its own; what the wheel has is a byte for each weight. On
+GPUs its four bits are torch's own product: see torch-int.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from typing import Any
 import torch
 
 from tilewright.bench.providers.inductor import compiled
-from tilewright.bench.suites.lowbit import GROUP, LowBit, Weights
-from tilewright.bench.suites.problem import Call, Form, NotOffered, Problem
+from tilewright.bench.suites.lowbit import LowBit, Weights
+from tilewright.bench.suites.problem import FLOATS, Call, Form, NotOffered, Problem
 
 
 def lowbit(problem: Problem, inputs: Weights) -> list[Form]:
@@ -43,19 +44,20 @@ def weight(inputs: Weights, case: LowBit) -> torch.Tensor:
         quantize_,
     )
 
-    dtype, groups = getattr(torch, f"int{case.bits}"), PerGroup(GROUP)
+    dtype, groups = getattr(torch, f"int{case.bits}"), PerGroup(case.group)
     if case.activation == "int8":
         config = Int8DynamicActivationIntxWeightConfig(
             weight_dtype=dtype, weight_granularity=groups
         )
     else:
         config = IntxWeightOnlyConfig(weight_dtype=dtype, granularity=groups)
-    layer = torch.nn.Linear(case.inner, case.outputs, bias=False)
+    where, floats = torch.device(case.device), FLOATS[case.floats]
+    layer = torch.nn.Linear(case.inner, case.outputs, bias=False, device=where, dtype=floats)
     quantize_(layer, config)
     made: Any = layer.weight
-    centred = torch.from_numpy(inputs.codes).to(torch.int16) - inputs.zero
+    centred = inputs.codes.to(torch.int16) - inputs.zero
     made.qdata.copy_(centred.to(torch.int8))
-    made.scale.copy_(torch.from_numpy(inputs.scales).view_as(made.scale))
+    made.scale.copy_(inputs.scales.view_as(made.scale))
     made.zero_point.zero_()
     found: torch.Tensor = made.detach()
     return found

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from tilewright import BenchError
 from tilewright.bench.method.statistics import Estimate
 from tilewright.bench.report.document import OURS, STATES, Document, ProblemResults, Result
+from tilewright.bench.report.words import machine_text
 
 THRESHOLD = 0.05
 ERROR_GROWTH = 2.0
@@ -77,9 +78,8 @@ def _require_comparable(a: Document, b: Document, other_machine: bool) -> None:
     for document, name in ((a, "first"), (b, "second")):
         if document.method.quick:
             raise BenchError(f"the {name} report is of a --quick run, whose numbers mean nothing")
-    facts = [(d.machine.kind, d.machine.model, d.machine.cores, d.machine.threads) for d in (a, b)]
-    if facts[0] != facts[1] and not other_machine:
-        texts = ["{}: {}, {} cores, {} threads".format(*fact) for fact in facts]
+    texts = [f"{d.machine.kind}: {machine_text(d)}" for d in (a, b)]
+    if texts[0] != texts[1] and not other_machine:
         raise BenchError(
             f"the reports are of different machines, {texts[0]} and {texts[1]}; --other-machine "
             "compares them all the same"

@@ -86,16 +86,25 @@ def noise_text(document: Document) -> str:
 
 def machine_text(document: Document) -> str:
     here = document.machine
+    if here.gpu:
+        return f"{here.gpu}; started from {here.model}, {here.cores} cores"
     return f"{here.model}, {here.cores} cores, {here.threads} threads for every provider"
 
 
 def roofs_text(document: Document) -> str:
     roofs = document.roofs
-    peaks = ", ".join(f"{kind} {_three(peak / 1e9)} GFLOP/s" for kind, peak in roofs.peaks.items())
+    peaks = ", ".join(f"{kind} {_rate(peak)}" for kind, peak in roofs.peaks.items())
     return (
         f"memory {_three(roofs.memory / 1e9)} GB/s, last cache ({bytes_text(roofs.cache_bytes)}) "
         f"{_three(roofs.cache / 1e9)} GB/s, {peaks}"
     )
+
+
+def _rate(operations: float) -> str:
+    """Operations in a second, in the unit that suits them."""
+    if operations >= 1e13:
+        return f"{_three(operations / 1e12)} TFLOP/s"
+    return f"{_three(operations / 1e9)} GFLOP/s"
 
 
 def headline_times(problem: ProblemResults, result: Result) -> Times | None:

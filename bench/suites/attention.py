@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,9 +12,8 @@ import torch
 
 from tilewright.bench import mask_workloads as masks
 from tilewright.bench.roofline import Work
-from tilewright.bench.suites.problem import Problem, Suite
+from tilewright.bench.suites.problem import FLOATS, Problem, Suite
 
-DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 TOLERANCES = {"f32": 1e-4, "bf16": 3e-2}
 Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Function = Callable[..., Any]
@@ -21,9 +21,9 @@ Function = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Attention:
-    """q [1, heads, queries, head] over k, v [1, groups, keys, head]; ``function(length)`` makes a
-    mask_mod, or a score_mod with ``score``; ``causal`` says that plain causal attention is
-    meant."""
+    """q [batch, heads, queries, head] over k, v [batch, groups, keys, head]; ``function(length)``
+    makes a mask_mod, or a score_mod with ``score``, and ``kind`` says which to providers that have
+    it built in; ``causal`` hides the keys behind a query, too."""
 
     queries: int
     keys: int
@@ -34,19 +34,23 @@ class Attention:
     causal: bool = False
     function: Callable[[int], Function] | None = None
     score: bool = False
+    kind: str = ""
+    batch: int = 1
+    device: str = "cpu"
 
     def inputs(self) -> Inputs:
-        random = torch.Generator().manual_seed(0)
+        random = torch.Generator(self.device).manual_seed(0)
 
         def normal(heads: int, length: int) -> torch.Tensor:
-            made = torch.randn(1, heads, length, self.head, generator=random)
-            return made.to(DTYPES[self.dtype])
+            shape = self.batch, heads, length, self.head
+            made = torch.randn(shape, generator=random, device=self.device)
+            return made.to(FLOATS[self.dtype])
 
         keys = (self.groups, self.keys)
         return normal(self.heads, self.queries), normal(*keys), normal(*keys)
 
     def mods(self) -> dict[str, Function]:
-        """The mask or score as flex_attention's argument, {} for none; causal is none."""
+        """The mask or score as flex_attention's argument, {} for none; ``causal`` is none."""
         if self.function is None:
             return {}
         return {"score_mod" if self.score else "mask_mod": self.function(self.keys)}
@@ -61,9 +65,9 @@ class Attention:
 
     def work(self) -> Work:
         """Both products over what is visible; each input and the output once."""
-        size = DTYPES[self.dtype].itemsize * self.head
+        size = self.batch * FLOATS[self.dtype].itemsize * self.head
         moved = size * (2 * self.heads * self.queries + 2 * self.groups * self.keys)
-        pairs = self.heads * self.queries * self.keys * self.visible()
+        pairs = self.batch * self.heads * self.queries * self.keys * self.visible()
         return Work(float(moved), 4.0 * pairs * self.head)
 
     def exact(self, inputs: Inputs) -> torch.Tensor:
@@ -71,25 +75,27 @@ class Attention:
         q, k, v = inputs
         share, mods = self.heads // self.groups, self.mods()
         if self.causal:
-            mods = {"mask_mod": masks.causal(self.keys)}
-        out = torch.empty(q.shape, dtype=torch.float64)
-        for h in range(self.heads):
-            key, value = k[0, h // share].double(), v[0, h // share].double()
+            mods["mask_mod"] = masks.causal(self.keys)
+        out = torch.empty(q.shape, dtype=torch.float64, device=q.device)
+        columns = torch.arange(self.keys, device=q.device)
+        for b, h in itertools.product(range(self.batch), range(self.heads)):
+            key, value = k[b, h // share].double(), v[b, h // share].double()
             for first in range(0, self.queries, 1024):
-                rows = torch.arange(first, min(first + 1024, self.queries))
-                scores = q[0, h, rows].double() @ key.T / math.sqrt(self.head)
-                at = torch.tensor(0), torch.tensor(h), rows[:, None], torch.arange(self.keys)
+                rows = torch.arange(first, min(first + 1024, self.queries), device=q.device)
+                scores = q[b, h, rows].double() @ key.T / math.sqrt(self.head)
+                at = *torch.tensor([b, h], device=q.device), rows[:, None], columns
                 if "score_mod" in mods:
                     scores = mods["score_mod"](scores, *at)
                 if "mask_mod" in mods:
                     scores = scores.masked_fill(~mods["mask_mod"](*at), -math.inf)
-                out[0, h, rows] = scores.softmax(-1) @ value
+                out[b, h, rows] = scores.softmax(-1) @ value
         return out
 
 
-def _problem(
+def attention_problem(
     section: str, name: str, case: Attention, size: float = 0.0, series: str = ""
 ) -> Problem:
+    """A problem of this suite, or of its counterpart for GPUs."""
     return Problem(
         suite="attention",
         section=section,
@@ -101,6 +107,7 @@ def _problem(
         exact=case.exact,
         tolerance=TOLERANCES[case.dtype],
         parameters={
+            **({"batch": case.batch} if case.batch > 1 else {}),
             "queries": case.queries,
             "keys": case.keys,
             "heads": case.heads,
@@ -141,7 +148,7 @@ def _prefill(by: int) -> list[Problem]:
 
 
 def _prefilled(name: str, case: Attention, series: str = "") -> Problem:
-    return _problem("prefill", name, case, case.keys, series)
+    return attention_problem("prefill", name, case, case.keys, series)
 
 
 def _decode(by: int) -> list[Problem]:
@@ -150,7 +157,7 @@ def _decode(by: int) -> list[Problem]:
         for keys in (1024, 4096, 16384):
             case = Attention(1, keys // by, 128, 32, 8, dtype)
             name, series = f"{dtype} H32/8 {case.keys:,} keys D128", f"decode, {dtype} H32/8 D128"
-            found.append(_problem("decode", name, case, case.keys, series))
+            found.append(attention_problem("decode", name, case, case.keys, series))
     return found
 
 
@@ -165,7 +172,7 @@ def _masks(by: int) -> list[Problem]:
     found = []
     for name, function, score in kinds:
         case = Attention(length, length, function=function, score=score)
-        found.append(_problem("masks", f"{name}, f32 H8 L{length} D64", case, length))
+        found.append(attention_problem("masks", f"{name}, f32 H8 L{length} D64", case, length))
     return found
 
 
@@ -174,7 +181,7 @@ def smallest(section: str) -> Problem:
     case = Attention(1, 1, 64, 1, 1)
     if section == "masks":
         case = replace(case, queries=2, keys=2, function=masks.window)
-    return _problem(section, "next to nothing", case)
+    return attention_problem(section, "next to nothing", case)
 
 
 SUITE = Suite("attention", "Attention: prefill, decode, masks and scores", problems, smallest)

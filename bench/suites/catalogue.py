@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from tilewright import BenchError
 
 if TYPE_CHECKING:  # importing a command must not import torch
+    from tilewright.bench.devices import Device
     from tilewright.bench.suites.problem import Suite
 
 SUITES = {
@@ -21,11 +22,17 @@ SUITES = {
 }
 
 
-def suite(name: str) -> Suite:
-    """The suite of a name. Raises BenchError that says what exists."""
+def suite(name: str, device: Device | None = None) -> Suite:
+    """The suite of a name, for the processor or another device. Raises BenchError that says what
+    exists."""
     if name not in SUITES:
         raise BenchError(unknown("suite", name, SUITES))
-    found: Suite = importlib.import_module(f"tilewright.bench.suites.{name}").SUITE
+    found: Suite
+    if device is None or device.kind == "cpu":
+        found = importlib.import_module(f"tilewright.bench.suites.{name}").SUITE
+    else:
+        module = importlib.import_module(f"tilewright.bench.suites.on_gpu.{name}")
+        found = module.suite(device.tensors, device.floats)
     return found
 
 

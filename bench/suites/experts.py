@@ -19,19 +19,22 @@ CHECKED = 16  # tokens whose results are computed in float64, one expert at a ti
 
 @dataclass(frozen=True)
 class Experts:
-    """``tokens`` through a layer; ``bits``: the weights of ours in so few, with int8
-    activations."""
+    """``tokens`` through a layer; ``bits``: the weights of ours in so few, in groups of ``group``,
+    with these activations."""
 
     layer: Layer
     tokens: int
     dtype: torch.dtype
     bits: int = 0
+    group: int = 32
+    activation: str = "int8"
+    device: str = "cpu"
 
     def work(self) -> Work:
         """Weights of every expert that gets a token, read once."""
         layer = self.layer
         touched = layer.experts * (1 - (1 - layer.top / layer.experts) ** self.tokens)
-        size = self.bits / 8 + 2 / 32 if self.bits else self.dtype.itemsize
+        size = self.bits / 8 + 2 / self.group if self.bits else self.dtype.itemsize
         weights = touched * 3 * layer.hidden * layer.inter * size
         moved = 2 * self.tokens * layer.hidden * self.dtype.itemsize
         return Work(weights + moved, 1e9 * layer.work(self.tokens))
@@ -52,6 +55,7 @@ class Routed:
     routing: Routing
     tokens: int
     product: bool
+    device: str = "cpu"
 
     def work(self) -> Work:
         r = self.routing
@@ -62,13 +66,13 @@ class Routed:
 
 
 @lru_cache(maxsize=1)
-def _module(layer: Layer, dtype: torch.dtype) -> Any:
-    return layer.module(dtype)
+def _module(layer: Layer, dtype: torch.dtype, device: str) -> Any:
+    return layer.module(dtype, device)
 
 
 def inputs(case: Experts) -> Given:
-    module = copy.deepcopy(_module(case.layer, case.dtype))
-    return Given(module, case.layer.inputs(case.tokens, case.dtype))
+    module = copy.deepcopy(_module(case.layer, case.dtype, case.device))
+    return Given(module, case.layer.inputs(case.tokens, case.dtype, case.device))
 
 
 def exact(case: Experts, given: Given) -> torch.Tensor:
@@ -92,8 +96,10 @@ def first_result(results: Any) -> torch.Tensor:
     return found
 
 
-def _experts(case: Experts, name: str = "") -> Problem:
-    kind = f"u{case.bits}, int8" if case.bits else str(case.dtype).removeprefix("torch.")
+def layer_problem(case: Experts, name: str = "") -> Problem:
+    """A problem of this suite, or of its counterpart for GPUs."""
+    floats = "f32" if case.dtype == torch.float32 else "bf16"
+    kind = f"u{case.bits}, {case.activation}" if case.bits else str(case.dtype)[6:]
     tolerance = {torch.float32: 1e-4, torch.bfloat16: 2e-2}[case.dtype]
     return Problem(
         suite="experts",
@@ -101,7 +107,7 @@ def _experts(case: Experts, name: str = "") -> Problem:
         name=name or f"{case.layer.name}, {kind}, {case.tokens} tokens",
         case=case,
         work=case.work(),
-        arithmetic="int8" if case.bits else "f32" if case.dtype == torch.float32 else "bf16",
+        arithmetic="int8" if case.bits and case.activation == "int8" else floats,
         make=lambda: inputs(case),
         exact=lambda given: exact(case, given),
         tolerance=0.2 if case.bits else tolerance,  # beside the layer before its bits were taken
@@ -119,7 +125,8 @@ def _experts(case: Experts, name: str = "") -> Problem:
     )
 
 
-def _routed(case: Routed, name: str = "") -> Problem:
+def routing_problem(case: Routed, name: str = "") -> Problem:
+    """A problem of this suite, or of its counterpart for GPUs."""
     kind = "from hidden states" if case.product else "from scores"
     r = case.routing
     return Problem(
@@ -129,7 +136,7 @@ def _routed(case: Routed, name: str = "") -> Problem:
         case=case,
         work=case.work(),
         arithmetic="f32",
-        make=lambda: r.inputs(case.tokens, case.product),
+        make=lambda: tuple(x.to(case.device) for x in r.inputs(case.tokens, case.product)),
         exact=lambda given: _exact_routing(case, given),
         tolerance=1e-4,
         parameters={"tokens": case.tokens, "experts": r.experts, "top": r.top, "from": kind},
@@ -149,19 +156,19 @@ def problems(quick: bool) -> list[Problem]:
     turned = GptOss(8, 64, 48, 2) if quick else GptOss()
     routing = Routing(8, 32, 16, 2, 3, 2) if quick else Routing()
     counts = (1, 16) if quick else (1, 16, 256, 2048)
-    found = [_experts(Experts(layer, n, torch.float32)) for n in counts]
-    found += [_experts(Experts(layer, n, torch.bfloat16)) for n in counts]
-    found += [_experts(Experts(layer, n, torch.float32, 4)) for n in counts[:2]]
-    found += [_experts(Experts(turned, n, torch.float32)) for n in counts[:2]]
+    found = [layer_problem(Experts(layer, n, torch.float32)) for n in counts]
+    found += [layer_problem(Experts(layer, n, torch.bfloat16)) for n in counts]
+    found += [layer_problem(Experts(layer, n, torch.float32, 4)) for n in counts[:2]]
+    found += [layer_problem(Experts(turned, n, torch.float32)) for n in counts[:2]]
     for product in (False, True):
-        found += [_routed(Routed(routing, n, product)) for n in (1, 16 if quick else 256)]
-    return found if quick else [*found, _routed(Routed(routing, 4096, False))]
+        found += [routing_problem(Routed(routing, n, product)) for n in (1, 16 if quick else 256)]
+    return found if quick else [*found, routing_problem(Routed(routing, 4096, False))]
 
 
 def smallest(section: str) -> Problem:
     if section == "routing":
-        return _routed(Routed(Routing(8, 8, 8, 1, 1, 1), 1, False), "next to nothing")
-    return _experts(Experts(Layer(8, 32, 32, 1), 1, torch.float32), "next to nothing")
+        return routing_problem(Routed(Routing(8, 8, 8, 1, 1, 1), 1, False), "next to nothing")
+    return layer_problem(Experts(Layer(8, 32, 32, 1), 1, torch.float32), "next to nothing")
 
 
 SUITE = Suite("experts", "Mixtures of experts and their routing", problems, smallest)

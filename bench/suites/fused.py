@@ -4,43 +4,52 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from tilewright.bench.roofline import Work
-from tilewright.bench.suites.problem import Problem, Suite
+from tilewright.bench.suites.problem import FLOATS, Problem, Suite
 
 Tensors = tuple[torch.Tensor, ...]
+TOLERANCES = {"f32": 1e-4, "bf16": 2e-2}
 
 
 @dataclass(frozen=True)
 class Fused:
-    """A function of tensors of these shapes, f32; sizes of ``labels`` are index tensors below them.
-    ``operations``: those of its products."""
+    """A function of tensors of these shapes in ``floats``; sizes of ``labels`` are index tensors
+    below them. ``operations``: those of its products."""
 
     function: Callable[..., torch.Tensor]
     shapes: tuple[tuple[int, ...], ...]
     result: tuple[int, ...]
     operations: float
     labels: int = 0
+    floats: str = "f32"
+    device: str = "cpu"
 
     def inputs(self) -> Tensors:
         """Normal numbers; what multiplies rows (two axes after the first input) keeps their
         size."""
-        random = torch.Generator().manual_seed(0)
-        made = []
+        random = torch.Generator(self.device).manual_seed(0)
+        drawn, made = partial(torch.randn, generator=random, device=self.device), []
         for at, shape in enumerate(self.shapes):
             scale = shape[-1] ** -0.5 if at and len(shape) == 2 and self.operations else 1.0
-            made.append(torch.randn(shape, generator=random) * scale)
+            made.append((drawn(shape) * scale).to(FLOATS[self.floats]))
         if self.labels:
-            made.append(torch.randint(0, self.labels, (self.shapes[0][0],), generator=random))
+            count = (self.shapes[0][0],)
+            labels = torch.randint(0, self.labels, count, generator=random, device=self.device)
+            made.append(labels)
         return tuple(made)
 
     def work(self) -> Work:
         count = sum(_product(shape) for shape in (*self.shapes, self.result))
-        return Work(4.0 * count, self.operations or 10.0 * _product(self.shapes[0]))
+        return Work(
+            float(FLOATS[self.floats].itemsize) * count,
+            self.operations or 10.0 * _product(self.shapes[0]),
+        )
 
     def exact(self, given: Tensors) -> torch.Tensor:
         wide = (x.double() if x.is_floating_point() else x for x in given)
@@ -81,9 +90,9 @@ def loss(x: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.T
     return F.cross_entropy(x @ weight.T, labels, reduction="none")
 
 
-def _cases(by: int) -> dict[str, tuple[str, Fused]]:
-    """Name: section and case. Sizes are divided by ``by``."""
-    t, h, i, v = 512 // by, 2048 // by, 4096 // by, 32768 // by
+def cases(t: int, h: int, i: int, v: int) -> dict[str, tuple[str, Fused]]:
+    """Name: section and case, of ``t`` tokens, ``h`` hidden and ``i`` inner numbers each, and a
+    vocabulary of ``v``."""
     return {
         f"RMS norm, {t} x {h}": ("rows", Fused(rms_norm, ((t, h), (h,)), (t, h), 0)),
         f"residual and layer norm, {t} x {h}": (
@@ -111,7 +120,8 @@ def _cases(by: int) -> dict[str, tuple[str, Fused]]:
     }
 
 
-def _problem(section: str, name: str, case: Fused) -> Problem:
+def fused_problem(section: str, name: str, case: Fused) -> Problem:
+    """A problem of this suite, or of its counterpart for GPUs."""
     sizes: dict[str, Any] = {
         f"input {at + 1}": "x".join(map(str, s)) for at, s in enumerate(case.shapes)
     }
@@ -121,27 +131,29 @@ def _problem(section: str, name: str, case: Fused) -> Problem:
         name=name,
         case=case,
         work=case.work(),
-        arithmetic="f32",
+        arithmetic=case.floats,
         make=case.inputs,
         exact=case.exact,
-        tolerance=1e-4,
+        tolerance=TOLERANCES[case.floats],
         parameters=sizes,
         size=float(_product(case.shapes[0])),
     )
 
 
 def problems(quick: bool) -> list[Problem]:
-    return [
-        _problem(section, name, case)
-        for name, (section, case) in _cases(16 if quick else 1).items()
-    ]
+    by = 16 if quick else 1
+    found = cases(512 // by, 2048 // by, 4096 // by, 32768 // by)
+    return [fused_problem(section, name, case) for name, (section, case) in found.items()]
 
 
 def smallest(section: str) -> Problem:
+    return fused_problem(section, "next to nothing", least(section))
+
+
+def least(section: str) -> Fused:
     if section == "rows":
-        return _problem(section, "next to nothing", Fused(rms_norm, ((1, 16), (16,)), (1, 16), 0))
-    case = Fused(linear_gelu, ((1, 16), (16, 16), (16,)), (1, 16), 512.0)
-    return _problem(section, "next to nothing", case)
+        return Fused(rms_norm, ((1, 16), (16,)), (1, 16), 0)
+    return Fused(linear_gelu, ((1, 16), (16, 16), (16,)), (1, 16), 512.0)
 
 
 def _product(shape: tuple[int, ...]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -9,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from tilewright.bench.lowbit_workloads import activations, values_of
+from tilewright.bench.lowbit_workloads import activations
 from tilewright.bench.roofline import Work
-from tilewright.bench.suites.problem import Problem, Suite
+from tilewright.bench.suites.problem import FLOATS, Problem, Suite
 
 GROUP = 32
 TOLERANCES = {"float": 1e-2, "int8": 3e-2}  # products in bf16, and activations rounded to int8
@@ -20,78 +21,89 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class LowBit:
-    """[rows, inner] times weights [outputs, inner] of unsigned codes, their zero in the middle."""
+    """[rows, inner] in ``floats`` times weights [outputs, inner] of unsigned codes in groups of
+    ``group``, their zero in the middle."""
 
     rows: int
     bits: int
     activation: str  # float, or int8 where a provider may round activations to it
     outputs: int
     inner: int
+    group: int = GROUP
+    floats: str = "f32"
+    device: str = "cpu"
+
+    @property
+    def zero(self) -> int:
+        """The code that stands for 0."""
+        return 1 << self.bits - 1
 
     def work(self) -> Work:
-        weights = self.outputs * self.inner * (self.bits / 8 + 2 / GROUP)
-        moved = weights + 4 * self.rows * (self.inner + self.outputs)
+        weights = self.outputs * self.inner * (self.bits / 8 + 2 / self.group)
+        size = FLOATS[self.floats].itemsize
+        moved = weights + size * self.rows * (self.inner + self.outputs)
         return Work(moved, 2.0 * self.rows * self.outputs * self.inner)
 
 
 @dataclass(frozen=True)
 class Weights:
-    """x [rows, inner] f32; codes uint8 [outputs, inner]; scales f32 (of f16 values) [outputs,
-    groups]."""
+    """x [rows, inner]; codes uint8 [outputs, inner]; scales f32 (of f16 values) [outputs, groups];
+    ``zero``: the code that stands for 0."""
 
     x: torch.Tensor
-    codes: Array
-    scales: Array
+    codes: torch.Tensor
+    scales: torch.Tensor
+    zero: int
 
-    @property
-    def zero(self) -> int:
-        """The code that stands for 0."""
-        return 1 << int(self.codes.max()).bit_length() - 1
+    def values(self, some: slice = slice(None)) -> torch.Tensor:
+        """What the codes of some outputs stand for, f32."""
+        codes, scales = self.codes[some], self.scales[some]
+        centred = codes.view(*scales.shape, -1).float() - self.zero
+        return (centred * scales[:, :, None]).view(codes.shape)
 
-    def values(self) -> torch.Tensor:
-        """What the codes stand for, f32."""
-        return values_of((self.codes, self.scales))
+    def arrays(self) -> tuple[Array, Array]:
+        """Codes and scales for those who know no torch."""
+        return self.codes.numpy(), self.scales.numpy()
 
 
 @lru_cache(maxsize=1)
 def _codes(outputs: int, inner: int, bits: int) -> tuple[Array, Array]:
     random = np.random.default_rng(bits)
     codes = random.integers(0, 1 << bits, (outputs, inner), dtype=np.uint8)
-    codes[0, 0] = (1 << bits) - 1  # so that the width can be told from the codes
     scales = random.random((outputs, inner // GROUP)) * 0.01 + 0.001
     return codes, scales.astype(np.float16).astype(np.float32)
 
 
 def inputs(case: LowBit) -> Weights:
-    codes, scales = _codes(case.outputs, case.inner, case.bits)
-    return Weights(activations(case.rows, case.inner), codes.copy(), scales.copy())
+    codes, scales = (torch.from_numpy(x) for x in _codes(case.outputs, case.inner, case.bits))
+    return Weights(activations(case.rows, case.inner), codes.clone(), scales.clone(), case.zero)
 
 
 def exact(given: Weights) -> torch.Tensor:
     """In f64, a part of the outputs at a time."""
     parts = []
     for first in range(0, len(given.codes), 1024):
-        some = slice(first, first + 1024)
-        values = values_of_zero(given.codes[some], given.scales[some], given.zero)
+        values = given.values(slice(first, first + 1024))
         parts.append(given.x.double() @ values.double().T)
     return torch.cat(parts, dim=1)
 
 
-def values_of_zero(codes: Array, scales: Array, zero: int) -> torch.Tensor:
-    rows, groups = scales.shape
-    centred = codes.reshape(rows, groups, -1).astype(np.float32) - zero
-    return torch.from_numpy((centred * scales[:, :, None]).reshape(rows, -1))
-
-
-def _problem(section: str, case: LowBit, name: str = "", series: str = "") -> Problem:
+def lowbit_problem(
+    section: str,
+    case: LowBit,
+    name: str = "",
+    series: str = "",
+    make: Callable[[LowBit], Weights] = inputs,
+) -> Problem:
+    """A problem of this suite, or of its counterpart for GPUs, which makes its inputs there."""
     return Problem(
         suite="lowbit",
         section=section,
         name=name or f"u{case.bits}, {case.activation} activations, M{case.rows}",
         case=case,
         work=case.work(),
-        arithmetic="int8" if case.activation == "int8" else "f32",
-        make=lambda: inputs(case),
+        arithmetic="int8" if case.activation == "int8" else case.floats,
+        make=lambda: make(case),
         exact=exact,
         tolerance=TOLERANCES[case.activation],
         parameters={
@@ -100,7 +112,7 @@ def _problem(section: str, case: LowBit, name: str = "", series: str = "") -> Pr
             "activations": case.activation,
             "outputs": case.outputs,
             "inner": case.inner,
-            "group": GROUP,
+            "group": case.group,
         },
         size=float(case.bits if "bits" in series else case.rows),
         series=series,
@@ -113,19 +125,19 @@ def problems(quick: bool) -> list[Problem]:
     shape = (256, 512) if quick else (14336, 4096)
     rows = 8 if quick else 256
     found = [
-        _problem("one row", LowBit(1, bits, "int8", *shape), series="bits, one row, int8")
+        lowbit_problem("one row", LowBit(1, bits, "int8", *shape), series="bits, one row, int8")
         for bits in range(1, 9)
     ]
-    found += [_problem("one row", LowBit(1, bits, "float", *shape)) for bits in (3, 4)]
+    found += [lowbit_problem("one row", LowBit(1, bits, "float", *shape)) for bits in (3, 4)]
     found += [
-        _problem("several rows", LowBit(m, 4, "int8", *shape), series="rows, u4, int8")
+        lowbit_problem("several rows", LowBit(m, 4, "int8", *shape), series="rows, u4, int8")
         for m in (4, 16, rows)  # one row is above
     ]
-    return [*found, _problem("several rows", LowBit(rows, 4, "float", *shape))]
+    return [*found, lowbit_problem("several rows", LowBit(rows, 4, "float", *shape))]
 
 
 def smallest(section: str) -> Problem:
-    return _problem(section, LowBit(1, 4, "int8", 32, 64), "next to nothing")
+    return lowbit_problem(section, LowBit(1, 4, "int8", 32, 64), "next to nothing")
 
 
 SUITE = Suite("lowbit", "Products with weights of few bits", problems, smallest)

@@ -11,9 +11,10 @@ import torch
 
 from tilewright.bench.llama import DEMO, ModelSize, build_model, new_cache, prompt
 from tilewright.bench.roofline import Work
-from tilewright.bench.suites.problem import Problem, Suite
+from tilewright.bench.suites.problem import FLOATS, Problem, Suite
 
 SMALL = replace(DEMO, layers=6)
+TOLERANCES = {"f32": 1e-3, "bf16": 5e-2}
 TINY = ModelSize(hidden=64, layers=1, heads=2, groups=1, intermediate=96)
 
 
@@ -24,6 +25,8 @@ class Tokens:
     size: ModelSize
     new: int
     past: int
+    floats: str = "f32"
+    device: str = "cpu"
 
     def work(self) -> Work:
         """Products with all weights, and the two of attention."""
@@ -36,7 +39,7 @@ class Tokens:
         pairs = self.new * self.past + self.new * (self.new + 1) / 2
         keys = 2 * s.layers * (self.past + self.new) * s.groups * head
         operations = 2.0 * weights * self.new + 4.0 * s.layers * s.hidden * pairs
-        return Work(4.0 * (weights + keys), operations)
+        return Work(float(FLOATS[self.floats].itemsize) * (weights + keys), operations)
 
 
 @dataclass(frozen=True)
@@ -58,13 +61,13 @@ class Given:
 
 
 @lru_cache(maxsize=1)
-def _model(size: ModelSize) -> Any:
-    return build_model(size)
+def _model(size: ModelSize, floats: str, device: str) -> Any:
+    return build_model(size).to(device, FLOATS[floats])
 
 
 def inputs(case: Tokens) -> Given:
-    model = copy.deepcopy(_model(case.size))
-    ids = prompt(case.past + case.new)
+    model = copy.deepcopy(_model(case.size, case.floats, case.device))
+    ids = prompt(case.past + case.new).to(case.device)
     cache = None
     if case.past:
         cache = new_cache(model)
@@ -75,23 +78,24 @@ def inputs(case: Tokens) -> Given:
 
 def exact(given: Given) -> torch.Tensor:
     """The whole text through the model in float64."""
-    ids = prompt(given.past + given.ids.shape[1])
+    ids = prompt(given.past + given.ids.shape[1]).to(given.ids.device)
     wide = copy.deepcopy(given.model).double()
     logits: torch.Tensor = wide(ids, use_cache=False).logits
     return logits[:, given.past :]
 
 
-def _problem(section: str, name: str, case: Tokens) -> Problem:
+def model_problem(section: str, name: str, case: Tokens) -> Problem:
+    """A problem of this suite, or of its counterpart for GPUs."""
     return Problem(
         suite="models",
         section=section,
         name=name,
         case=case,
         work=case.work(),
-        arithmetic="f32",
+        arithmetic=case.floats,
         make=lambda: inputs(case),
         exact=exact,
-        tolerance=1e-3,
+        tolerance=TOLERANCES[case.floats],
         parameters={
             "new tokens": case.new,
             "tokens before": case.past,
@@ -107,18 +111,18 @@ def _problem(section: str, name: str, case: Tokens) -> Problem:
 def problems(quick: bool) -> list[Problem]:
     size = TINY if quick else SMALL
     found = [
-        _problem("prompt", f"{n} tokens", Tokens(size, n, 0))
+        model_problem("prompt", f"{n} tokens", Tokens(size, n, 0))
         for n in ((8,) if quick else (64, 512))
     ]
     return found + [
-        _problem("one token", f"after {n} tokens", Tokens(size, 1, n))
+        model_problem("one token", f"after {n} tokens", Tokens(size, 1, n))
         for n in ((8,) if quick else (64, 512))
     ]
 
 
 def smallest(section: str) -> Problem:
     case = Tokens(TINY, 4, 0) if section == "prompt" else Tokens(TINY, 1, 4)
-    return _problem(section, "next to nothing", case)
+    return model_problem(section, "next to nothing", case)
 
 
 SUITE = Suite("models", "A small Llama: a prompt, and one token after another", problems, smallest)

@@ -11,6 +11,7 @@ import torch
 from tilewright.bench.roofline import Work
 
 Call = Callable[[], Any]
+FLOATS = {"f32": torch.float32, "bf16": torch.bfloat16}
 Read = Callable[[Any], torch.Tensor]
 
 

@@ -76,7 +76,10 @@ def test_less_exact_broken_new_and_gone() -> None:
     [
         (replace(A, suite="lowbit"), "different suites: attention and lowbit"),
         (replace(A, machine=replace(A.machine, model="Another")), "different machines.*Another"),
-        (replace(A, machine=replace(A.machine, threads=8)), "8 threads; --other-machine"),
+        (
+            replace(A, machine=replace(A.machine, threads=8)),
+            "8 threads for every provider; --other-machine",
+        ),
         (replace(A, method=replace(A.method, quick=True)), "second report is of a --quick run"),
     ],
 )

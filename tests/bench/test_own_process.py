@@ -12,6 +12,7 @@ import pytest
 from tests.bench import toys
 from tilewright import BenchError
 from tilewright.bench import running
+from tilewright.bench.devices import Host
 from tilewright.bench.method.roofs import Roofs
 from tilewright.bench.one_sitting import Doing, Options, Task
 from tilewright.bench.own_process import command
@@ -25,7 +26,7 @@ ROOFS = Roofs(1e10, 1e11, 1 << 25, {"f32": 1e11})
 @pytest.fixture(autouse=True)
 def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(toys.LOG, str(tmp_path / "processes"))
-    monkeypatch.setattr(running, "measure_roofs", lambda *_: ROOFS)
+    monkeypatch.setattr(Host, "roofs", lambda *_: ROOFS)
 
 
 def measured(

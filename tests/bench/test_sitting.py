@@ -28,6 +28,10 @@ class MadeUpClock:
             call()
         return self._seconds[self.seen[-1]]
 
+    def launch(self, call: Call, calls: int = 1) -> float:
+        self.seen.append("launch")
+        return self.seconds(call, calls) / 4
+
     def evict(self) -> float:
         self.seen.append("evict")
         return 0.25
@@ -46,14 +50,14 @@ def test_a_sitting_measures_warm_and_cold_calls() -> None:
     text = " ".join(clock.seen[4:])  # after the trial of either side
     turn_a, turn_b = "a a a evict wake a a", "b b evict b"  # 2 s are two calls of a, one of b
     assert text.count(turn_a) == text.count(turn_b) == text.count("reference") == 3
-    assert len(text) == 3 * len(f"{turn_a} {turn_b} reference ") - 1
+    assert len(text) == 3 * len(f"{turn_a} {turn_b} reference ") - 1 and "launch" not in text
 
 
 def test_a_sitting_without_cold_calls() -> None:
     clock = MadeUpClock({"a": 1.0})
     found = sit([Side(clock.call("a"))], clock, Effort(0.0, 2, 2, 0.0), seed=0, cold=False)
-    assert found.warm == [[1.0, 1.0]] and found.cold == [] and found.memory == []
-    assert "evict" not in clock.seen
+    assert found.warm == [[0.25, 0.25]] and found.cold == [] and found.memory == []
+    assert clock.seen.count("launch") == 2 and "evict" not in clock.seen
 
 
 def test_orders_differ_and_results_stay_with_their_sides() -> None:

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from tests.bench.toys import offered, toy
 from tilewright import BenchError
-from tilewright.bench import running
 from tilewright.bench.contender import prepare
+from tilewright.bench.devices import Host
 from tilewright.bench.method.roofs import Roofs
 from tilewright.bench.one_sitting import Options
 from tilewright.bench.providers import catalogue as providers
@@ -78,12 +78,12 @@ def test_a_provider_is_right_or_says_why_not(given: tuple[str, str]) -> None:
     found = []
     for problem in first_of_each_section(name):
         inputs = problem.make()
-        contender = prepare(problem, inputs, problem.exact(inputs), who, offer)
+        contender = prepare(problem, inputs, problem.exact(inputs), who, offer, Host())
         found.append(contender)
         assert contender.status in ("ok", "none"), contender.reason
         if contender.status == "ok":
             assert contender.errors is not None and contender.errors[1] <= problem.tolerance
-            again = contender.again(problem, problem.make(), offer)
+            again = contender.again(problem, problem.make(), offer, Host())
             assert again is not None
         else:
             assert contender.reason
@@ -111,7 +111,7 @@ def test_the_fastest_right_form_is_taken() -> None:
     ]
     for order in (forms, forms[::-1]):
         problem = toy()
-        found = prepare(problem, None, problem.exact(problem.make()), "x", offered(*order))
+        found = prepare(problem, None, problem.exact(problem.make()), "x", offered(*order), Host())
         assert (found.status, found.form) == ("ok", "quick")
         assert set(found.tried) == {"slow", "quick"}
 
@@ -119,21 +119,23 @@ def test_the_fastest_right_form_is_taken() -> None:
 def test_a_wrong_result_has_no_time_and_a_failure_its_reason() -> None:
     problem = toy()
     exact = problem.exact(problem.make())
-    wrong = prepare(problem, None, exact, "x", offered(Form("a", lambda: lambda: torch.ones(2))))
+    wrong = prepare(
+        problem, None, exact, "x", offered(Form("a", lambda: lambda: torch.ones(2))), Host()
+    )
     assert (
         wrong.status == "wrong" and wrong.call is None and "relative error 5.0e-01" in wrong.reason
     )
     nan = offered(Form("a", lambda: lambda: torch.full((2,), float("nan"))))
-    assert prepare(problem, None, exact, "x", nan).status == "wrong"
+    assert prepare(problem, None, exact, "x", nan, Host()).status == "wrong"
     shape = offered(Form("a", lambda: lambda: torch.full((3,), 2.0)))
-    assert prepare(problem, None, exact, "x", shape).status == "wrong"
-    failed = prepare(problem, None, exact, "x", offered(Form("a", no)))
+    assert prepare(problem, None, exact, "x", shape, Host()).status == "wrong"
+    failed = prepare(problem, None, exact, "x", offered(Form("a", no)), Host())
     assert failed.reason == "RuntimeError: first line" and failed.status == "failed"
 
     def nothing(problem: Problem, inputs: Any) -> list[Form]:
         raise NotOffered("too small")
 
-    none = prepare(problem, None, exact, "x", nothing)
+    none = prepare(problem, None, exact, "x", nothing, Host())
     assert (none.status, none.reason) == ("none", "too small")
 
 
@@ -162,7 +164,7 @@ def toys(monkeypatch: pytest.MonkeyPatch) -> Suite:
         "torch-eager": {"toys": offered(Form("rival", rival))},
         "torch-sdpa": {"toys": offered(Form("wrong", lambda: lambda: torch.ones(2)))},
     }
-    monkeypatch.setattr(running, "measure_roofs", lambda *_: ROOFS)
+    monkeypatch.setattr(Host, "roofs", lambda *_: ROOFS)
     monkeypatch.setattr(Provider, "offers", lambda self: tables.get(self.name, {}))
     problem = toy()
     return Suite("toys", "Doubling", lambda quick: [problem], lambda section: problem)

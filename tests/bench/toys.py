@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from tilewright.bench.devices import Device
 from tilewright.bench.providers.catalogue import OURS, Provider
 from tilewright.bench.suites import catalogue as suites
 from tilewright.bench.suites.problem import Form, Problem, Suite
@@ -103,7 +104,7 @@ class Toy(Provider):
 
     forms: Forms = logged
 
-    def absence(self) -> str:
+    def absence(self, device: Device | None = None) -> str:
         return ""
 
     def offers(self) -> dict[str, Any]:

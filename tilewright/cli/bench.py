@@ -7,10 +7,10 @@ import importlib
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -20,6 +20,11 @@ from tilewright.bench.suites.catalogue import SUITES, unknown
 from tilewright.cli.long_runs import INTERRUPTED
 from tilewright.cli.output import note
 from tilewright.ir.errors import BenchError
+
+if TYPE_CHECKING:  # importing a command must not import torch
+    from tilewright.bench.devices import Device
+    from tilewright.bench.providers.catalogue import Provider
+    from tilewright.bench.report.document import Document
 
 FIGURES = {
     "attention": "attention beside torch; memory, compiling, first calls",
@@ -80,7 +85,13 @@ def run_suite(  # noqa: PLR0913, PLR0917  (options of a command)
         int,
         typer.Option(min=1, max=50, help="Times everything is set up anew; 3 at least to compare."),
     ] = 7,
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda or cuda:NUMBER: where everybody computes.")
+    ] = "cpu",
     quick: Annotated[bool, typer.Option("--quick", help="Tiny, to see that it works.")] = False,
+    dry: Annotated[
+        bool, typer.Option("--dry", help="Rehearse --device cuda without one: quick, interpreted.")
+    ] = False,
     json: Annotated[Path | None, typer.Option(help="Write the report as JSON.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write it as Markdown.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write it as one HTML page.")] = None,
@@ -89,25 +100,26 @@ def run_suite(  # noqa: PLR0913, PLR0917  (options of a command)
     ] = False,
 ) -> None:
     """Measure a suite: Tilewright and every provider in turns."""
+    if dry:  # before anything imports Triton
+        os.environ["TRITON_INTERPRET"] = "1"
+    from tilewright.bench import devices
     from tilewright.bench.one_sitting import Options
-    from tilewright.bench.providers.catalogue import chosen
     from tilewright.bench.report.terminal import Display, show
     from tilewright.bench.run_document import document_of
     from tilewright.bench.running import run
     from tilewright.bench.suites import catalogue
     from tilewright.runtime.whole_file import check_writable
 
+    quick = quick or dry
     if save and (quick or only):
-        raise BenchError("only a whole run is saved: leave out --quick and --only")
-    found = catalogue.suite(suite)
-    providers = chosen([name for given in vs or () for name in given.split(",") if name])
+        raise BenchError("only a whole run is saved: leave out --quick, --dry and --only")
+    place = devices.device(device, dry)
+    found = catalogue.suite(suite, place)
     for path in filter(None, (json, markdown, html)):
         check_writable(path, BenchError)
-    for provider in providers:
-        if absence := provider.absence():
-            note(f"{provider.title} is absent: {absence}")
-    sittings = min(2, sittings) if quick else sittings
-    options = Options(sittings, seconds, quick, only, "new", processes=not quick)
+    providers = _providers(vs or (), place)
+    sittings = min(1 if dry else 2, sittings) if quick else sittings
+    options = Options(sittings, seconds, quick, only, "new", not quick, place)
     with _new_caches(), Display(Console(stderr=True, highlight=False)) as display:
         finished = run(found, providers, options, display)
     document = document_of(finished)
@@ -117,12 +129,7 @@ def run_suite(  # noqa: PLR0913, PLR0917  (options of a command)
         note(finished.cut_short)
         raise typer.Exit(INTERRUPTED if finished.interrupted else 1)
     if save:
-        from tilewright.bench.records import RESULTS
-        from tilewright.bench.report.kept import default_name
-
-        path = RESULTS / default_name(document)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write(document, path, path.with_suffix(".md"), path.with_suffix(".html"))
+        _keep(document)
 
 
 @app.command()
@@ -232,6 +239,27 @@ def _write(document: object, json: Path | None, markdown: Path | None, html: Pat
         if path is not None:
             write_whole(path, made(document).encode(), BenchError, force=True)
             typer.echo(f"wrote {path}", err=True)
+
+
+def _providers(given: Iterable[str], place: Device) -> list[Provider]:
+    """Those that were asked for; of which are absent a note."""
+    from tilewright.bench.providers.catalogue import chosen
+
+    found = chosen([name for names in given for name in names.split(",") if name])
+    for provider in found:
+        if absence := provider.absence(place):
+            note(f"{provider.title} is absent: {absence}")
+    return found
+
+
+def _keep(document: Document) -> None:
+    """In bench/results/, as JSON, Markdown and a page."""
+    from tilewright.bench.records import RESULTS
+    from tilewright.bench.report.kept import default_name
+
+    path = RESULTS / default_name(document)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _write(document, path, path.with_suffix(".md"), path.with_suffix(".html"))
 
 
 @contextmanager
