@@ -1,11 +1,11 @@
 """Deadlock-free depths: least places with which the program ends, at whatever rate.
 
 Rows need not overlap here, so that time does not matter, only what has to be there before what. A
-*barrier* is a node that reads a value of a whole round of some loop (a row's maximum) inside that
-loop: it cannot fire before all nodes that the value depends on have done the whole round. Until
-then
+*barrier* is a channel that brings a value of a whole round of some loop (a row's maximum) to a node
+inside that loop: the node cannot fire before all nodes that the value depends on have done the
+whole round. Until then
 
-    it and all after it                    fire nothing in this round
+    the node and all after it              fire nothing in this round
     the nodes that the value depends on    have done all B elements of the round
     any other node                         has fired h - c - 1 times if one at h sends to it
                                            through a channel of c places, and as often as its
@@ -56,37 +56,31 @@ class Barriers:
             if len(edge.loops) <= depth < len(edge.consumer.loops)
             and before[edge.consumer] & self._needed(edge, before, depth)
         }
+        needs = {edge: self._needed(edge, before, depth) for edge in late}
         place = {node: at for at, node in enumerate(self.graph.nodes)}
-        closed = sorted({e.consumer for e in late}, key=place.__getitem__)
+        closed = sorted(late, key=lambda edge: (place[edge.consumer], place[edge.producer]))
         done: set[Node] = set()
         while closed:
-            waits = self._after(closed)
-            barrier, needs, held = self._next(depth, closed, waits, done, before, late)
+            barrier, held = self._next(depth, closed, done, needs)
             closed.remove(barrier)
-            done |= needs
+            done |= needs[barrier]
             for edge, (size, early) in held.items():
                 self.places[edge], self.early[edge] = size, early
 
     def _next(
-        self,
-        depth: int,
-        closed: list[Node],
-        waits: set[Node],
-        done: set[Node],
-        before: dict[Node, set[Node]],
-        late: set[Edge],
-    ) -> tuple[Node, set[Node], Held]:
-        """The barrier that can open with the fewest places: what it needs, what has to be held."""
-        best: tuple[Node, set[Node], Held] | None = None
+        self, depth: int, closed: list[Edge], done: set[Node], needs: dict[Edge, set[Node]]
+    ) -> tuple[Edge, Held]:
+        """The barrier that can open with the fewest places: which, and what has to be held."""
+        waits = self._after({edge.consumer for edge in closed})
+        best: tuple[Edge, Held] | None = None
         fewest = Size()
         for barrier in closed:
-            needs = set().union(*(self._needed(e, before, depth) for e in self.into[barrier]))
-            if needs & waits:
+            if needs[barrier] & waits:
                 continue
-            held = self._held(depth, waits, done | needs, late)
+            held = self._held(depth, waits, done | needs[barrier], set(closed))
             total = sum((size for size, _ in held.values()), Size())
             if best is None or not self.regime.at_least(total, fewest):
-                best, fewest = (barrier, needs, held), total
+                best, fewest = (barrier, held), total
         assert best is not None, "the first barrier in the order of the data can open"
         return best
 
@@ -114,7 +108,7 @@ class Barriers:
             stack.extend(new)
         return found
 
-    def _after(self, nodes: Sequence[Node]) -> set[Node]:
+    def _after(self, nodes: set[Node]) -> set[Node]:
         found, stack = set(nodes), list(nodes)
         while stack:
             new = {e.consumer for e in self.out_of[stack.pop()]} - found

@@ -1,10 +1,10 @@
 """How deep every channel of a stream program has to be, symbolic in the sizes.
 
 The machine is that of the streaming SDPA paper (arXiv 2404.16629): ``nodes.py`` says what its
-nodes are, ``throughput.py`` and ``deadlock.py`` how deep a channel has to be for the full rate and
-for ending at all, and why; the simulator (``runtime/simulator``) is what both are tested against.
-A depth that contains the size of a loop is *deep*: it has to be kept in memory, a border between
-kernels."""
+nodes are, ``throughput.py``, ``tightened.py`` and ``deadlock.py`` how deep a channel has to be for
+the full rate and for ending at all, and why; the simulator (``runtime/simulator``) is what both are
+tested against. A depth that contains the size of a loop is *deep*: it has to be kept in memory, a
+border between kernels."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from tilewright.passes.channels.deadlock import Barriers
 from tilewright.passes.channels.nodes import Edge, NodeGraph, find_nodes
 from tilewright.passes.channels.schedule import Schedule
 from tilewright.passes.channels.throughput import Times, Timing
+from tilewright.passes.channels.tightened import tightened
 
 SEND_AND_RESPONSE = 2
 MOST_FIRINGS = 1 << 15  # that are looked at one by one: a tenth of a second each time
@@ -138,7 +139,7 @@ def _depths(
     apart = len(_levels(nodes)) > 2
     timing = Timing(nodes, extent, regime, times, apart=apart)
     timing.delay()
-    full = {edge: timing.depth(edge) for edge in nodes.edges}
+    full = tightened(timing, {edge: timing.depth(edge) for edge in nodes.edges})
     for level in timing.bursts():
         faster = Timing(nodes, _only_outer(nodes, extent, level), regime, times, apart=apart)
         for edge in nodes.edges:

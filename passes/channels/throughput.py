@@ -128,7 +128,11 @@ class Timing:
 
     def ended(self, node: Node) -> Size:
         """When a node is done, but for what is the same for all."""
-        return self.offset[node] - self.periods[node]
+        return self.ended_at(node, self.offset[node])
+
+    def ended_at(self, node: Node, offset: Size) -> Size:
+        """The same, had it another offset."""
+        return offset - self.periods[node]
 
     def depth(self, edge: Edge) -> Depth:
         return Depth(self.read(edge) - self.sent(edge) + self.times.response, self.shortest(edge))
@@ -199,10 +203,10 @@ class Timing:
         if per.constant == 1:
             return Size()
         wait = self.read(edge) - self.sent(edge) + self.times.response
-        whole = self._places(wait, per)
+        whole = self.places(wait, per)
         return whole * per - wait
 
-    def _places(self, wait: Size, per: Size) -> Size:
+    def places(self, wait: Size, per: Size) -> Size:
         """wait / per, rounded up, where that is certain; else as if nothing was to spare."""
         if wait.constant is not None and per.constant is not None:
             return Size.of(max(1, -(-wait.constant // per.constant)))
