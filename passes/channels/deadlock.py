@@ -14,12 +14,15 @@ whole round. Until then
 (c elements lie in the channel, and one may be read and not sent on.) A channel from a node at h to
 one that fires nothing has to hold h elements; one less if its consumer takes this input before the
 one that is late, since then it holds the first. Barriers open one after the other, first those for
-which fewer channels have to hold a round, each with those before it open. All other channels need
+which fewer channels have to hold a round, each with those before it open. Another order may do with
+fewer places in a channel, the others being as they are: then it has these. All other channels need
 one place."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from tilewright.ir.sizes import Size, product
 from tilewright.ir.types import Axis
@@ -27,6 +30,16 @@ from tilewright.passes.channels.compare import Regime
 from tilewright.passes.channels.nodes import Edge, Node, NodeGraph
 
 Held = dict[Edge, tuple[Size, bool]]  # how many places, and whether the consumer holds one more
+
+
+@dataclass(frozen=True)
+class Level:
+    """Barriers that wait for whole rounds of the loops inside the first ``depth``, in the order of
+    their nodes, and what has to have done the round for each."""
+
+    depth: int
+    barriers: tuple[Edge, ...]
+    needs: dict[Edge, set[Node]]
 
 
 class Barriers:
@@ -41,13 +54,15 @@ class Barriers:
             self.out_of[edge.producer].append(edge)
         self.places: dict[Edge, Size] = {edge: Size.of(1) for edge in graph.edges}
         self.early: dict[Edge, bool] = dict.fromkeys(graph.edges, False)
+        self.levels: list[Level] = []
         for depth in range(max((len(n.loops) for n in graph.nodes), default=0)):
-            self._at(depth)
+            self.levels.append(self._at(depth))
+            self._open_all(self.levels[-1])
 
     def count(self, loops: Sequence[Axis]) -> Size:
         return product(self.extent(axis) for axis in loops)
 
-    def _at(self, depth: int) -> None:
+    def _at(self, depth: int) -> Level:
         """Barriers that wait for whole rounds of the loops inside the first ``depth``."""
         before = self._whole_rounds(depth)
         late = {
@@ -58,31 +73,72 @@ class Barriers:
         }
         needs = {edge: self._needed(edge, before, depth) for edge in late}
         place = {node: at for at, node in enumerate(self.graph.nodes)}
-        closed = sorted(late, key=lambda edge: (place[edge.consumer], place[edge.producer]))
-        done: set[Node] = set()
+        ordered = sorted(late, key=lambda edge: (place[edge.consumer], place[edge.producer]))
+        return Level(depth, tuple(ordered), needs)
+
+    def _open_all(self, level: Level) -> None:
+        """Gives channels the places that they have to have."""
+        closed, done = list(level.barriers), set[Node]()
         while closed:
-            barrier, held = self._next(depth, closed, done, needs)
+            best: tuple[Edge, Held] | None = None
+            fewest = Size()
+            for barrier, held in self._could_open(level, closed, done):
+                total = sum((size for size, _ in held.values()), Size())
+                if best is None or not self.regime.at_least(total, fewest):
+                    best, fewest = (barrier, held), total
+            assert best is not None, "the first barrier in the order of the data can open"
+            barrier, held = best
             closed.remove(barrier)
-            done |= needs[barrier]
+            done |= level.needs[barrier]
             for edge, (size, early) in held.items():
                 self.places[edge], self.early[edge] = size, early
 
-    def _next(
-        self, depth: int, closed: list[Edge], done: set[Node], needs: dict[Edge, set[Node]]
-    ) -> tuple[Edge, Held]:
-        """The barrier that can open with the fewest places: which, and what has to be held."""
+    def _could_open(
+        self, level: Level, closed: list[Edge], done: set[Node]
+    ) -> Iterator[tuple[Edge, Held]]:
+        """The barriers that can open next, and what has to be held for each beyond the places that
+        there are."""
         waits = self._after({edge.consumer for edge in closed})
-        best: tuple[Edge, Held] | None = None
-        fewest = Size()
         for barrier in closed:
-            if needs[barrier] & waits:
-                continue
-            held = self._held(depth, waits, done | needs[barrier], set(closed))
-            total = sum((size for size, _ in held.values()), Size())
-            if best is None or not self.regime.at_least(total, fewest):
-                best, fewest = (barrier, held), total
-        assert best is not None, "the first barrier in the order of the data can open"
-        return best
+            needs = level.needs[barrier]
+            if not needs & waits:
+                yield barrier, self._held(level.depth, waits, done | needs, set(closed))
+
+    def least(self) -> dict[Edge, Size]:
+        """The places of all channels, with fewer wherever another order of barriers does with
+        fewer."""
+        for edge in self.graph.edges:
+            if self.places[edge].constant != 1:
+                self._lower(edge)
+        return self.places
+
+    def _lower(self, edge: Edge) -> None:
+        """The fewest places of a channel with which all barriers can open: a number, or a few less
+        than it had."""
+        most, long = self.places[edge], self.regime.least
+
+        def places(at: int) -> Size:
+            return Size.of(at + 1) if most.constant or at < long else most + (at - 2 * long)
+
+        def enough(at: int) -> bool:
+            self.places[edge] = places(at)
+            return all(self._opens(level) for level in self.levels)
+
+        fewest = bisect_left(range(most.constant or 2 * long), True, key=enough)
+        self.places[edge] = places(fewest)
+
+    def _opens(self, level: Level) -> bool:
+        """Whether all barriers can open with the places that there are. More that is open never
+        hinders what is not, so that any that can may be next."""
+        closed, done = list(level.barriers), set[Node]()
+        while closed:
+            able = (b for b, held in self._could_open(level, closed, done) if not held)
+            barrier = next(able, None)
+            if barrier is None:
+                return False
+            closed.remove(barrier)
+            done |= level.needs[barrier]
+        return True
 
     def _whole_rounds(self, depth: int) -> dict[Node, set[Node]]:
         """For every node those that have to do a whole round before it does anything in it."""

@@ -67,7 +67,8 @@ def channel_depths(
     # a loop without steps asks for no more than one with a step
     known = {name: Size.of(max(1, n)) for name, n in (sizes or {}).items()}
     times = times or Times()
-    full, least = _depths(nodes, lambda axis: axis.size.substitute(known), times)
+    full, barriers = _depths(nodes, lambda axis: axis.size.substitute(known), times)
+    least = {edge: Depth(places) for edge, places in barriers.least().items()}
     if sizes and 0 in sizes.values():  # they may end at once
         full = {edge: Depth(depth.tokens) for edge, depth in full.items()}
     if sizes is not None:
@@ -132,8 +133,8 @@ def _channel(edge: Edge, full: Depth, least: Depth, deep: bool) -> Channel:
 
 def _depths(
     nodes: NodeGraph, extent: Callable[[Axis], Size], times: Times
-) -> tuple[dict[Edge, Depth], dict[Edge, Depth]]:
-    """For every channel the depth for full throughput and the one that is free of deadlock."""
+) -> tuple[dict[Edge, Depth], Barriers]:
+    """For every channel the depth for full throughput, and what has to be held at any rate."""
     regime = _regime(nodes, times)
     barriers = Barriers(nodes, extent, regime)
     apart = len(_levels(nodes)) > 2
@@ -148,7 +149,7 @@ def _depths(
                 full[edge] = Depth(regime.latest([full[edge].bound, least]))
     for edge, depth in full.items():
         full[edge] = _at_most_all(edge, depth, barriers, timing)
-    return full, {edge: Depth(barriers.places[edge]) for edge in nodes.edges}
+    return full, barriers
 
 
 def _levels(nodes: NodeGraph) -> set[int]:
