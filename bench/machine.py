@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -55,7 +55,7 @@ def describe_machine(threads: int = THREADS) -> Machine:
         model=_model(facts),
         cores=os.cpu_count() or 1,
         threads=threads,
-        versions={"python": platform.python_version()} | _versions(),
+        versions={"python": platform.python_version()} | versions_of(PACKAGES),
         # read for the report only: libgomp is who obeys it
         wait_policy=os.environ.get("OMP_WAIT_POLICY", "") or "the library's own",
         load_at_start=round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else -1.0,
@@ -124,9 +124,10 @@ def _model(facts: Mapping[str, str]) -> str:
     return f"{name} ({', '.join(numbers)})" if numbers else name
 
 
-def _versions() -> dict[str, str]:
+def versions_of(packages: Iterable[str]) -> dict[str, str]:
+    """Of those that are installed."""
     found = {}
-    for package in PACKAGES:
+    for package in packages:
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -16,11 +16,12 @@ from typing import Any
 import torch
 
 from tilewright import BenchError
-from tilewright.bench.machine import Machine, describe_machine
+from tilewright.bench.machine import Machine, describe_machine, versions_of
 from tilewright.bench.method.clock import Call, Clock
 from tilewright.bench.method.memory import Growth
 from tilewright.bench.method.roofs import MIB, Roofs
 
+PACKAGES = ("triton", "cupy-cuda12x", "cupy-cuda13x", "cuda-core", "cuda-bindings")
 CYCLES = 2.0e9  # in a second, at most: a wait of so many cycles takes no less than is meant
 FIRST_HEAD_START = 1e-3  # seconds that a call's start takes on the host, before that is known
 LONGEST_HEAD_START = 0.1
@@ -62,10 +63,14 @@ class Cuda:
             f"{facts.name}, {capability}, {facts.multi_processor_count} multiprocessors, "
             f"CUDA {torch.version.cuda}"
         )
-        return Machine(**{**vars(here), "kind": gpu_class(facts.name), "gpu": text})
+        versions = here.versions | versions_of(PACKAGES)
+        more = {"kind": gpu_class(facts.name), "gpu": text, "versions": versions}
+        return Machine(**{**vars(here), **more})
 
     def roofs(self, quick: bool) -> Roofs:
-        return cuda_roofs(self, quick)
+        found = cuda_roofs(self, quick)
+        self.tidy()  # sittings are other processes, which need the memory
+        return found
 
     def evicted(self, roofs: Roofs) -> int:
         return max(LEAST_EVICTED, 4 * roofs.cache_bytes)
@@ -124,6 +129,7 @@ class CudaClock:
 
     device: str
     evicted: int  # bytes
+    most_calls: int = 64  # a device takes some thousand starts before it makes the host wait
     _read: Call = field(init=False)
     _product: Call = field(init=False)
     _starts: dict[int, float] = field(default_factory=dict)  # seconds on the host, by call

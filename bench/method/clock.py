@@ -24,6 +24,10 @@ def timed(call: Call, calls: int = 1) -> float:
 class Clock(Protocol):
     """What a device must offer to be measured."""
 
+    @property
+    def most_calls(self) -> int:
+        """That are worth measuring at once."""
+
     def seconds(self, call: Call, calls: int = 1) -> float:
         """Of one of ``calls`` calls, until their results are there."""
 
@@ -42,6 +46,7 @@ class HostClock:
     """The CPU: calls return with their results, caches are emptied by reading something larger."""
 
     evicted: int  # bytes
+    most_calls: int = 2000
     _memory: torch.Tensor = field(init=False)
     _product: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = field(init=False)
 

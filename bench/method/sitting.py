@@ -9,8 +9,6 @@ from functools import partial
 from tilewright.bench.method.clock import Call, Clock
 from tilewright.bench.method.turns import Effort, shuffled, take_turns
 
-MOST_CALLS = 2000
-
 
 @dataclass(frozen=True)
 class Side:
@@ -72,4 +70,4 @@ def sit(
 def _count(side: Side, clock: Clock, effort: Effort) -> int:
     side.call()
     once = clock.seconds(side.call)
-    return min(MOST_CALLS, max(1, round(effort.shortest / max(once, 1e-7))))
+    return min(clock.most_calls, max(1, round(effort.shortest / max(once, 1e-7))))

@@ -78,7 +78,7 @@ def _require_comparable(a: Document, b: Document, other_machine: bool) -> None:
     for document, name in ((a, "first"), (b, "second")):
         if document.method.quick:
             raise BenchError(f"the {name} report is of a --quick run, whose numbers mean nothing")
-    texts = [f"{d.machine.kind}: {machine_text(d)}" for d in (a, b)]
+    texts = [f"{d.machine.kind}: {d.machine.gpu or machine_text(d)}" for d in (a, b)]
     if texts[0] != texts[1] and not other_machine:
         raise BenchError(
             f"the reports are of different machines, {texts[0]} and {texts[1]}; --other-machine "

@@ -88,6 +88,14 @@ def test_what_cannot_be_compared_is_refused(b: d.Document, said: str) -> None:
         compare(A, b)
 
 
+def test_gpus_are_compared_whatever_they_are_in() -> None:
+    one = replace(A, machine=replace(A.machine, kind="h100", gpu="NVIDIA H100, sm_90"))
+    other = replace(one, machine=replace(one.machine, model="Another", cores=64))
+    assert not compare(one, other).regressions
+    with pytest.raises(BenchError, match=r"NVIDIA H100, sm_90 and h100: NVIDIA H100 NVL, sm_90"):
+        compare(one, replace(other, machine=replace(one.machine, gpu="NVIDIA H100 NVL, sm_90")))
+
+
 def test_noise_and_other_versions_are_told() -> None:
     noisy = replace(A.noise, compute_spread=0.9)
     newer = replace(A.machine, versions={"torch": "2.14"})

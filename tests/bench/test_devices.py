@@ -68,6 +68,17 @@ def test_classes_of_devices(name: str, kind: str) -> None:
     assert gpu_class(name) == kind
 
 
+def test_a_description_says_what_was_measured_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = types.SimpleNamespace(
+        name="NVIDIA H100 80GB HBM3", major=9, minor=0, multi_processor_count=132
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: facts)
+    found = Cuda().describe()
+    assert found.kind == "h100" and found.cores == Host().describe().cores
+    assert found.gpu.startswith("NVIDIA H100 80GB HBM3, sm_90, 132 multiprocessors, CUDA ")
+    assert "triton" in found.versions and "torch" in found.versions
+
+
 def test_a_run_can_send_devices_and_their_suites_to_other_processes() -> None:
     for place in (Host(), Cuda(1), Rehearsal()):
         assert pickle.loads(pickle.dumps(place)) == place

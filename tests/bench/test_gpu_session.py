@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from tilewright.bench import gpu_session, roofline
-from tilewright.bench.gpu_session import SUITES, Suite
+from tilewright.bench.gpu_session import REPORTS, SUITES, Suite
 from tilewright.bench.roofline import Ceilings, Work
+from tilewright.bench.suites import catalogue as bench_suites
 
 HOPPER = Ceilings(3.0e12, 800e12)
 
@@ -56,6 +57,34 @@ def test_commands(tmp_path: Path) -> None:
     assert carried[1].endswith("build/gpu_site")
     whole = gpu_session.WARM_SECONDS + sum(suite.seconds for suite in SUITES)
     assert whole < 540  # a lent machine's command
+
+
+def test_reports_of_all_suites(tmp_path: Path) -> None:
+    assert [suite.report for suite in REPORTS] == list(bench_suites.SUITES)
+    assert sum(suite.seconds for suite in REPORTS) <= 520
+    for suite in REPORTS:
+        words = gpu_session.command(suite, tmp_path, 60, dry=False)
+        assert words[1:5] == ["-m", "tilewright", "bench", suite.report]
+        assert words[5:9] == ["--device", "cuda", "--json", str(tmp_path / f"{suite.name}.json")]
+        assert gpu_session.command(suite, tmp_path, 60, dry=True) == [*words, "--dry"]
+
+
+def test_a_report_that_takes_too_long_may_keep_what_it_has(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    kept = tmp_path / "kept"
+    text = f"""
+import pathlib, time
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    pathlib.Path({str(kept)!r}).write_text("some sittings")
+"""
+    script(monkeypatch, text)
+    monkeypatch.setattr(gpu_session, "LAST_SECONDS", 5.0)
+    began = time.monotonic()
+    assert run(Suite("bench_x", 30, least=1, report="x"), tmp_path, 11)["state"] == "cut off"
+    assert kept.read_text() == "some sittings" and time.monotonic() - began < 30
 
 
 def test_everything_is_compiled_at_once_first(
