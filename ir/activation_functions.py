@@ -7,7 +7,7 @@ from collections.abc import Callable
 from tilewright.ir import ops_math as m
 from tilewright.ir.core import Value
 
-ACTIVATIONS = ("", "relu", "relu2", "silu", "gelu_tanh")  # "": none
+ACTIVATIONS = ("", "relu", "relu2", "silu", "gelu", "gelu_tanh")  # "": none
 
 
 def activated(
@@ -20,6 +20,9 @@ def activated(
         return b(m.Mul, x, x, hint=name) if name == "relu2" else x
     if name == "silu":
         return b(m.Mul, x, b(m.Sigmoid, x), hint=name)
+    if name == "gelu":
+        bent = b(m.Erf, b(m.Mul, x, number(0.5**0.5)))
+        return b(m.Mul, b(m.Mul, x, number(0.5)), b(m.Add, bent, number(1.0)), hint="gelu")
     if name == "gelu_tanh":
         cube = b(m.Mul, b(m.Mul, x, x), x)
         inner = b(m.Add, x, b(m.Mul, cube, number(0.044715)))

@@ -25,7 +25,7 @@ from tilewright.ir.types import IndexType, RegisterType
 from tilewright.passes.log_parts import log2_parts, log_parts
 from tilewright.passes.rewrite import Rewriter, rewrite_graph
 
-ELSEWHERE = (m.Exp, m.Exp2, m.Log, m.Log2, m.Tanh, m.Rsqrt, m.Sigmoid, m.Pow)  # functions
+ELSEWHERE = (m.Exp, m.Exp2, m.Log, m.Log2, m.Tanh, m.Erf, m.Rsqrt, m.Sigmoid, m.Pow)  # functions
 CROSSING = (t.PairDot, t.ReduceToLanes, t.Scan)  # sums in an order of their own
 
 

@@ -30,6 +30,7 @@ FUNCTIONS: dict[str, Any] = {
     "relu": torch.relu,
     "relu2": lambda y: torch.relu(y).square(),
     "silu": torch.nn.functional.silu,
+    "gelu": torch.nn.functional.gelu,
     "gelu_tanh": lambda y: torch.nn.functional.gelu(y, approximate="tanh"),
 }
 COUNTS = (3, 0, 1, 9, 0)  # rows of each expert

@@ -42,6 +42,7 @@ _FLOAT: dict[type[Op], str] = {
     m.Log2: "tw::log2({0})",
     m.Pow: "tw::exp2(tw::log2({0}) * {1})",
     m.Tanh: "1.0f - tw::divide(2.0f, tw::exp2({0} * 2.8853900817779268f) + 1.0f)",  # as in Triton
+    m.Erf: "erff({0})",
     m.Sqrt: "sqrtf({0})",
     m.Rsqrt: "tw::rsqrt({0})",
     m.Sigmoid: "tw::divide(1.0f, 1.0f + tw::exp2({0} * -1.4426950408889634f))",

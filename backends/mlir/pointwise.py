@@ -107,6 +107,7 @@ _ONE: dict[type[Op], str] = {
     m.Exp: "math.exp",
     m.Exp2: "math.exp2",
     m.Tanh: "math.tanh",
+    m.Erf: "math.erf",
 }
 
 

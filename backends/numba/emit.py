@@ -41,7 +41,7 @@ from tilewright.ir.sizes import Size
 from tilewright.ir.types import BufferType, IndexType, ScratchType
 
 TYPES = ("f64", "f32", "i64", "i32", "i16", "i8", "u16", "u8")
-CONSTANTS = ("inf", "nan")
+FROM_MATH = ("erf", "inf", "nan")
 NUMERICS = (
     "bf16_to_f32",
     "bits_f32",
@@ -73,7 +73,7 @@ NUMERICS = (
     "smallest_number",
     "truncated",
 )
-RESERVED = ("np", "jit", "lo", "hi", "item", "mode", *TYPES, *CONSTANTS, *NUMERICS)
+RESERVED = ("np", "jit", "lo", "hi", "item", "mode", *TYPES, *FROM_MATH, *NUMERICS)
 
 
 def emit_source(graph: Graph, symbol: str) -> str:
@@ -126,7 +126,7 @@ class _Program:
         """The docstring and the imports that the text needs."""
         words = set(re.findall(r"[A-Za-z_]\w*", body))
         types = ", ".join(f"{numpy_name(n)} as {n}" for n in TYPES if n in words)
-        constants = ", ".join(n for n in CONSTANTS if n in words)
+        constants = ", ".join(n for n in FROM_MATH if n in words)
         numerics = ", ".join(n for n in NUMERICS if n in words)
         grid = ", ".join(f"{size}/{tile}" for size, tile in self.graph.attrs["grid"])
         lines = [

@@ -33,6 +33,7 @@ _FLOAT: dict[type[Op], str] = {
     m.Log: "np.log({0})",
     m.Log2: "np.log2({0})",
     m.Tanh: "np.tanh({0})",
+    m.Erf: "erf({0})",
     m.Sqrt: "np.sqrt({0})",
     m.Rsqrt: "{one} / np.sqrt({0})",
     m.Round: "np.rint({0})",

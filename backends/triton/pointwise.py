@@ -53,6 +53,7 @@ _FLOAT: dict[type[Op], str] = {
     m.Log: "tl.log({0})",
     m.Log2: "tl.log2({0})",
     m.Tanh: "1.0 - 2.0 / (tl.exp2({0} * 2.8853900817779268) + 1.0)",
+    m.Erf: "tl.erf({0})",
     m.Sqrt: "tl.sqrt({0})",
     m.Rsqrt: "tl.rsqrt({0})",
     m.Sigmoid: "1.0 / (1.0 + tl.exp2({0} * -1.4426950408889634))",

@@ -136,6 +136,7 @@ UNARY: dict[str, type[Op]] = {
     "log": m.Log,
     "log2": m.Log2,
     "tanh": m.Tanh,
+    "erf": m.Erf,
     "sigmoid": m.Sigmoid,
     "sqrt": m.Sqrt,
     "rsqrt": m.Rsqrt,
@@ -146,6 +147,7 @@ EXTRA_FUNCTIONS: dict[str, list[Any]] = {
     "abs": [operator.abs, torch.absolute],
     "sigmoid": [F.sigmoid],
     "tanh": [F.tanh],
+    "erf": [torch.special.erf],
 }
 
 
@@ -181,10 +183,11 @@ def silu(e: Emitter, input: Value, inplace: bool = False) -> Value:
 
 @handles("gelu", Kind.POINTWISE, [F.gelu], [])
 def gelu(e: Emitter, input: Value, approximate: str = "none") -> Value:
-    """x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3))): ``approximate="tanh"`` only"""
-    if approximate != "tanh":
-        raise UnsupportedError('gelu by the error function; approximate="tanh" has kernels')
-    return _activated(e, "gelu_tanh", input)
+    """x / 2 * (1 + erf(x / sqrt(2))); ``approximate="tanh"``: x / 2 * (1 + tanh(sqrt(2 / pi) * (x +
+    0.044715 * x^3)))"""
+    if approximate not in ("none", "tanh"):
+        raise UnsupportedError('gelu: approximate is "none" or "tanh"')
+    return _activated(e, "gelu_tanh" if approximate == "tanh" else "gelu", input)
 
 
 def _activated(e: Emitter, name: str, input: Value) -> Value:

@@ -15,7 +15,7 @@ from tilewright.ir.sizes import Size
 from tilewright.ir.types import TensorType
 from tilewright.passes.to_tile.lowbit.info import WeightForm
 
-EPILOGUES = ("", "relu", "silu", "gelu_tanh")
+EPILOGUES = ("", "relu", "silu", "gelu", "gelu_tanh")
 
 
 @dataclass(frozen=True)

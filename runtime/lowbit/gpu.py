@@ -19,7 +19,7 @@ from tilewright.ir.packing import Packing
 from tilewright.passes.choose_layout import choose_layout
 from tilewright.runtime.gpu_targets import device_target, forced_schedule, pretended
 from tilewright.runtime.kernel import FLOATS
-from tilewright.runtime.lowbit.form import EPILOGUES, LinearForm
+from tilewright.runtime.lowbit.form import LinearForm
 from tilewright.runtime.lowbit.gpu_matrix import MANY_ROWS, WrittenOut
 from tilewright.runtime.lowbit.gpu_programs import PRODUCTS, Product
 from tilewright.runtime.lowbit.linear import (
@@ -128,9 +128,6 @@ def _single(
 ) -> torch.Tensor:
     if x.dtype not in FLOATS or epilogue not in FUNCTIONS:
         raise UnsupportedError(f"no kernel for activations of {x.dtype} and {epilogue!r}")
-    if epilogue not in EPILOGUES:  # torch's own function, after the product
-        y: torch.Tensor = FUNCTIONS[epilogue](_single(x, weights, biases, None, ""))
-        return y if residual is None else (y + residual).to(x.dtype)
     if not x.numel() or not weights[0].shape[0]:
         return without_products(x, weights[0].shape[0], biases, residual, epilogue)
     if x.shape[1] == 1:

@@ -19,11 +19,11 @@ from tilewright.passes.to_tile.lowbit.info import WeightForm
 from tilewright.passes.to_tile.lowbit.pairs import pair_table
 from tilewright.passes.to_tile.orders import FIXED
 from tilewright.runtime.backends import kernel_target
-from tilewright.runtime.determinism import Level, in_force, refuse_level
+from tilewright.runtime.determinism import Level, in_force
 from tilewright.runtime.family import Call
 from tilewright.runtime.kernel import FLOATS
 from tilewright.runtime.locks import Guard
-from tilewright.runtime.lowbit.form import EPILOGUES, LinearForm
+from tilewright.runtime.lowbit.form import LinearForm
 from tilewright.runtime.lowbit.programs import (
     PROGRAMS,
     ROUNDING,
@@ -189,10 +189,6 @@ def _single(
 ) -> torch.Tensor:
     if x.dtype not in FLOATS or epilogue not in FUNCTIONS:
         raise UnsupportedError(f"no kernel for activations of {x.dtype} and {epilogue!r}")
-    if epilogue not in EPILOGUES:  # torch's own function, after the product
-        refuse_level(in_force(), "threads", f"{epilogue!r} after a product, torch's own function,")
-        y: torch.Tensor = FUNCTIONS[epilogue](_single(x, weights, biases, activation, None, ""))
-        return y if residual is None else (y + residual).to(x.dtype)
     if not x.numel() or not weights[0].shape[0]:
         return without_products(x, weights[0].shape[0], biases, residual, epilogue)
     x, weights = ready(x, weights)

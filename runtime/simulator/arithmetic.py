@@ -18,7 +18,7 @@ from tilewright.runtime.simulator.opcodes import MAXIMUM, SUM
 _ADD, _SUB, _MUL, _DIV, _MOD, _MAX, _MIN, _POW, _AND, _OR, _NOT, _NEG, _ABS = range(13)
 _EXP, _EXP2, _LOG, _LOG2, _TANH, _SQRT, _RSQRT, _ROUND, _SIGMOID, _FMA = range(13, 23)
 _FRACTION, _SCALE2, _LARGER, _SMALLER, _LT, _LE, _GT, _GE, _EQ, _NE, _SELECT = range(23, 34)
-_COPY, _TRUNCATE, _TO_BOOL, _INTEGER_DIV, _INTEGER_MOD, _INTEGER_POW = range(34, 40)
+_COPY, _TRUNCATE, _TO_BOOL, _INTEGER_DIV, _INTEGER_MOD, _INTEGER_POW, _ERF = range(34, 41)
 
 
 @apart
@@ -73,6 +73,8 @@ def _rare_number(code, x, y, z):  # type: ignore[no-untyped-def]
         return np.log2(x)
     if code == _TANH:
         return math.tanh(x)
+    if code == _ERF:
+        return math.erf(x)
     if code == _SQRT:
         return np.sqrt(x)
     if code == _RSQRT:

@@ -6,7 +6,7 @@ POINTWISE = (
     *("add", "sub", "mul", "div", "mod", "max", "min", "pow", "and", "or", "not", "neg", "abs"),
     *("exp", "exp2", "log", "log2", "tanh", "sqrt", "rsqrt", "round", "sigmoid", "fma"),
     *("fraction", "scale2", "larger", "smaller", "lt", "le", "gt", "ge", "eq", "ne", "select"),
-    *("copy", "truncate", "to_bool", "integer_div", "integer_mod", "integer_pow"),
+    *("copy", "truncate", "to_bool", "integer_div", "integer_mod", "integer_pow", "erf"),
 )
 CODE = {name: at for at, name in enumerate(POINTWISE)}
 # on whole elements

@@ -31,7 +31,7 @@ pytest.importorskip("numba")
 
 DTYPES = [d for d in TABLE.values() if d.addressable]
 # Functions of the C library and of Numba: correct to a few units in the last place.
-INEXACT = (m.Exp, m.Exp2, m.Log, m.Log2, m.Tanh, m.Pow, m.Sigmoid, m.Rsqrt)
+INEXACT = (m.Exp, m.Exp2, m.Log, m.Log2, m.Tanh, m.Erf, m.Pow, m.Sigmoid, m.Rsqrt)
 FLOATS = [0.0, -0.0, 0.5, 1.5, 2.5, -2.5, 3.25, -7.0, 100.0, 1e-3, np.inf, -np.inf, np.nan]
 WHOLE = [0, 1, 2, 3, 5, 7, 100, 127]
 

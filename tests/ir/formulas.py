@@ -84,6 +84,7 @@ UNARY: dict[str, Callable[..., float]] = {
     "log": _log(math.log),
     "log2": _log(math.log2),
     "tanh": math.tanh,
+    "erf": math.erf,
     "sqrt": _guard(math.sqrt, _not_a_number),
     "rsqrt": _guard(lambda x: _divide(1.0, math.sqrt(x)), _not_a_number),
     "round": _guard(_round_even, _not_a_number),

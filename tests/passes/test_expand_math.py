@@ -17,6 +17,7 @@ FUNCTIONS: dict[str, Any] = {
     "exp2": np.exp2,
     "exp": np.exp,
     "tanh": np.tanh,
+    "erf": np.vectorize(math.erf),
     "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
     "rsqrt": lambda x: 1 / np.sqrt(x),
 }
@@ -59,11 +60,12 @@ def test_polynomial_of_exp2(low: float, high: float) -> None:
 
 
 # How many units of 2**-24, relative, the form computed in f32 may be off.
-ALLOWED = {"exp2": 3.0, "exp": 90.0, "tanh": 4.0, "sigmoid": 6.0, "rsqrt": 2.0}
+ALLOWED = {"exp2": 3.0, "exp": 90.0, "tanh": 4.0, "erf": 4.0, "sigmoid": 6.0, "rsqrt": 2.0}
 RANGES = {
     "exp2": (-120.0, 120.0),
     "exp": (-80.0, 80.0),  # the product with log2 e is rounded: |x| times a last place
     "tanh": (0.3, 12.0),  # near zero the difference of near numbers: see below
+    "erf": (0.5, 6.0),
     "sigmoid": (-3.0, 30.0),
     "rsqrt": (1e-20, 1e20),
 }
@@ -77,9 +79,16 @@ def test_error_in_f32(name: str) -> None:
     assert error.max() <= ALLOWED[name], f"{error.max()} last places at {x[error.argmax()]}"
 
 
-def test_tanh_near_zero_has_an_absolute_error() -> None:
+@pytest.mark.parametrize("name", ["tanh", "erf"])
+def test_errors_near_zero_are_absolute(name: str) -> None:
     x = grid(-0.5, 0.5)
-    assert np.abs(run("tanh", x, None) - np.tanh(x)).max() < 4 * 2.0**-24
+    assert np.abs(run(name, x, None) - FUNCTIONS[name](x)).max() < 4 * 2.0**-24
+
+
+def test_polynomial_of_erf() -> None:
+    """As the docstring of expand_math promises, below and above where it is cut off."""
+    x = grid(-6.0, 6.0)
+    assert np.abs(run("erf", x, "f64") - FUNCTIONS["erf"](x)).max() < 2e-8
 
 
 INF, NAN = math.inf, math.nan
@@ -87,6 +96,7 @@ EDGES = {
     "exp2": [(-INF, 0), (INF, INF), (0, 1), (128, INF), (1e30, INF), (-1e30, 0), (-160, 0), (1, 2)],
     "exp": [(-INF, 0), (INF, INF), (0, 1), (100, INF), (-1e30, 0), (-200, 0)],
     "tanh": [(-INF, -1), (INF, 1), (0, 0), (1e30, 1), (-1e30, -1), (50, 1)],
+    "erf": [(-INF, -1), (INF, 1), (0, 0), (1e30, 1), (-1e30, -1), (5, 1)],
     "sigmoid": [(-INF, 0), (INF, 1), (0, 0.5), (200, 1), (-200, 0)],
     "rsqrt": [(0, INF), (INF, 0), (1, 1), (4, 0.5), (-1, NAN)],
 }

@@ -28,7 +28,7 @@ from tilewright.passes.to_tile.state import LoweringState
 At = Mapping[str, Value]
 SINGLE = Layout(2)
 _HEAVY = (
-    m.Exp, m.Exp2, m.Log, m.Log2, m.Tanh, m.Sqrt, m.Rsqrt, m.Sigmoid, m.Pow, m.Div, m.Mod,
+    m.Exp, m.Exp2, m.Log, m.Log2, m.Tanh, m.Erf, m.Sqrt, m.Rsqrt, m.Sigmoid, m.Pow, m.Div, m.Mod,
     s.Gather, StreamTakeAlong, StreamScatter,
 )  # fmt: skip
 
