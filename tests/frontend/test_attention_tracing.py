@@ -97,7 +97,7 @@ def sliced(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
 
 
 def unknown_operation(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
-    return torch.special.erf(q_idx) > 0  # here
+    return torch.special.erfc(q_idx) > 0  # here
 
 
 def stacked(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
@@ -172,7 +172,7 @@ REFUSED: dict[Function, str] = {
     float_index: "index by integers",
     bool_index: "index by integers",
     sliced: "slice",
-    unknown_operation: "erf",
+    unknown_operation: "erfc",
     stacked: "stack is not known",
     reduced: "sum is not known",
     random: "random",
