@@ -7,8 +7,8 @@ import gc
 import re
 import statistics
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -78,8 +78,11 @@ class Cuda:
     def clock(self, evicted: int) -> Clock:
         return CudaClock(self.tensors, evicted)
 
-    def kernels(self) -> AbstractContextManager[None]:
-        return nullcontext()
+    @contextmanager
+    def kernels(self) -> Iterator[None]:
+        """What starts a kernel may take the current device's stream, wherever tensors lie."""
+        with torch.cuda.device(self.index):
+            yield
 
     def finish(self) -> None:
         torch.cuda.synchronize(self.index)

@@ -79,6 +79,21 @@ def test_a_description_says_what_was_measured_on(monkeypatch: pytest.MonkeyPatch
     assert "triton" in found.versions and "torch" in found.versions
 
 
+def test_a_device_is_the_current_one_while_it_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    @contextmanager
+    def current(index: int) -> Iterator[None]:
+        seen.append(index)
+        yield
+        seen.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", current)
+    with Cuda(1).kernels():
+        assert seen == [1]
+    assert not seen
+
+
 def test_a_run_can_send_devices_and_their_suites_to_other_processes() -> None:
     for place in (Host(), Cuda(1), Rehearsal()):
         assert pickle.loads(pickle.dumps(place)) == place
