@@ -84,14 +84,15 @@ def test_masks_and_scores(what: str) -> None:
 
 def test_lengths_share_one_kernel_and_strides_do_not_matter() -> None:
     text = Attention(16, 16).text()
-    program = compiled(text)
+    reports = compiled(text).steps[0].family.reports  # type: ignore[union-attr]
+    others = len(reports)  # of the same program, which other tests may have drawn
     for length in (1, 5, 33):
         q = torch.randn(1, length, 4, 16).transpose(1, 2)
         k, v = (torch.randn(1, 2, length, 32)[..., ::2].contiguous() for _ in range(2))
         (got,) = run(text, q, k, v)
         want = Attention(16, 16).reference(q, k, v, None)
         torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
-    assert len(program.steps[0].family.reports) <= 2  # type: ignore[union-attr]
+    assert len(reports) - others <= 2
 
 
 def test_inputs_that_do_not_fit() -> None:
