@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests.passes import depth_graphs as known
 from tests.runtime.simulator.stream_graphs import stream_graphs
 from tilewright.ir.core import Graph
 from tilewright.ir.parser import parse
@@ -44,81 +45,13 @@ def least_for(plan: Plan, others: Depths, edge: Edge, cycles: int | None) -> int
     return high
 
 
-# Found by Hypothesis. The sum is repeated twice: the second could come later without a place more
-# in the channel that brings it, and so wait there instead of before the addition.
-REPEATED_TWICE = """stream f<N, M>(%x: tensor<N x M x f32>) {
-  %a = stream.source %x {dims = [["n"], ["m"]], type = stream<n=N, m=M; f32>}
-  %s = stream.reduce %a {kind = "sum", axis = "m"}
-  %r = stream.repeat %s {axis = axis(m, M)}
-  %c = math.sub %r, %a
-  %q = stream.repeat %s {axis = axis(m, M)}
-  %d = math.add %c, %q
-  %o = stream.sink %d {dims = [["n"], ["m"]], type = tensor<N x M x f32>}
-  return %o
-}"""
-
-
-# Found by Hypothesis. The first sum of a row is there before %c has done the row: its reader then
-# takes the first %c, and waits for %d, which needs the second sum.
-ONE_AFTER_THE_OTHER = """stream f<N, M>(%x: tensor<N x M x f32>) {
-  %a = stream.source %x {dims = [["n"], ["m"]], type = stream<n=N, m=M; f32>}
-  %s = stream.reduce %a {kind = "sum", axis = "m"}
-  %r = stream.repeat %s {axis = axis(m, M)}
-  %c = math.tanh %a
-  %t = stream.reduce %c {kind = "sum", axis = "m"}
-  %u = stream.repeat %t {axis = axis(m, M)}
-  %d = math.sub %u, %a
-  %z = math.fma %r, %c, %d
-  %o = stream.sink %z {dims = [["n"], ["m"]], type = tensor<N x M x f32>}
-  return %o
-}"""
-
-# Found by Hypothesis. %q waits for %p, a row and some cycles; with one place its node is held up
-# for these cycles, which no other node feels, since the next sum is a row away.
-HELD_UP_WITHOUT_HARM = """stream f<N, M>(%x: tensor<N x M x f32>, %y: tensor<N x f32>) {
-  %a = stream.source %x {dims = [["n"], ["m"]], type = stream<n=N, m=M; f32>}
-  %b = stream.source %y {dims = [["n"]], type = stream<n=N; f32>}
-  %s = stream.reduce %a {kind = "sum", axis = "m"}
-  %r = stream.repeat %s {axis = axis(m, M)}
-  %t = stream.reduce %a {kind = "sum", axis = "m"}
-  %u = stream.repeat %t {axis = axis(m, M)}
-  %q = stream.reduce %a {kind = "sum", axis = "m"}
-  %p = stream.reduce %r {kind = "sum", axis = "m"}
-  %z = math.fma %b, %q, %p
-  %o = stream.sink %u {dims = [["n"], ["m"]], type = tensor<N x M x f32>}
-  return %o
-}"""
-
-# Found by Hypothesis. Opening barriers by what each costs next, one waits for %k before %p. The
-# other way round %f has to hold one less, and %e what it has to anyway.
-ANOTHER_ORDER = """stream f<N, M>(%x: tensor<N x M x f32>) {
-  %a = stream.source %x {dims = [["n"], ["m"]], type = stream<n=N, m=M; f32>}
-  %s = stream.reduce %a {kind = "sum", axis = "m"}
-  %r = stream.repeat %s {axis = axis(m, M)}
-  %b = math.sub %r, %a
-  %c = math.sub %b, %r
-  %t = stream.reduce %c {kind = "sum", axis = "m"}
-  %d = math.tanh %a
-  %u = stream.reduce %d {kind = "sum", axis = "m"}
-  %p = stream.repeat %u {axis = axis(m, M)}
-  %e = math.tanh %d
-  %g = math.mul %p, %e
-  %f = math.sub %r, %d
-  %k = stream.repeat %t {axis = axis(m, M)}
-  %h = math.tanh %a
-  %i = math.add %f, %g
-  %j = math.add %k, %h
-  %z = math.add %j, %i
-  %o = stream.sink %z {dims = [["n"], ["m"]], type = tensor<N x M x f32>}
-  return %o
-}"""
-
-
 @given(stream_graphs(2), RULES)
-@example(parse(REPEATED_TWICE).main, NodeRules())
-@example(parse(ANOTHER_ORDER).main, NodeRules(paper=True, repeat_nodes=True))
-@example(parse(ONE_AFTER_THE_OTHER).main, NodeRules(paper=False, repeat_nodes=False))
-@example(parse(HELD_UP_WITHOUT_HARM).main, NodeRules(paper=True, repeat_nodes=True))
+@example(parse(known.REPEATED_TWICE).main, NodeRules())
+@example(parse(known.ANOTHER_ORDER).main, NodeRules(paper=True, repeat_nodes=True))
+@example(parse(known.ONE_AFTER_THE_OTHER).main, NodeRules(paper=False, repeat_nodes=False))
+@example(parse(known.NO_LATER_THAN_THE_END).main, NodeRules())
+@example(parse(known.BUSY_FOR_A_ROUND).main, NodeRules(paper=True, repeat_nodes=True))
+@example(parse(known.HELD_UP_WITHOUT_HARM).main, NodeRules(paper=True, repeat_nodes=True))
 @settings(max_examples=60)
 def test_depths_are_the_least_that_a_search_finds(graph: Graph, rules: NodeRules) -> None:
     """Loops longer than the graph has nodes, and rows enough for a cycle a row to be seen."""
