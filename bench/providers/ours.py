@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -59,7 +60,7 @@ def _layer(case: Experts, given: Given) -> Call:
     module = given.module
     if case.bits:
         holder = torch.nn.Module()
-        holder.experts = module
+        holder.experts = copy.deepcopy(module)  # others have the same inputs
         width = f"u{case.bits}"
         tilewright.quantize(holder, width, group=case.group, activation=case.activation)
         module = holder.experts

@@ -90,6 +90,19 @@ def test_a_provider_is_right_or_says_why_not(given: tuple[str, str]) -> None:
     assert any(contender.status == "ok" for contender in found)
 
 
+@torch.inference_mode()
+def test_experts_in_few_bits_leave_those_of_others_as_they_were() -> None:
+    if absence := provider("transformers").absence():
+        pytest.skip(absence)
+    problem = next(p for p in suites.suite("experts").problems(True) if "u4" in p.name)
+    inputs = problem.make()
+    exact = problem.exact(inputs)
+    for who in (OURS, "transformers"):
+        offer = provider(who).offers()["experts"]
+        found = prepare(problem, inputs, exact, who, offer, Host())
+        assert found.status == "ok", f"{who}: {found.reason}"
+
+
 # ---- what does not work
 
 
