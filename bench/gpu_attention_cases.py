@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 import tilewright
+from tilewright.bench.mask_workloads import alibi_slopes, document_numbers
 from tilewright.gpu import using_backend, using_schedule
 
 Function = Callable[..., Any]
@@ -40,12 +41,8 @@ SHAPE = (4, 16, 128)  # batch, heads, head size
 # ---- masks and scores, as FlexAttention takes them
 
 
-def _slopes(heads: int, device: torch.device) -> torch.Tensor:
-    return torch.exp2(-8.0 * torch.arange(1, heads + 1, device=device) / heads)
-
-
 def alibi(heads: int, length: int, device: torch.device) -> dict[str, Function]:
-    slopes = _slopes(heads, device)
+    slopes = alibi_slopes(heads, device)
     return {
         "score_mod": lambda s, b, h, q, k: s + slopes[h] * (k - q),
         "mask_mod": lambda b, h, q, k: q >= k,
@@ -60,12 +57,7 @@ def soft_cap(heads: int, length: int, device: torch.device) -> dict[str, Functio
 
 
 def documents(heads: int, length: int, device: torch.device) -> dict[str, Function]:
-    generator = torch.Generator().manual_seed(1)
-    count = max(1, length // 1024)
-    cuts = torch.randperm(length - 1, generator=generator)[: count - 1] + 1
-    starts = torch.zeros(length, dtype=torch.int32)
-    starts[cuts] = 1
-    number = starts.cumsum(0).to(torch.int32).to(device)
+    number = document_numbers(length, 1024).to(device, torch.int32)
     return {"mask_mod": lambda b, h, q, k: (number[q] == number[k]) & (q >= k)}
 
 

@@ -174,10 +174,13 @@ def dense(weight: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
 def values_of(given: Codes) -> torch.Tensor:
     """f32 values of codes whose zero is in the middle (the largest code tells the width)."""
     codes, scales = (torch.from_numpy(part) for part in given)
-    rows, length = codes.shape
-    middle = float(1 << int(codes.max()).bit_length() - 1)
-    groups = codes.view(rows, scales.shape[1], -1).float() - middle
-    return (groups * scales[:, :, None]).view(rows, length)
+    return decoded(codes, scales, 1 << int(codes.max()).bit_length() - 1)
+
+
+def decoded(codes: torch.Tensor, scales: torch.Tensor, zero: int) -> torch.Tensor:
+    """f32 values of codes [rows, length] with scales [rows, groups]."""
+    groups = codes.view(*scales.shape, -1).float() - zero
+    return (groups * scales[:, :, None]).view(codes.shape)
 
 
 def exact_product(shape: Shape, bits: int, x: torch.Tensor) -> torch.Tensor:

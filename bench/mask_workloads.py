@@ -18,6 +18,7 @@ from tilewright.bench.timing import Effort, Timing, in_rounds, interleaved, summ
 
 Function = Callable[..., Any]
 HEAD = 64
+CAP = 20.0
 NO_GOAL = Goal()
 BLOCKS = (128, 64, 32)  # block sizes that flex_attention may choose from; 128 is its default
 
@@ -53,9 +54,9 @@ def causal(_length: int) -> Function:
     return lambda b, h, q_idx, kv_idx: kv_idx <= q_idx
 
 
-def window(_length: int) -> Function:
-    """The last 256 keys, a query's own included."""
-    return lambda b, h, q_idx, kv_idx: (kv_idx <= q_idx) & (q_idx - kv_idx < 256)
+def window(_length: int, size: int = 256) -> Function:
+    """The last ``size`` keys, a query's own included."""
+    return lambda b, h, q_idx, kv_idx: (kv_idx <= q_idx) & (q_idx - kv_idx < size)
 
 
 def documents(length: int) -> Function:
@@ -64,8 +65,8 @@ def documents(length: int) -> Function:
     return lambda b, h, q_idx, kv_idx: numbers[q_idx] == numbers[kv_idx]
 
 
-def causal_documents(length: int) -> Function:
-    numbers = document_numbers(length)
+def causal_documents(length: int, mean: int = 512, device: str = "cpu") -> Function:
+    numbers = document_numbers(length, mean).to(device)
 
     def mask(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
         return (numbers[q_idx] == numbers[kv_idx]) & (kv_idx <= q_idx)
@@ -83,14 +84,18 @@ def document_numbers(length: int, mean: int = 512) -> Tensor:
     return starts.cumsum(0)
 
 
-def alibi(_length: int) -> Function:
-    """Slopes 2^-1 … 2^-8 for eight heads."""
-    slopes = torch.exp2(-torch.arange(1.0, 9.0))
+def alibi_slopes(heads: int, device: torch.device | str = "cpu") -> Tensor:
+    """2^(-8 / heads), … 2^-8, f32 [heads]."""
+    return torch.exp2(-8.0 * torch.arange(1, heads + 1, device=device) / heads)
+
+
+def alibi(_length: int, heads: int = 8, device: str = "cpu") -> Function:
+    slopes = alibi_slopes(heads, device)
     return lambda score, b, h, q_idx, kv_idx: score - slopes[h] * (q_idx - kv_idx).abs()
 
 
 def soft_cap(_length: int) -> Function:
-    return lambda score, b, h, q_idx, kv_idx: 20.0 * torch.tanh(score / 20.0)
+    return lambda score, b, h, q_idx, kv_idx: CAP * torch.tanh(score / CAP)
 
 
 def visible_share(mask_mod: Function, length: int, chunk: int = 1024) -> float:

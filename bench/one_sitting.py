@@ -180,7 +180,7 @@ def _measure(
     here: _Sitting, problem: Problem, awake: dict[str, Call], cold: bool = True
 ) -> dict[str, Call]:
     """One problem; gives the calls that were measured, by provider."""
-    task, place = here.task, here.place
+    task, place, device = here.task, here.place, here.task.options.device
     inputs = problem.make()
     contenders = dict(task.known[place]) if task.known else {}
     calls: dict[str, Any]
@@ -189,14 +189,13 @@ def _measure(
         for contender in (c for name, c in usable.items() if name not in here.offers):
             contender.status, contender.reason = "failed", "not to be loaded in a later sitting"
         calls = {
-            name: contender.again(problem, inputs, here.offers[name], task.options.device)
+            name: contender.again(problem, inputs, here.offers[name], device)
             for name, contender in usable.items()
             if name in here.offers
         }
     else:
         exact = problem.exact(inputs)
         for name, offer in here.offers.items():
-            device = task.options.device
             contenders[name] = prepare(problem, inputs, exact, name, offer, device)
         calls = {name: contender.call for name, contender in contenders.items()}
     calls = {name: call for name, call in calls.items() if call is not None}

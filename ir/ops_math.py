@@ -147,7 +147,7 @@ def _round(x: Any) -> Any:
     return np.rint(x) if np.issubdtype(np.asarray(x).dtype, np.floating) else x
 
 
-def _erf(x: Any) -> Any:
+def erf(x: Any) -> Any:
     """NumPy has none."""
     array = np.asarray(x)
     return np.vectorize(math.erf, otypes=[array.dtype])(array)
@@ -226,7 +226,7 @@ Exp2 = _declare(Unary, "exp2", np.exp2, "2 to the x.", kinds=FLOATS)
 Log = _declare(Unary, "log", np.log, "Natural logarithm.", kinds=FLOATS)
 Log2 = _declare(Unary, "log2", np.log2, "Logarithm to base 2.", kinds=FLOATS)
 Tanh = _declare(Unary, "tanh", np.tanh, "Hyperbolic tangent.", kinds=FLOATS)
-Erf = _declare(Unary, "erf", _erf, "Error function.", kinds=FLOATS)
+Erf = _declare(Unary, "erf", erf, "Error function.", kinds=FLOATS)
 Sqrt = _declare(Unary, "sqrt", np.sqrt, "Square root.", kinds=FLOATS)
 Rsqrt = _declare(Unary, "rsqrt", lambda x: 1 / np.sqrt(x), "1 / sqrt(x).", kinds=FLOATS)
 Round = _declare(Unary, "round", _round, "Nearest integer, ties to even.")

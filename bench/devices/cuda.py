@@ -9,7 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -64,8 +64,7 @@ class Cuda:
             f"CUDA {torch.version.cuda}"
         )
         versions = here.versions | versions_of(PACKAGES)
-        more = {"kind": gpu_class(facts.name), "gpu": text, "versions": versions}
-        return Machine(**{**vars(here), **more})
+        return replace(here, kind=gpu_class(facts.name), gpu=text, versions=versions)
 
     def roofs(self, quick: bool) -> Roofs:
         found = cuda_roofs(self, quick)

@@ -4,7 +4,7 @@ our kernels run in Triton's interpreter, times and memory mean nothing."""
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tilewright.bench.devices.host import Host
 from tilewright.bench.machine import Machine
@@ -22,8 +22,7 @@ class Rehearsal(Host):
     kind: str = "cuda"
 
     def describe(self) -> Machine:
-        facts = super().describe()
-        return Machine(**{**vars(facts), "kind": "rehearsal", "gpu": "none: Triton's interpreter"})
+        return replace(super().describe(), kind="rehearsal", gpu="none: Triton's interpreter")
 
     def roofs(self, quick: bool) -> Roofs:
         del quick

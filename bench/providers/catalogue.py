@@ -7,13 +7,13 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
 
 from tilewright import BenchError
 from tilewright.bench.devices import Cuda, Device, Host
+from tilewright.bench.machine import versions_of
 from tilewright.bench.suites.catalogue import unknown
 from tilewright.bench.suites.problem import Form, Problem
 
@@ -34,13 +34,7 @@ class Provider:
     kinds: tuple[str, ...] = ("cpu", "cuda")
 
     def versions(self) -> dict[str, str]:
-        found = {}
-        for package, _ in self.packages:
-            try:
-                found[package] = version(package)
-            except PackageNotFoundError:
-                continue
-        return found
+        return versions_of(package for package, _ in self.packages)
 
     def absence(self, device: Device | None = None) -> str:
         """Why it cannot be measured on a device (None: on any that is here), or nothing."""

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
+from tilewright.bench.mask_workloads import CAP, alibi_slopes
 from tilewright.bench.suites.attention import Attention, Inputs
-from tilewright.bench.suites.on_gpu.attention import CAP, WINDOW, alibi_slopes
+from tilewright.bench.suites.on_gpu.attention import WINDOW
 from tilewright.bench.suites.problem import Call, Form, NotOffered, Problem
 
 MODULES = {"FlashAttention 2": "flash_attn", "FlashAttention 3": "flash_attn_interface"}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tilewright import BenchError
@@ -27,13 +29,15 @@ def suite(name: str, device: Device | None = None) -> Suite:
     exists."""
     if name not in SUITES:
         raise BenchError(unknown("suite", name, SUITES))
-    found: Suite
+    found: Suite = importlib.import_module(f"tilewright.bench.suites.{name}").SUITE
     if device is None or device.kind == "cpu":
-        found = importlib.import_module(f"tilewright.bench.suites.{name}").SUITE
-    else:
-        module = importlib.import_module(f"tilewright.bench.suites.on_gpu.{name}")
-        found = module.suite(device.tensors, device.floats)
-    return found
+        return found
+    there = importlib.import_module(f"tilewright.bench.suites.on_gpu.{name}")
+    problems, smallest = (
+        partial(function, device.tensors, device.floats)
+        for function in (there.problems, there.smallest)
+    )
+    return replace(found, problems=problems, smallest=smallest)
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tilewright.bench.lowbit_workloads import activations
+from tilewright.bench.lowbit_workloads import activations, decoded
 from tilewright.bench.roofline import Work
 from tilewright.bench.suites.problem import FLOATS, Problem, Suite
 
@@ -57,9 +57,7 @@ class Weights:
 
     def values(self, some: slice = slice(None)) -> torch.Tensor:
         """What the codes of some outputs stand for, f32."""
-        codes, scales = self.codes[some], self.scales[some]
-        centred = codes.view(*scales.shape, -1).float() - self.zero
-        return (centred * scales[:, :, None]).view(codes.shape)
+        return decoded(self.codes[some], self.scales[some], self.zero)
 
     def arrays(self) -> tuple[Array, Array]:
         """Codes and scales for those who know no torch."""

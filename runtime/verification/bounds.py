@@ -6,7 +6,6 @@ does, and for every element how far a back end's result may be from it (``rounde
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -223,7 +222,7 @@ def _to_one(x: Any) -> Any:
 
 
 _function(m.Tanh, np.tanh, _to_one)
-_function(m.Erf, np.vectorize(math.erf, otypes=[np.float64]), _to_one)
+_function(m.Erf, m.erf, _to_one)
 _function(m.Sqrt, np.sqrt, _relative)
 _function(m.Rsqrt, lambda x: 1 / np.sqrt(x), _relative)
 _function(m.Log, np.log, lambda x: _relative(x) + 1)

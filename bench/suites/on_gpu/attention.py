@@ -3,50 +3,15 @@ scores."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
-import torch
-
-from tilewright.bench.mask_workloads import document_numbers
+from tilewright.bench import mask_workloads as masks
 from tilewright.bench.suites.attention import Attention, attention_problem
-from tilewright.bench.suites.problem import Problem, Suite
+from tilewright.bench.suites.problem import Problem
 
 WINDOW = 1024
 DOCUMENT = 1024  # tokens in the mean
-CAP = 20.0
-Function = Callable[..., Any]
-
-
-def window(_length: int) -> Function:
-    """The last ``WINDOW`` keys, a query's own included."""
-    return lambda b, h, q_idx, kv_idx: (q_idx >= kv_idx) & (q_idx - kv_idx < WINDOW)
-
-
-def soft_cap(_length: int) -> Function:
-    return lambda score, b, h, q_idx, kv_idx: CAP * torch.tanh(score / CAP)
-
-
-def documents(device: str, length: int) -> Function:
-    """Each sees what precedes it in its own document."""
-    numbers = document_numbers(length, DOCUMENT).to(device, torch.int32)
-
-    def mask(b: Any, h: Any, q_idx: Any, kv_idx: Any) -> Any:
-        return (numbers[q_idx] == numbers[kv_idx]) & (q_idx >= kv_idx)
-
-    return mask
-
-
-def alibi_slopes(heads: int, device: str) -> torch.Tensor:
-    """2^(-8 / heads), … 2^-8, f32 [heads]."""
-    return torch.exp2(-8.0 * torch.arange(1, heads + 1, device=device) / heads)
-
-
-def alibi(device: str, heads: int, _length: int) -> Function:
-    slopes = alibi_slopes(heads, device)
-    return lambda score, b, h, q_idx, kv_idx: score + slopes[h] * (kv_idx - q_idx)
 
 
 def problems(device: str, floats: str, quick: bool) -> list[Problem]:
@@ -97,14 +62,15 @@ def _decode(some: Attention, quick: bool) -> list[Problem]:
 
 
 def _masks(plain: Attention, length: int) -> list[Problem]:
-    device, heads = plain.device, plain.heads
+    documents = partial(masks.causal_documents, mean=DOCUMENT, device=plain.device)
+    slopes = partial(masks.alibi, heads=plain.heads, device=plain.device)
     long = replace(plain, queries=length, keys=length)
     scored = replace(long, causal=True, score=True)
     kinds = (
-        replace(long, function=window, kind="window"),
-        replace(long, function=partial(documents, device), kind="documents"),
-        replace(scored, function=partial(alibi, device, heads), kind="ALiBi"),
-        replace(scored, function=soft_cap, kind="soft cap"),
+        replace(long, function=partial(masks.window, size=WINDOW), kind="window"),
+        replace(long, function=documents, kind="documents"),
+        replace(scored, function=slopes, kind="ALiBi"),
+        replace(scored, function=masks.soft_cap, kind="soft cap"),
     )
     return [
         attention_problem("masks", f"{x.kind}, {_facts(x)} L{length} causal", x, length)
@@ -116,12 +82,5 @@ def smallest(device: str, floats: str, section: str) -> Problem:
     """One query and a key or two of one head."""
     case = Attention(1, 1, 64, 1, 1, floats, device=device)
     if section == "masks":
-        case = replace(case, queries=2, keys=2, function=window, kind="window")
+        case = replace(case, queries=2, keys=2, function=masks.window, kind="window")
     return attention_problem(section, "next to nothing", case)
-
-
-def suite(device: str, floats: str) -> Suite:
-    about = "Attention: prefill, decode, masks and scores"
-    return Suite(
-        "attention", about, partial(problems, device, floats), partial(smallest, device, floats)
-    )

@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from tilewright.bench.experts import Layer
 from tilewright.bench.routing_cases import Routing
 from tilewright.bench.suites.experts import Experts, Routed, layer_problem, routing_problem
-from tilewright.bench.suites.problem import FLOATS, Problem, Suite
+from tilewright.bench.suites.problem import FLOATS, Problem
 
 LAYER = Layer(experts=128, hidden=2816, inter=704, top=8)
 ROUTING = Routing(128, 2816, 704, 8, 20, 8)
@@ -33,10 +31,3 @@ def smallest(device: str, floats: str, section: str) -> Problem:
         return routing_problem(case, "next to nothing")
     layer = Experts(Layer(8, 32, 32, 1), 1, FLOATS[floats], device=device)
     return layer_problem(layer, "next to nothing")
-
-
-def suite(device: str, floats: str) -> Suite:
-    about = "Mixtures of experts and their routing"
-    return Suite(
-        "experts", about, partial(problems, device, floats), partial(smallest, device, floats)
-    )

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 from tilewright.bench.suites.fused import cases, fused_problem, least
-from tilewright.bench.suites.problem import Problem, Suite
+from tilewright.bench.suites.problem import Problem
 
 SIZES = 4096, 4096, 11008, 32768  # tokens, hidden, inner, vocabulary
 TINY = 16, 64, 96, 256
@@ -22,10 +21,3 @@ def problems(device: str, floats: str, quick: bool) -> list[Problem]:
 def smallest(device: str, floats: str, section: str) -> Problem:
     case = replace(least(section), floats=floats, device=device)
     return fused_problem(section, "next to nothing", case)
-
-
-def suite(device: str, floats: str) -> Suite:
-    about = "Row-wise neighbours of products"
-    return Suite(
-        "fused", about, partial(problems, device, floats), partial(smallest, device, floats)
-    )

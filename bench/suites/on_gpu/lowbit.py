@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 
 from tilewright.bench.suites.lowbit import LowBit, Weights, lowbit_problem
-from tilewright.bench.suites.problem import FLOATS, Problem, Suite
+from tilewright.bench.suites.problem import FLOATS, Problem
 
 GROUP = 128
 SQUARE, WIDE = (8192, 8192), (57344, 8192)  # outputs, inner
@@ -48,10 +46,3 @@ def problems(device: str, floats: str, quick: bool) -> list[Problem]:
 def smallest(device: str, floats: str, section: str) -> Problem:
     case = LowBit(1, 4, "float", 64, 128, GROUP, floats, device)
     return lowbit_problem(section, case, "next to nothing", make=inputs)
-
-
-def suite(device: str, floats: str) -> Suite:
-    about = "Products with weights of few bits"
-    return Suite(
-        "lowbit", about, partial(problems, device, floats), partial(smallest, device, floats)
-    )

@@ -3,11 +3,9 @@ weights is: a prompt, then one token."""
 
 from __future__ import annotations
 
-from functools import partial
-
 from tilewright.bench.llama import ModelSize
 from tilewright.bench.suites.models import TINY, Tokens, model_problem
-from tilewright.bench.suites.problem import Problem, Suite
+from tilewright.bench.suites.problem import Problem
 
 SIZE = ModelSize(hidden=2048, layers=8, heads=32, groups=8, intermediate=5632)
 
@@ -26,10 +24,3 @@ def problems(device: str, floats: str, quick: bool) -> list[Problem]:
 def smallest(device: str, floats: str, section: str) -> Problem:
     new, past = (4, 0) if section == "prompt" else (1, 4)
     return model_problem(section, "next to nothing", Tokens(TINY, new, past, floats, device))
-
-
-def suite(device: str, floats: str) -> Suite:
-    about = "A Llama: a prompt, and one token after another"
-    return Suite(
-        "models", about, partial(problems, device, floats), partial(smallest, device, floats)
-    )
