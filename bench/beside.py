@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tilewright.bench.records import RESULTS, newest_records
 from tilewright.bench.report.kept import newest_reports
+from tilewright.bench.report.words import rival
 from tilewright.bench.results_page import GPU_SUITES, TOPICS, gpu_peers, gpu_runs
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "peers.md"
@@ -39,8 +40,9 @@ def _on_cpus(results: Path) -> Iterator[tuple[tuple[str, str, str], float]]:
 def _in_suites(results: Path) -> Iterator[tuple[tuple[str, str, str], float]]:
     for _, document in newest_reports(results):
         for provider in document.measured:
+            name = rival(document, provider)
             for _, ratio in document.headline(provider):
-                yield (provider, f"suite {document.suite}", document.machine.kind), ratio.median
+                yield (name, f"suite {document.suite}", document.machine.kind), ratio.median
 
 
 def _on_gpus(results: Path) -> Iterator[tuple[tuple[str, str, str], float]]:

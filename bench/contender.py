@@ -32,6 +32,7 @@ class Contender:
     peak: int | None = None
     kept: int | None = None
     call: Call | None = None
+    float_weights: bool = False
 
     def again(self, problem: Problem, inputs: Any, offer: Offer, device: Device) -> Call | None:
         """The chosen form on new inputs, called once; None, and no longer ok, if it fails now."""
@@ -62,6 +63,7 @@ class Contender:
             kept_bytes=self.kept,
             warm=warm if ok else None,
             cold=cold if ok else None,
+            float_weights=self.float_weights,
         )
 
 
@@ -101,7 +103,7 @@ def prepare(
 
 def _try(form: Form, problem: Problem, exact: torch.Tensor, device: Device) -> Contender:
     """One form: prepared and called for the first time, checked, then timed a few times."""
-    found = Contender("failed", form.name)
+    found = Contender("failed", form.name, float_weights=form.float_weights)
     before = device.held()
 
     def finished(call: Call) -> Any:

@@ -24,7 +24,10 @@ def lowbit(problem: Problem, inputs: Weights) -> list[Form]:
         weight = inputs.values().to(inputs.x.dtype)
         return _with(library, partial(torch.nn.functional.linear, inputs.x, weight))
 
-    return [Form(f"{library}, {name} weights", partial(make, library)) for library in LIBRARIES]
+    return [
+        Form(f"{library}, {name} weights", partial(make, library), float_weights=True)
+        for library in LIBRARIES
+    ]
 
 
 def fused(problem: Problem, inputs: Tensors) -> list[Form]:

@@ -12,7 +12,7 @@ from tilewright.bench.suites.experts import first_result
 from tilewright.bench.suites.fused import Tensors
 from tilewright.bench.suites.lowbit import Weights
 from tilewright.bench.suites.models import Given as GivenModel
-from tilewright.bench.suites.problem import Form, NotOffered, Problem
+from tilewright.bench.suites.problem import Call, Form, NotOffered, Problem
 
 
 def attention(problem: Problem, inputs: Inputs) -> list[Form]:
@@ -46,7 +46,11 @@ def written_out(case: Attention) -> Any:
 def lowbit(problem: Problem, inputs: Weights) -> list[Form]:
     """The product with the weights as floats: what one has who quantises nothing."""
     linear, name = torch.nn.functional.linear, f"{problem.case.floats} weights"
-    return [Form(name, lambda: partial(linear, inputs.x, inputs.values().to(inputs.x.dtype)))]
+
+    def make() -> Call:
+        return partial(linear, inputs.x, inputs.values().to(inputs.x.dtype))
+
+    return [Form(name, make, float_weights=True)]
 
 
 def experts(problem: Problem, inputs: Any) -> list[Form]:

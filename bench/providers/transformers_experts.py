@@ -22,8 +22,9 @@ def experts(problem: Problem, inputs: Any) -> list[Form]:
     )  # it copies weights by row
     if 16 <= case.tokens <= 256 and case.layer.experts > 16:
         names = names[:1]  # eager, an expert at a time, takes seconds there
-    suffix = ", f32 weights" if case.bits else ""
-    return [Form(f"{n}{suffix}", partial(_call, inputs, n), first_tokens) for n in names]
+    floats = bool(case.bits)
+    suffix = ", f32 weights" if floats else ""
+    return [Form(f"{n}{suffix}", partial(_call, inputs, n), first_tokens, floats) for n in names]
 
 
 def _call(given: Given, implementation: str) -> Call:

@@ -23,7 +23,7 @@ def lowbit(problem: Problem, inputs: Weights) -> list[Form]:
         weight = inputs.values().to(inputs.x.dtype)
         return _searched(problem, torch.nn.functional.linear, inputs.x, weight)
 
-    return [Form(f"{problem.case.floats} weights", make)]
+    return [Form(f"{problem.case.floats} weights", make, float_weights=True)]
 
 
 def fused(problem: Problem, inputs: Tensors) -> list[Form]:

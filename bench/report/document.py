@@ -44,8 +44,8 @@ class Times:
 class Result:
     """What one provider did with a problem. ``status``: ok, wrong (its error is beyond the
     problem's tolerance: no times), failed, none (it has nothing for it). ``tried``: seconds of a
-    call of every form, of which ``form`` was measured. Bytes: at the highest during a call, and
-    kept before it."""
+    call of every form, of which ``form`` was measured; ``float_weights``: with floats for weights
+    where the problem has codes. Bytes: at the highest during a call, and kept before it."""
 
     provider: str
     status: str
@@ -59,6 +59,7 @@ class Result:
     kept_bytes: int | None = None
     warm: Times | None = None
     cold: Times | None = None
+    float_weights: bool = False
 
     def times(self, state: str) -> Times | None:
         return self.warm if state == "warm" else self.cold
@@ -171,12 +172,20 @@ class Document:
         return [state.name for state in self.providers if state.name in timed]
 
     def headline(self, provider: str) -> Iterator[tuple[ProblemResults, Estimate]]:
-        """Its problems with their ratios, in the state of the caches that counts for each."""
+        """Its problems with their ratios, in the state of the caches that counts for each. Those
+        where its weights are floats and ours codes only if it has no others: such ratios say what
+        few bits gain, not who has the better kernel."""
+        floats = self.with_floats(provider)
         for problem in self.problems:
             result = problem.of(provider)
             times = result.times(problem.headline) if result else None
-            if times and times.ratio:
+            if result and times and times.ratio and result.float_weights == floats:
                 yield problem, times.ratio
+
+    def with_floats(self, provider: str) -> bool:
+        """Whether all of its times are with floats for weights where the problem has codes."""
+        found = (problem.of(provider) for problem in self.problems)
+        return all(result.float_weights for result in found if result and result.warm)
 
     def mean_ratio(self, provider: str) -> float:
         return geometric_mean([ratio.median for _, ratio in self.headline(provider)])

@@ -27,7 +27,7 @@ def markdown(document: Document) -> str:
         *summary(document),
         "",
         "Speed-up: the provider's time over Tilewright's, formed within rounds; above, its "
-        "geometric mean. Undecided: the interval holds 1.",
+        f"geometric mean. Undecided: the interval holds 1. {w.LIKE_WITH_LIKE}",
     ]
     for section in document.sections:
         lines += ["", f"## {_plain(section)}", ""]
@@ -65,7 +65,9 @@ def summary(document: Document) -> list[str]:
         if name != OURS:
             counts = w.verdicts(document, name)
             ratio = f"{document.mean_ratio(name):.3g}{w.TIMES}"
-            found.append([name, ratio, *(str(count) for count in counts.values())])
+            found.append(
+                [w.rival(document, name), ratio, *(str(count) for count in counts.values())]
+            )
     return _table(("against", "speed-up", "faster", "slower", "undecided"), found)
 
 

@@ -35,6 +35,7 @@ class Card:
 
     style: Style
     ratio: str
+    floats: str
     faster: int
     slower: int
     undecided: int
@@ -70,12 +71,14 @@ def page(document: Document) -> str:
         },
         providers=[Row(cells) for cells in r.provider_rows(document)],
         method=r.method_lines(document),
+        like_with_like=w.LIKE_WITH_LIKE,
     )
 
 
 def _card(document: Document, look: Style) -> Card:
     mean = document.mean_ratio(look.name)
-    return Card(look, f"{mean:.3g}{w.TIMES}", **w.verdicts(document, look.name))
+    floats = f", {w.FLOATS}" if document.with_floats(look.name) else ""
+    return Card(look, f"{mean:.3g}{w.TIMES}", floats, **w.verdicts(document, look.name))
 
 
 def _groups(found: Iterable[Chart]) -> Iterable[tuple[str, list[Chart]]]:

@@ -194,7 +194,7 @@ def _summary(document: Document) -> Table:
         counts = [str(n) for n in w.verdicts(document, name).values()]
         mean = f"{document.mean_ratio(name):.3g}{w.TIMES}"
         shown = [mean, *counts] if name != OURS else ["", "", "", ""]
-        _add(table, name, *shown, *launches.get(name, []))
+        _add(table, w.rival(document, name), *shown, *launches.get(name, []))
     return table
 
 

@@ -7,6 +7,11 @@ from tilewright.bench.report.document import Document, ProblemResults, Result, T
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 QUIET, FAIR = 0.1, 0.3  # spreads of the reference kernels
+FLOATS = "float weights"
+LIKE_WITH_LIKE = (
+    "Problems with few bits where the provider has floats for weights are left out of its mean "
+    f"and counts; where it has no others, it is marked: {FLOATS}."
+)
 
 
 def seconds_text(seconds: float) -> str:
@@ -56,6 +61,11 @@ def verdict(ratio: Estimate) -> str:
     if ratio.low > 1:
         return "faster"
     return "slower" if ratio.high < 1 else "undecided"
+
+
+def rival(document: Document, provider: str) -> str:
+    """A provider as summaries name it: what its ratios compare with, if not with the same."""
+    return f"{provider}, {FLOATS}" if document.with_floats(provider) else provider
 
 
 def verdicts(document: Document, provider: str) -> dict[str, int]:

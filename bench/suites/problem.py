@@ -38,11 +38,13 @@ class Problem:
 @dataclass(frozen=True)
 class Form:
     """One way of a provider to do a problem. ``make()`` prepares it (packs, compiles) and gives a
-    call without arguments; ``read`` makes a tensor of what the call gives."""
+    call without arguments; ``read`` makes a tensor of what the call gives; ``float_weights``: its
+    weights are floats where the problem's are codes of few bits."""
 
     name: str
     make: Callable[[], Call]
     read: Read = torch.as_tensor
+    float_weights: bool = False
 
 
 class NotOffered(Exception):

@@ -22,7 +22,7 @@ from tilewright.bench.report.charts import charts, styles
 from tilewright.bench.report.markdown import markdown
 from tilewright.bench.report.page import page
 from tilewright.bench.report.shapes import DASHES, SHAPES, LogAxis, around
-from tilewright.bench.report.words import seconds_text, verdict
+from tilewright.bench.report.words import seconds_text, verdict, verdicts
 
 EVIL = 'x"><script>alert(1)</script>&|`*_[a](http://evil.example)'
 
@@ -229,6 +229,34 @@ def test_verdicts_come_from_intervals() -> None:
     assert verdict(Estimate(1.1, 1.01, 1.2, 9)) == "faster"
     assert verdict(Estimate(0.9, 0.8, 0.99, 9)) == "slower"
     assert verdict(Estimate(1.5, 0.99, 2.0, 9)) == "undecided"
+
+
+def with_floats(problem: d.ProblemResults) -> d.ProblemResults:
+    """The same, where everybody else has floats for weights."""
+    results = [replace(r, float_weights=r.provider != d.OURS) for r in problem.results]
+    return replace(problem, results=results)
+
+
+@pytest.mark.parametrize("floats", [0, 1, 2])
+def test_means_count_like_with_like(floats: int) -> None:
+    """Of two problems, 1.5 and 6 times as fast; ``floats`` of them have floats beside codes."""
+    given = [
+        make_problem("u4", "prefill", 1e-3, 1, {d.OURS: 1.0, "torch-sdpa": 6.0}),
+        make_problem("bf16", "prefill", 1e-3, 2, {d.OURS: 1.0, "torch-sdpa": 1.5}),
+    ]
+    given[:floats] = [with_floats(problem) for problem in given[:floats]]
+    document = d.parse(make_document(problems=given).to_json(), "its own file")
+    expected, counted = {0: (3.0, 2), 1: (1.5, 1), 2: (3.0, 2)}[floats]
+    assert document.mean_ratio("torch-sdpa") == pytest.approx(expected, rel=0.05)
+    assert verdicts(document, "torch-sdpa")["faster"] == counted
+    assert not document.with_floats(d.OURS)
+    name = "torch-sdpa, float weights" if floats == 2 else "torch-sdpa"
+    shown = f"{document.mean_ratio('torch-sdpa'):.3g}"
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    terminal.show(document, console)
+    assert re.search(rf"^{name} +{shown}", console.export_text(), re.M)
+    assert re.search(rf"^\| {name} \| {shown}", markdown(document), re.M)
+    assert (", float weights</span>" in page(document)) == (floats == 2)
 
 
 def test_the_terminal_shows_names_as_they_are() -> None:

@@ -101,6 +101,7 @@ def test_experts_in_few_bits_leave_those_of_others_as_they_were() -> None:
         offer = provider(who).offers()["experts"]
         found = prepare(problem, inputs, exact, who, offer, Host())
         assert found.status == "ok", f"{who}: {found.reason}"
+        assert found.result(who, None, None).float_weights == (who != OURS)
 
 
 # ---- what does not work
