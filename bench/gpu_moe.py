@@ -2,17 +2,19 @@
 
 bf16 experts E128 N704 K2816 top-8, as vLLM's tuned Triton kernels were measured on an H200
 (vllm-project/vllm pull request 44818), checked against f64, then timed beside torch._grouped_mm and
-one expert after the other. ``--dry`` runs it tiny under Triton's interpreter (set
-TRITON_INTERPRET=1 before).
+one expert after the other; then the same in few bits beside both in bf16. ``--dry`` runs it tiny
+under Triton's interpreter (set TRITON_INTERPRET=1 before).
 """
 
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 
+import tilewright
 from tilewright.bench.gpu_timing import Call, Suite, run_suite
 from tilewright.experts import ExpertsForm, Product, experts_forward
 from tilewright.gpu import using_schedule
@@ -22,6 +24,9 @@ PUBLISHED = {  # microseconds on an H200
     1: 185, 16: 264, 64: 384, 128: 396, 512: 442, 1024: 528, 2048: 728, 4096: 1190,
 }  # fmt: skip
 TOKENS = (1, 128, 4096, 16, 1024)
+BITS = ("u4", "u8")
+FEW_BITS_TOKENS = (1, 16, 128, 4096)
+GROUP = 64  # of codes: a divisor of both lengths
 # rows of a block, columns, warps, stages: tried beside the default ones
 SCHEDULES: dict[int, tuple[tuple[int, int, int, int], ...]] = {
     1: ((16, 64, 4, 4), (16, 32, 2, 5)),
@@ -32,7 +37,7 @@ SCHEDULES: dict[int, tuple[tuple[int, int, int, int], ...]] = {
 
 def main() -> int:
     """1 if a result is wrong."""
-    return run_suite(__doc__, 70.0, work)
+    return run_suite(__doc__, 70.0, work, jobs=jobs)
 
 
 def work(suite: Suite) -> None:
@@ -43,6 +48,25 @@ def work(suite: Suite) -> None:
             suite.note(f"{tokens} tokens: no time left")
             return
         beside_torch(suite, form, tokens)
+    for dtype in BITS:
+        suite.check(f"experts {dtype}", partial(_few_bits_error, suite, dtype), 2e-2)
+        packed = in_few_bits(form, dtype)
+        for tokens in (5,) if suite.dry else FEW_BITS_TOKENS:
+            if suite.left() < 5:
+                suite.note(f"{dtype}, {tokens} tokens: no time left")
+                return
+            beside_floats(suite, packed, form, dtype, tokens)
+
+
+def jobs(suite: Suite) -> list[Call]:
+    """What the measurements will call, its weights made only then."""
+
+    def job(dtype: str, tokens: int) -> object:
+        form = layer(suite)
+        called = in_few_bits(form, dtype) if dtype else form
+        return experts_forward(called, *_tokens(suite, form, tokens))
+
+    return [partial(job, d, n) for d in ("", *BITS) for n in (1, 128, 1024)]
 
 
 def layer(suite: Suite) -> ExpertsForm:
@@ -60,11 +84,7 @@ def layer(suite: Suite) -> ExpertsForm:
 
 def beside_torch(suite: Suite, form: ExpertsForm, tokens: int) -> None:
     """One number of tokens: right, then timed."""
-    made = torch.Generator(suite.device).manual_seed(tokens)
-    x = torch.randn(tokens, form.hidden, device=suite.device, generator=made).bfloat16()
-    scores = torch.rand(tokens, form.experts, device=suite.device, generator=made)
-    top = min(TOP, form.experts // 2)
-    weights, ids = scores.topk(top)
+    x, ids, weights = _tokens(suite, form, tokens)
     key = f"experts M{tokens}"
     suite.check(key, lambda: _error(form, x, ids, weights), 2e-2)
     calls: dict[str, Call] = {
@@ -84,6 +104,69 @@ def beside_torch(suite: Suite, form: ExpertsForm, tokens: int) -> None:
         for name in [n for n in row if n != "published, H200"]:
             row[name]["times_published"] = round(PUBLISHED[tokens] / 1e3 / row[name]["ms"], 3)
         suite.save()
+
+
+def in_few_bits(form: ExpertsForm, dtype: str) -> ExpertsForm:
+    """Experts of the same sizes with random codes and scales."""
+
+    def product(given: Product) -> Product:
+        assert isinstance(given.weight, torch.Tensor)
+        shape, device = given.weight.shape, given.weight.device
+        codes = torch.randint(0, 1 << int(dtype[1]), shape, dtype=torch.uint8, device=device)
+        groups = *shape[:-1], -(-shape[-1] // GROUP)
+        scales = torch.rand(groups, device=device).half() / 64 + 0.001
+        zeros = 1 << (int(dtype[1]) - 1)
+        weight = tilewright.QuantizedTensor.from_codes(
+            codes, scales, dtype=dtype, group=GROUP, zero_point=zeros
+        )
+        return Product(weight)
+
+    return ExpertsForm(tuple(map(product, form.first)), product(form.down))
+
+
+def beside_floats(
+    suite: Suite, packed: ExpertsForm, form: ExpertsForm, dtype: str, tokens: int
+) -> None:
+    """Few bits beside bf16, ours and torch's."""
+    given = _tokens(suite, form, tokens)
+    calls: dict[str, Call] = {
+        "ours": lambda: experts_forward(packed, *given),
+        "ours, bf16": lambda: experts_forward(form, *given),
+    }
+    if hasattr(torch, "_grouped_mm") and not suite.dry:
+        calls["torch grouped_mm, bf16"] = lambda: grouped_mm(form, *given)
+    suite.rounds(f"experts {dtype} M{tokens}", calls)
+
+
+def _few_bits_error(suite: Suite, dtype: str) -> float:
+    """Of a smaller layer, against f64 with the weights that its codes stand for."""
+    experts, hidden, inner = (4, 64, 32) if suite.dry else (16, 512, 320)
+    made = torch.Generator(suite.device).manual_seed(0)
+
+    def weight(*shape: int) -> tilewright.QuantizedTensor:
+        w = torch.randn(*shape, device=suite.device, generator=made) * shape[-1] ** -0.5
+        return tilewright.QuantizedTensor.from_float(w, dtype, 32)
+
+    first, down = weight(experts, 2 * inner, hidden), weight(experts, hidden, inner)
+    wide = ExpertsForm((Product(first.dequantize()),), Product(down.dequantize()))
+    packed, found = ExpertsForm((Product(first),), Product(down)), []
+    for tokens in (1, 40) if suite.dry else (1, 40, 700):
+        x, ids, weights = _tokens(suite, wide, tokens)
+        got = experts_forward(packed, x, ids, weights)[:64].double()
+        want = plain(wide, x[:64].double(), ids[:64], weights[:64].double())
+        found.append(float((got - want).norm() / want.norm()))
+    return max(found)
+
+
+def _tokens(
+    suite: Suite, form: ExpertsForm, tokens: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """x, ids and weights, random."""
+    made = torch.Generator(suite.device).manual_seed(tokens)
+    x = torch.randn(tokens, form.hidden, device=suite.device, generator=made).bfloat16()
+    scores = torch.rand(tokens, form.experts, device=suite.device, generator=made)
+    weights, ids = scores.topk(min(TOP, form.experts // 2))
+    return x, ids, weights
 
 
 def _with(schedule: tuple[int, int, int, int], call: Call) -> Call:

@@ -51,7 +51,7 @@ SUITES = (
     Suite("gpu_attention", 75, least=40, compilers=5),
     Suite("gpu_lowbit", 75, least=30, compilers=5),
     Suite("gpu_decode", 40, least=15),
-    Suite("gpu_moe", 30, least=15),
+    Suite("gpu_moe", 45, least=20, compilers=4),
     Suite("gpu_routing", 20),
     Suite("gpu_launch", 20),
     Suite("gpu_tests", 90, tests="gpu"),

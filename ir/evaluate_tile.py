@@ -243,7 +243,8 @@ class Worker(RoleOps, LineOps):
 
     def do_tile_load_rows(self, op: ops_tile.LoadRows, inputs: list[Any], scope: Any) -> Any:
         memory, rows, start, *limit = inputs
-        columns = start + np.arange(op.layout.shape[1])[None]
+        columns = start + np.arange(op.layout.shape[1 - op.dim])
+        columns = np.expand_dims(columns, op.dim)
         valid = columns < (limit[0] if limit else memory.array.shape[1])
         at = [rows, np.where(valid, columns, 0)]
         self.inside(op, memory, [rows, columns] if not limit else at)

@@ -19,22 +19,25 @@ from tilewright.ir.types import RegisterType, Type
 class LoadRows(TileOp, name="tile.load_rows", traits=("reads",)):
     """out[m, n] = source[rows[m, 0], at + n] of a matrix in memory; all in one lane.
 
-    ``rows`` is a tile [m, 1] of i64. ``rest`` is ``at``, and the limit from which on positions are
-    read as zero if there is one.
+    ``rows`` is a tile [m, 1] of i64. With ``dim`` 1 rows of memory are columns of the tile:
+    out[n, m] = source[rows[0, m], at + n]. ``rest`` is ``at``, and the limit from which on
+    positions are read as zero if there is one.
     """
 
     source: Value = operand()
     rows: Value = operand()
     rest: tuple[Value, ...] = operand(rest=True)
     layout: Layout = attribute()
+    dim: int = attribute(default=0)
 
     def infer(self) -> Type:
         memory, rows = self.memory(self.source), self.register(self.rows)
+        self.require_dim(self.dim, self.layout)
         self.require(len(memory.shape) == 2, "reads rows of a matrix")
         self.require_indices(self.rest)
         self.require(len(self.rest) in (1, 2), "needs a start, and a limit if there is one")
-        fits = rows.dtype == I64 and rows.shape == (self.layout.shape[0], 1)
-        self.require(fits, f"rows must be i64 [{self.layout.shape[0]}, 1]")
+        wanted = list(self.layout.collapse(1 - self.dim).shape)
+        self.require(rows.dtype == I64 and list(rows.shape) == wanted, f"rows must be i64 {wanted}")
         single = self.layout.rank == 2 and self.layout.lanes == rows.layout.lanes == 1
         self.require(single, "whole blocks lie in one lane")
         return RegisterType(memory.dtype, self.layout)

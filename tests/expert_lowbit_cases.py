@@ -134,6 +134,16 @@ def exact_first(form: ExpertsForm, x: torch.Tensor, owner: torch.Tensor) -> torc
     return form.gate.between(y, form.columns)
 
 
+def exact_layer(
+    form: ExpertsForm, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    """The layer in f64 with the weights as they are: [T, H]"""
+    owner = ids.flatten()
+    h = exact_first(form, x.double().repeat_interleave(ids.shape[1], 0), owner)
+    y = exact(form.down, h, owner).view(*ids.shape, -1)
+    return (y * weights.double()[:, :, None]).sum(1)
+
+
 def layer(
     form: ExpertsForm, x: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:

@@ -139,7 +139,8 @@ class MemoryOps:
         assert isinstance(op.result.type, RegisterType)
         held: Memory = self.values[op.source]
         rows, start, *limit = (self.values[v] for v in op.operands[1:])
-        along = f"{self.ranges[op.layout.shape[1]]}{VIEWS[1]}"
+        dim = 1 - op.dim
+        along = f"{self.ranges[op.layout.shape[dim]]}{VIEWS[dim]}"
         first = "" if start == "0" else f" + {product(start, held.strides[1])}"
         pointers = f"{held.pointer} + {product(rows, held.strides[0])}{first}"
         pointers += f" + {product(along, held.strides[1])}"

@@ -46,7 +46,14 @@ def _rows(r: Rewriter, op: t.LoadRows) -> Value | None:
     limit = [r(m.Sub, end, op.rest[0], hint="left") for end in op.rest[1:]]
     hint = op.result.hint
     return r(
-        t.LoadLines, op.source, op.rest[0], offsets, *limit, dim=1, layout=op.layout, hint=hint
+        t.LoadLines,
+        op.source,
+        op.rest[0],
+        offsets,
+        *limit,
+        dim=1 - op.dim,
+        layout=op.layout,
+        hint=hint,
     )
 
 

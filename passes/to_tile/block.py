@@ -225,7 +225,7 @@ class BlockLowering:
         at = b.add(block.first, offset)
         valid = None
         if block.masked:
-            left = self.state.number_of(b.sub(block.limit, at), I32)
+            left = self.state.build.number_of(b.sub(block.limit, at), I32)
             here = self.state.positions(b.index(0), I32)
             valid = b(m.Compare, here, left, relation="lt", hint="valid")
         return Tile(offset, at, valid)

@@ -15,8 +15,8 @@ def index_at(
     """The position on a loop, or on an element's axis, which runs along tile dimension ``dim``."""
     dtype = state.dtype(op.result)
     if not state.info.element(op.result):
-        return state.number_of(at[op.axis], dtype)
-    return state.positions_along(dim, layout, at[op.axis], dtype, op.result.hint)
+        return state.build.number_of(at[op.axis], dtype)
+    return state.build.positions_along(dim, layout, at[op.axis], dtype, op.result.hint)
 
 
 def rolled(state: LoweringState, op: s.Roll, at: dict[str, Value], width: int) -> dict[str, Value]:

@@ -10,7 +10,7 @@ from typing import Any
 from tilewright.ir import ops_math as m
 from tilewright.ir import ops_tile as t
 from tilewright.ir.core import Builder, Op, Region, Value
-from tilewright.ir.dtypes import DType
+from tilewright.ir.dtypes import I64, DType
 from tilewright.ir.layout import Layout
 from tilewright.ir.sizes import Size
 from tilewright.ir.types import INDEX, RegisterType, ScratchType
@@ -95,6 +95,19 @@ class TileBuilder:
 
     def splat(self, x: Value, rank: int = 2) -> Value:
         return self(t.Splat, x, rank=rank, hint=x.hint)
+
+    def number_of(self, index: Value, dtype: DType, rank: int = 2) -> Value:
+        """An index as a tile of one integer."""
+        number = self.splat(index, rank)
+        return number if dtype == I64 else self(m.Cast, number, dtype=dtype, hint=index.hint)
+
+    def positions_along(
+        self, dim: int, layout: Layout, at: Value, dtype: DType, hint: str
+    ) -> Value:
+        """The positions on tile dimension ``dim``, counted from ``at``."""
+        here = self(t.Coordinate, dim=dim, layout=layout)
+        here = here if dtype == I64 else self(m.Cast, here, dtype=dtype, hint="here")
+        return self(m.Add, here, self.number_of(at, dtype, layout.rank), hint=hint)
 
     def filled(self, value: float, dtype: DType, layout: Layout) -> Value:
         """A tile of one number in every element."""

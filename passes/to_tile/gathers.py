@@ -50,7 +50,7 @@ def integer_at(state: LoweringState, value: Value, at: dict[str, Value], rank: i
     if dtype == BOOL:
         zero = b.number(0, I64, rank)
         return b(m.Compare, b.splat(found, rank), zero, relation="ne", hint=value.hint)
-    return state.number_of(found, dtype, rank)
+    return state.build.number_of(found, dtype, rank)
 
 
 def load_gathered(

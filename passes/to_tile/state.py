@@ -11,9 +11,8 @@ from typing import Any, Protocol
 
 from tilewright.ir import ops_math as m
 from tilewright.ir import ops_stream as s
-from tilewright.ir import ops_tile as t
 from tilewright.ir.core import Value
-from tilewright.ir.dtypes import I64, DType
+from tilewright.ir.dtypes import DType
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.layout import Layout
 from tilewright.ir.ops_cache import CachedStream
@@ -175,7 +174,7 @@ class LoweringState:
         if isinstance(op, m.Const):
             return self.build.number(op.value, self.dtype(value))
         if isinstance(op, m.SizeValue):
-            return self.number_of(self.build.size(op.size), self.dtype(value))
+            return self.build.number_of(self.build.size(op.size), self.dtype(value))
         if isinstance(op, s.Repeat):
             return self.expression(op.x, leaf, memo)
         if op is None or "pointwise" not in op.traits:
@@ -189,23 +188,10 @@ class LoweringState:
         cls = {"sum": m.Add, "max": m.Larger, "min": m.Smaller}[kind]
         return self.build(cls, a, c, hint=kind)
 
-    def number_of(self, index: Value, dtype: DType, rank: int = 2) -> Value:
-        """An index as a tile of one integer."""
-        number = self.build.splat(index, rank)
-        return number if dtype == I64 else self.build(m.Cast, number, dtype=dtype, hint=index.hint)
-
     def positions(self, at: Value, dtype: DType) -> Value:
         """[positions, 1]: those of the register tiles being built, from ``at``."""
-        return self.positions_along(0, self.tile_layout.collapse(1), at, dtype, "position")
-
-    def positions_along(
-        self, dim: int, layout: Layout, at: Value, dtype: DType, hint: str
-    ) -> Value:
-        """The positions on tile dimension ``dim``, counted from ``at``."""
-        b = self.build
-        here = b(t.Coordinate, dim=dim, layout=layout)
-        here = here if dtype == I64 else b(m.Cast, here, dtype=dtype, hint="here")
-        return b(m.Add, here, self.number_of(at, dtype, layout.rank), hint=hint)
+        layout = self.tile_layout.collapse(1)
+        return self.build.positions_along(0, layout, at, dtype, "position")
 
     def source_index(
         self, op: s.Source | s.Sink | CachedStream, at: dict[str, Value]

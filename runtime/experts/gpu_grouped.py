@@ -20,6 +20,7 @@ from tilewright.passes.to_tile.whole_blocks.experts.blocks import (
 from tilewright.passes.to_tile.whole_blocks.experts.products import product_program
 from tilewright.passes.to_tile.whole_blocks.experts.sums import sum_program
 from tilewright.runtime.cuda.gpus import refuse_capture
+from tilewright.runtime.experts import gpu_packed
 from tilewright.runtime.experts.between import gate_function, gated
 from tilewright.runtime.experts.floating import Matrices, float_form, together, why_not_matrices
 from tilewright.runtime.experts.form import ALL, ExpertsForm, Product
@@ -36,18 +37,24 @@ def why_not(form: ExpertsForm, x: torch.Tensor) -> str:
     """Why no grouped kernel covers a call ('': one does)."""
     if not on_gpu(x) or x.dtype not in FLOATS:
         return f"activations of {x.dtype} on {x.device.type}"
-    for product in (*form.first, form.down):
-        if not isinstance(product.weight, torch.Tensor):
-            return "quantised weights"
-        if reason := why_not_matrices(product, product.weight, x.device):
-            return reason
     try:
         if pretended.backend in BY_TRITON:
             triton_module()
-        device_target(x.device.index)
+        target = device_target(x.device.index)
     except (BackendMissingError, TargetError) as error:
         return str(error)
-    return ""
+    if any(product.quantised for product in form.first):
+        reason, others = gpu_packed.why_not(form, x.device, target), [form.down]
+    else:
+        reason, others = "", [*form.first, form.down]
+    reasons = (_why_not_product(product, x.device, target) for product in others)
+    return reason or next(filter(None, reasons), "")
+
+
+def _why_not_product(product: Product, device: torch.device, target: Target) -> str:
+    if isinstance(product.weight, torch.Tensor):
+        return why_not_matrices(product, product.weight, device)
+    return gpu_packed.why_not(product, device, target)
 
 
 def run(
@@ -64,11 +71,10 @@ def run(
     made = block_plan(ids, weights, form.experts, rows, target, form.skip, rerouting)
     x = x if x.stride(1) == 1 else x.contiguous()
     h = _first(form, made, x, inner, target)
-    down, out = Matrices.of(form.down), _outer_dtype(x)
     if form.after is None:
-        y = _product(made, h, down, target, scale=made.scales, out=out)
+        y = _down(form, made, h, target, scale=made.scales, out=_outer_dtype(x))
     else:
-        y = form.after(_product(made, h, down, target).to(x.dtype)).float()
+        y = form.after(_down(form, made, h, target).to(x.dtype)).float()
         y = y * made.scales[:, None]
     width = int(y.shape[1])
     key = int(ids.shape[1]), width, FLOATS[y.dtype], FLOATS[x.dtype], target
@@ -86,7 +92,8 @@ def _rows(
     dtypes = {x.dtype, TORCH_DTYPES[inner.name], *(w.dtype for w in _tensors(products))}
     experts = form.experts if rerouting is None else int(rerouting.map.shape[1])
     each = -(-choices // max(1, min(experts, choices)))
-    return rows_of_block(each, torch.float32 in dtypes or len(dtypes) > 1)
+    rows = rows_of_block(each, torch.float32 in dtypes or len(dtypes) > 1)
+    return min(rows, gpu_packed.most_rows(form))
 
 
 def _tensors(weights: Sequence[object]) -> list[torch.Tensor]:
@@ -95,10 +102,10 @@ def _tensors(weights: Sequence[object]) -> list[torch.Tensor]:
 
 def _inner_dtype(down: Product, x: torch.Tensor) -> DType:
     """What the rows between the products are kept in: x's 16 bits if the second weight has them, as
-    models do."""
+    models do, or is quantised."""
     weight = down.weight
-    assert isinstance(weight, torch.Tensor)
-    return FLOATS[x.dtype] if weight.dtype == x.dtype else F32
+    same = not isinstance(weight, torch.Tensor) or weight.dtype == x.dtype
+    return FLOATS[x.dtype] if same else F32
 
 
 def _outer_dtype(x: torch.Tensor) -> DType:
@@ -111,12 +118,29 @@ def _first(
     form: ExpertsForm, made: BlockPlan, x: torch.Tensor, out: DType, target: Target
 ) -> torch.Tensor:
     """What the second product takes, of dtype ``out``: x [T, H] -> [P, I]."""
+    if form.first[0].quantised:
+        return gpu_packed.packed_first(form, made, x, out, target)
     parts = [Matrices.of(p, form.columns if len(form.first) == 1 else ALL) for p in form.first]
     function, whole = gate_function(form.gate), together(parts)
     if function is not None and whole is not None:
         return _product(made, x, whole, target, gate=function, chosen=True, out=out)
     each = [_product(made, x, one, target, chosen=True) for part in parts for one in part.each()]
     return gated(form, each, x.dtype).to(TORCH_DTYPES[out.name])
+
+
+def _down(
+    form: ExpertsForm,
+    made: BlockPlan,
+    h: torch.Tensor,
+    target: Target,
+    *,
+    scale: torch.Tensor | None = None,
+    out: DType = F32,
+) -> torch.Tensor:
+    """The second product: h [P, I] -> [P, N] of dtype ``out``."""
+    if form.down.quantised:
+        return gpu_packed.packed_product(form.down, made, h, target, scale=scale, out=out)
+    return _product(made, h, Matrices.of(form.down), target, scale=scale, out=out)
 
 
 def _product(

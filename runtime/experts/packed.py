@@ -14,18 +14,16 @@ from tilewright.ir.dtypes import BF16, F32, DType
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.target import Target
 from tilewright.passes.to_tile.experts.gate import GateFunction
-from tilewright.passes.to_tile.experts.packed import (
-    CLASSES,
-    PackedForm,
-    packed_program,
-    reads_unsorted,
-)
+from tilewright.passes.to_tile.experts.grouped_form import PLAIN
+from tilewright.passes.to_tile.experts.packed import CLASSES, packed_program, reads_unsorted
+from tilewright.passes.to_tile.experts.packed_form import PackedForm
 from tilewright.passes.to_tile.schedule import row_class
 from tilewright.runtime.backends import kernel_target
 from tilewright.runtime.determinism import in_force
-from tilewright.runtime.experts.between import gate_function, gated
-from tilewright.runtime.experts.form import ALL, ExpertsForm, Product, split_columns
-from tilewright.runtime.experts.packed_weights import PackedWeights, prepare
+from tilewright.runtime.experts.between import gated
+from tilewright.runtime.experts.form import ALL, ExpertsForm, Product
+from tilewright.runtime.experts.packed_first import PackedFirst, Tensors, check_biases, first_calls
+from tilewright.runtime.experts.packed_weights import CPU, PackedWeights, prepare
 from tilewright.runtime.experts.plan import Plan
 from tilewright.runtime.family import Call
 from tilewright.runtime.kernel import FLOATS, TORCH_DTYPES
@@ -35,8 +33,6 @@ from tilewright.runtime.lowbit.programs import ROUNDING
 from tilewright.runtime.once import Once, kept_fresh
 from tilewright.runtime.tile_kernel import own_tile_kernel
 
-PLAIN = GateFunction()
-Tensors = tuple[torch.Tensor, ...]
 V = TypeVar("V")
 
 
@@ -127,20 +123,6 @@ def _make(key: tuple[PackedForm, int]) -> Call:
 KERNELS: Once[tuple[PackedForm, int], Call] = Once(_make)  # by form and class of rows
 
 
-@dataclass(eq=False)
-class PackedFirst:
-    """The first product, of gate and up: in one kernel (``whole``), or each in its own (``each``)
-    with a function after them that no kernel has; without a gate ``each`` is one."""
-
-    whole: PackedCalls | None
-    function: GateFunction
-    each: tuple[PackedCalls, ...]
-
-    @property
-    def weights(self) -> PackedWeights:
-        return self.each[0].weights if self.whole is None else self.whole.weights
-
-
 def applies(what: ExpertsForm | Product) -> str:
     """Why no kernel multiplies with these weights ('': one does): of a form's first product, gate
     and up, or of a product."""
@@ -178,12 +160,12 @@ def packed_product(
 
 # ---- what is kept for weights
 
-_firsts: WeakKeyDictionary[ExpertsForm, PackedFirst | str] = WeakKeyDictionary()
+_firsts: WeakKeyDictionary[ExpertsForm, PackedFirst[PackedCalls] | str] = WeakKeyDictionary()
 _products: WeakKeyDictionary[Product, PackedCalls | str] = WeakKeyDictionary()
 _preparing = Guard()
 
 
-def _first_of(form: ExpertsForm) -> PackedFirst | str:
+def _first_of(form: ExpertsForm) -> PackedFirst[PackedCalls] | str:
     made = partial(_or_why, partial(_prepare_first, form))
     return kept_fresh(_firsts, form, made, _is_fresh, _preparing)
 
@@ -193,7 +175,7 @@ def _product_of(product: Product) -> PackedCalls | str:
     return kept_fresh(_products, product, made, _is_fresh, _preparing)
 
 
-def _is_fresh(found: PackedFirst | PackedCalls | str) -> bool:
+def _is_fresh(found: PackedFirst[PackedCalls] | PackedCalls | str) -> bool:
     return isinstance(found, str) or found.weights.fresh
 
 
@@ -209,25 +191,14 @@ def _prepare_product(product: Product) -> PackedCalls:
     return _checked(PackedCalls(prepare((product,), ALL), biases))
 
 
-def _prepare_first(form: ExpertsForm) -> PackedFirst:
+def _prepare_first(form: ExpertsForm) -> PackedFirst[PackedCalls]:
     weights = prepare(form.first, form.columns)
-    biases = _biases(form)
-    function = gate_function(form.gate)
-    if function is not None:
-        return PackedFirst(_checked(PackedCalls(weights, biases)), function, ())
-    if form.columns == ALL:
-        return PackedFirst(None, PLAIN, (_checked(PackedCalls(weights, biases)),))
-    calls = (PackedCalls(w, biases[i : i + 1]) for i, w in enumerate(weights.sides))
-    return PackedFirst(None, PLAIN, tuple(map(_checked, calls)))
+    return first_calls(form, weights, lambda *parts: _checked(PackedCalls(*parts)))
 
 
 def _checked(calls: PackedCalls) -> PackedCalls:
     """Raises UnsupportedError if no kernel multiplies so."""
-    for bias in calls.biases:
-        if bias.dtype not in FLOATS or not bias.is_cpu:
-            raise UnsupportedError(f"biases of {bias.dtype} on {bias.device.type}")
-    if len({bias.dtype for bias in calls.biases}) > 1:
-        raise UnsupportedError("biases of several dtypes")
+    check_biases(calls.biases, CPU.device)
     w = calls.weights
     form = PackedForm(w.length, w.columns, w.kinds, F32, PLAIN, None, False, F32, False)
     reason = _why_no_program(form, kernel_target())
@@ -244,15 +215,6 @@ def _why_no_program(form: PackedForm, target: Target) -> str:
     except UnsupportedError as error:
         return error.message
     return ""
-
-
-def _biases(form: ExpertsForm) -> Tensors:
-    """Of gate and up, views [E, I] each: what changes in them counts."""
-    if len({product.bias is None for product in form.first}) > 1:
-        raise UnsupportedError("a bias of gate or up alone")
-    columns = form.columns if len(form.first) == 1 else ALL
-    found = [product.bias.detach() for product in form.first if product.bias is not None]
-    return tuple(side for bias in found for side in split_columns(bias, columns, dim=1))
 
 
 def read_as_bf16(product: Product, x: torch.Tensor) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
@@ -10,7 +10,7 @@ from itertools import chain
 import torch
 
 from tilewright.ir.errors import UnsupportedError
-from tilewright.passes.to_tile.experts.packed import Kind, Stack, byte_groups, reads_floats
+from tilewright.passes.to_tile.experts.packed_form import Kind, Stack, byte_groups, reads_floats
 from tilewright.runtime import huge_pages
 from tilewright.runtime.experts.form import ALL, HALVES, Product
 from tilewright.runtime.lowbit.linear import (
@@ -25,6 +25,18 @@ from tilewright.runtime.quantized import words
 from tilewright.runtime.quantized.rows import each
 from tilewright.runtime.quantized.tensor import QuantizedTensor
 
+
+@dataclass(frozen=True)
+class Readers:
+    """How the kernels of a device read weights: as ``repack`` gives them; ``in_bytes``: with
+    activations as bytes where products ask for that."""
+
+    device: torch.device
+    repack: Callable[[QuantizedTensor], QuantizedTensor]
+    in_bytes: bool
+
+
+CPU = Readers(torch.device("cpu"), for_target, True)
 Group = tuple[list[int], tuple[QuantizedTensor, ...]]  # numbers of experts, and their weights
 
 
@@ -85,10 +97,10 @@ class PackedWeights:
         return replace(self, kinds=tuple(kinds), tensors=tuple(tensors))
 
 
-def prepare(products: Sequence[Product], columns: str) -> PackedWeights:
+def prepare(products: Sequence[Product], columns: str, readers: Readers = CPU) -> PackedWeights:
     """For ``products`` of the same rows: one, which holds gate and up if ``columns`` says so, or
     both. Raises UnsupportedError if no kernel reads such weights."""
-    _check(products)
+    _check(products, readers.device)
     if len(products) > 1:
         columns = ALL
     kinds, tensors = [], []
@@ -96,11 +108,13 @@ def prepare(products: Sequence[Product], columns: str) -> PackedWeights:
     for _, weights in groups:
         stacks = []
         for product, given in zip(products, weights, strict=True):
-            stack, own = _stack(product, given, columns)
+            stack, own = _stack(product, given, columns, readers)
             stacks.append(stack)
             tensors.append(own)
         kinds.append(tuple(stacks))
-    factors = _factors(products, [experts for experts, _ in groups])
+    factors = [
+        factor.to(readers.device) for factor in _factors(products, [who for who, _ in groups])
+    ]
     if factors:
         kinds = [tuple(replace(stack, factor=True) for stack in kind) for kind in kinds]
         tensors = [(*own, factor) for own, factor in zip(tensors, factors, strict=True)]
@@ -109,7 +123,7 @@ def prepare(products: Sequence[Product], columns: str) -> PackedWeights:
         first.columns,
         first.rows if columns == ALL else first.rows // 2,
         tuple(kinds),
-        _lookup([experts for experts, _ in groups]),
+        tuple(table.to(readers.device) for table in _lookup([who for who, _ in groups])),
         tuple(tensors),
         next(_weights(products)).order,
         copied,
@@ -137,13 +151,13 @@ def _version(copied: Sequence[torch.Tensor]) -> int:
     return sum(part._version for part in copied)
 
 
-def _check(products: Sequence[Product]) -> None:
+def _check(products: Sequence[Product], device: torch.device) -> None:
     if not all(product.quantised for product in products):
         raise UnsupportedError("some weights are floats, others quantised")
     order = next(_weights(products)).order
     for weight in _weights(products):
-        if not weight.words.is_cpu:
-            raise UnsupportedError(f"weights on {weight.words.device.type}")
+        if weight.words.device != device:
+            raise UnsupportedError(f"weights on {weight.words.device}")
         if weight.axis != -1:
             raise UnsupportedError("weights that are packed along their rows")
         same = weight.order is order
@@ -189,10 +203,10 @@ def _stacked(weights: Sequence[QuantizedTensor]) -> QuantizedTensor:
 
 
 def _stack(
-    product: Product, weight: QuantizedTensor, columns: str
+    product: Product, weight: QuantizedTensor, columns: str, readers: Readers
 ) -> tuple[Stack, tuple[torch.Tensor, ...]]:
     """How kernels read a weight [E, N, K] or [E, 2, N / 2, K], and the tensors."""
-    weight = for_target(weight)
+    weight = readers.repack(weight)
     lanes, apart = weight.layout.lanes, len(weight.shape) == 4
     half, odd = divmod(weight.shape[-2], 1 if apart else 2)
     both = columns != ALL
@@ -204,9 +218,8 @@ def _stack(
         for e in range(weight.shape[0]):
             check_numbers(weight[e])
     zeros = weight.zero_blocks is not None
-    integer = product.activation == "int8" and not why_not_bytes(
-        weight.dtype, zeros, weight.layout.group
-    )
+    integer = readers.in_bytes and product.activation == "int8"
+    integer = integer and not why_not_bytes(weight.dtype, zeros, weight.layout.group)
     taken = (0, 1) if both else (0,)
     stack = Stack(weight_form(weight, None), integer, len(taken), taken)
     return stack, tuple(flat_parts(weight))

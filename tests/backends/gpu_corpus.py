@@ -36,13 +36,18 @@ from tilewright.ir.target import Target, named_target
 from tilewright.passes.choose_layout import choose_layout
 from tilewright.passes.pipeline import kernel_passes, run_passes
 from tilewright.passes.to_tile.experts.gate import GateFunction
-from tilewright.passes.to_tile.experts.grouped_form import FloatForm
+from tilewright.passes.to_tile.experts.grouped_form import PLAIN, FloatForm
+from tilewright.passes.to_tile.experts.packed_form import PackedForm, Stack
 from tilewright.passes.to_tile.kernel_info import analyse
 from tilewright.passes.to_tile.lowbit.info import WeightForm
 from tilewright.passes.to_tile.lower import gpu_program, gpu_programs_in_parts, prepared
 from tilewright.passes.to_tile.tables import with_tables
 from tilewright.passes.to_tile.whole_blocks.experts.blocks import product_blocks
 from tilewright.passes.to_tile.whole_blocks.experts.choices import PlanForm
+from tilewright.passes.to_tile.whole_blocks.experts.packed import (
+    packed_blocks,
+    packed_product_program,
+)
 from tilewright.passes.to_tile.whole_blocks.experts.plan import plan_program
 from tilewright.passes.to_tile.whole_blocks.experts.products import product_program
 from tilewright.passes.to_tile.whole_blocks.schedule import blocks_of_planes
@@ -143,12 +148,16 @@ def attention_form(name: str, rows: int, target: Target) -> tuple[Graph, ...]:
     return *kernels(module, target, rows), *kernels(module, target, rows, True)
 
 
-def low_bit(dtype: str, rows: int, parts: int, target: Target) -> tuple[Graph, ...]:
-    """bf16 times a weight in groups of 128, 8,192 long."""
+def in_few_bits(dtype: str, target: Target) -> WeightForm:
+    """A weight in groups of 128."""
     kind = TABLE_OF_DTYPES[dtype]
     packing = str(choose_layout(kind, 128, target, activation="float").packing)
-    weight = WeightForm(packing, kind, 0, None, F16, F32, None)
-    form = LinearForm((weight,), 8192, False, BF16, None, "", narrow=True)
+    return WeightForm(packing, kind, 0, None, F16, F32, None)
+
+
+def low_bit(dtype: str, rows: int, parts: int, target: Target) -> tuple[Graph, ...]:
+    """bf16 times a weight in groups of 128, 8,192 long."""
+    form = LinearForm((in_few_bits(dtype, target),), 8192, False, BF16, None, "", narrow=True)
     made = tile_programs(GpuForm(form, target.name, rows, parts, counting=parts > 1))
     return tuple(x for x in (made.main, made.finish) if x is not None)
 
@@ -158,6 +167,19 @@ def expert_products(rows: int, target: Target) -> tuple[Graph, ...]:
     down = FloatForm(704, 2816, BF16, BF16, scaled=True, out=BF16)
     return tuple(
         product_program(form, product_blocks(form, target, rows), target) for form in (gated, down)
+    )
+
+
+def packed_experts(dtype: str, rows: int, target: Target) -> tuple[Graph, ...]:
+    weight, silu = in_few_bits(dtype, target), GateFunction("silu")
+    both, one = ((Stack(weight, False, 2, (0, 1)),),), ((Stack(weight, False),),)
+    forms = (
+        PackedForm(2816, 704, both, BF16, silu, None, False, BF16, True),
+        PackedForm(704, 2816, one, BF16, PLAIN, None, True, BF16, False),
+    )
+    return tuple(
+        packed_product_program(form, packed_blocks(form, target, rows), target).program
+        for form in forms
     )
 
 
@@ -200,6 +222,17 @@ BOTH: dict[str, Row] = {  # that CUDA C++ has, too
     },
     "experts 16 rows": Row(partial(expert_products, 16), few_rows),
     "experts 128 rows": Row(partial(expert_products, 128), products),
+    **{
+        f"experts {dtype} {rows} rows": Row(
+            partial(packed_experts, dtype, rows), few_rows if rows == 16 else products
+        )
+        for dtype in ("u4", "u8", "u3", "f4e2m1")
+        for rows in (16, 64)
+    },
+    **{
+        f"low-bit {dtype} 32 rows": Row(partial(low_bit, dtype, 32, 1), few_rows)
+        for dtype in ("u1", "u2", "u3", "u7")
+    },
     "experts, order of tokens": Row(expert_plan, nothing),
 }
 ROWS = {

@@ -3,12 +3,15 @@ own), compiled ahead of time for GPUs that need not be there, and on a GPU where
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.backends.interpreted import run_interpreted
+from tests.expert_lowbit_cases import CASES, EXPERTS, choices, exact_layer
 from tests.grouped_cases import exact
 from tests.test_grouped_products import COUNTS, dtype, forms, oracle
 from tilewright.backends.triton.build import Resources, compile_ahead
@@ -30,14 +33,16 @@ from tilewright.passes.to_tile.whole_blocks.experts.plan import count_program, p
 from tilewright.passes.to_tile.whole_blocks.experts.products import product_program
 from tilewright.passes.to_tile.whole_blocks.experts.sums import sum_program
 from tilewright.runtime.experts import ExpertsForm, Product, experts_forward
+from tilewright.runtime.experts.gpu_grouped import why_not
 
 pytest.importorskip("triton")
 TARGETS = ("cuda-sm80", "cuda-sm90", "cuda-sm100", "hip-gfx942")
 MATRIX = {"cuda-sm80": "mma.sync", "cuda-sm100": "tcgen05.mma", "hip-gfx942": "v_mfma"}
 
 
-def test_in_tritons_interpreter() -> None:
-    run_interpreted("triton_interpreted_experts.py")
+@pytest.mark.parametrize("kind", ["experts", "packed_experts"])
+def test_in_tritons_interpreter(kind: str) -> None:
+    run_interpreted(f"triton_interpreted_{kind}.py")
 
 
 @settings(max_examples=15, deadline=None)
@@ -127,6 +132,35 @@ def test_no_number_of_tokens_compiles_anything() -> None:
     assert 'do_not_specialize=["R", "P", "T", "E"]' in text
     assert [rows_of_block(n) for n in (1, 8, 9, 24, 60, 300)] == [16, 16, 32, 32, 64, 128]
     assert rows_of_block(300, wide=True) == 64
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("at", range(len(CASES)))
+def test_few_bits_on_a_gpu(at: int) -> None:
+    case, made = CASES[at], torch.Generator().manual_seed(at)
+    form, there = case.form(), on_device(case.form())
+    for tokens in (1, 9, 400):
+        x = torch.randn(tokens, case.hidden, generator=made).to(case.x)
+        ids, weights = choices(tokens, 2, EXPERTS, tokens), torch.rand(tokens, 2, generator=made)
+        with torch.no_grad():
+            assert why_not(there, x.cuda()) == ""
+            got = experts_forward(there, x.cuda(), ids.cuda(), weights.cuda())
+        want = exact_layer(form, x, ids, weights)
+        bound = (2e-3 if case.x == torch.float32 else 4e-2) * float(want.abs().max() + 1)
+        assert float((got.cpu().double() - want).abs().max()) < bound
+
+
+def on_device(form: ExpertsForm) -> ExpertsForm:
+    """The form on a GPU."""
+
+    def moved(product: Product) -> Product:
+        bias = None if product.bias is None else product.bias.cuda()
+        weight = product.weight
+        if isinstance(weight, tuple):
+            return replace(product, weight=tuple(w.to("cuda") for w in weight), bias=bias)
+        return replace(product, weight=weight.to("cuda"), bias=bias)
+
+    return replace(form, first=tuple(map(moved, form.first)), down=moved(form.down))
 
 
 @pytest.mark.gpu

@@ -28,7 +28,8 @@ from tilewright.passes.to_tile.experts.combine import combine_program
 from tilewright.passes.to_tile.experts.floating import grouped_program
 from tilewright.passes.to_tile.experts.gate import GateFunction
 from tilewright.passes.to_tile.experts.grouped_form import FloatForm, tiling
-from tilewright.passes.to_tile.experts.packed import PackedForm, Stack, packed_program
+from tilewright.passes.to_tile.experts.packed import packed_program
+from tilewright.passes.to_tile.experts.packed_form import PackedForm, Stack
 from tilewright.passes.to_tile.experts.plan import plan_program
 from tilewright.passes.to_tile.lowbit.info import WeightForm
 from tilewright.passes.to_tile.lower import routing_programs, to_tile

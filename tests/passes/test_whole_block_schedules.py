@@ -34,6 +34,7 @@ from tilewright.passes.to_tile.whole_blocks.lowbit.decode import LANES
 from tilewright.passes.to_tile.whole_blocks.lowbit.program import packed_programs
 from tilewright.passes.to_tile.whole_blocks.lowbit.schedule import (
     MOST_STAGES,
+    REGISTERS,
     STAGE_BYTES,
     product_schedule,
 )
@@ -64,8 +65,12 @@ def test_products_of_codes_have_sizes_that_gpus_have(target: str, bits: int) -> 
         assert packing.chunk // STRIP % found.strips == 0 and found.parts == 2
         assert found.rows >= min(rows or 999, 64) and found.rows <= 128
         assert found.height in (LANES, LANES // 2) and 2 <= found.stages <= MOST_STAGES
-        if found.rows <= 32 and bits < 32:
-            assert found.strips == packing.chunk // STRIP  # every word is read once
+        whole = packing.chunk // STRIP  # every word is read once
+        if found.rows <= 16 and bits < 32:
+            assert found.strips == whole
+        if found.rows == 32 and bits < 32:  # as much of it as registers hold
+            held = [n * 32 * bits // 32 + 2 * 32 for n in (found.strips, 2 * found.strips)]
+            assert held[0] <= REGISTERS and (held[1] > REGISTERS or found.strips == whole)
         if found.stages > 2 and bits < 32:
             turn = STRIP * found.strips * found.rows * bits // 8
             assert turn * (found.stages - 1) <= STAGE_BYTES[where.gpu, found.rows <= 32]

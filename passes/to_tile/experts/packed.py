@@ -17,80 +17,29 @@ from tilewright.ir import ops_math as m
 from tilewright.ir import ops_stream as s
 from tilewright.ir import ops_tile as t
 from tilewright.ir.core import Graph, Region, Value
-from tilewright.ir.dtypes import F32, I32, U8, DType
-from tilewright.ir.errors import UnsupportedError
+from tilewright.ir.dtypes import F32, I32
 from tilewright.ir.ops_lowbit import StreamDequantize
-from tilewright.ir.packing import QUAD, Packing
 from tilewright.ir.sizes import Size
 from tilewright.ir.target import Target
-from tilewright.ir.types import Axis, BufferType, StreamType, TensorType
 from tilewright.passes.canonicalise import canonicalise_graph
 from tilewright.passes.expand_math import expand_math_graph
-from tilewright.passes.to_tile.emitter import TileBuilder
-from tilewright.passes.to_tile.experts.gate import GateFunction
+from tilewright.passes.to_tile.experts.packed_form import (
+    PackedBuffers,
+    PackedForm,
+    Parts,
+    Stack,
+    activation_group,
+    byte_groups,
+    reads_floats,
+)
 from tilewright.passes.to_tile.experts.writer import item_rows
 from tilewright.passes.to_tile.lowbit.choose import product_writer
-from tilewright.passes.to_tile.lowbit.info import PackedProduct, WeightForm
 from tilewright.passes.to_tile.lowbit.schedule import PackedSchedule, packed_schedule
 from tilewright.passes.to_tile.lowbit.tiles import Place, as_f32
 
 FEW = 2
 ITEMS = 4  # of an expert with few rows: more make workers equally busy, fewer read longer pieces
 CLASSES = (1, FEW, 4, 0)  # rows that an expert with some has, about; 0: many
-
-
-@dataclass(frozen=True)
-class Stack:
-    """Packed matrices of some experts in one tensor, ``parts`` of each expert (gate and up), of
-    which ``taken`` are multiplied. ``integer``: with activations as bytes. ``factor``: times a
-    number of each expert."""
-
-    weight: WeightForm
-    integer: bool
-    parts: int = 1
-    taken: tuple[int, ...] = (0,)
-    factor: bool = False
-
-
-Kind = tuple[Stack, ...]
-
-
-@dataclass(frozen=True)
-class PackedForm:
-    """A grouped product of ``columns`` results of ``length`` products each, with weights of
-    ``kinds``, each of one product in all or two, gate and up. ``x``: dtype of activations that are
-    no bytes; ``bias`` dtype or None; ``scaled``: times a number of each row. ``indirect``: rows of
-    x are not sorted."""
-
-    length: int
-    columns: int
-    kinds: tuple[Kind, ...]
-    x: DType
-    gate: GateFunction
-    bias: DType | None
-    scaled: bool
-    out: DType
-    indirect: bool
-
-    @property
-    def products(self) -> int:
-        return sum(len(stack.taken) for stack in self.kinds[0])
-
-
-def reads_floats(kinds: Sequence[Kind]) -> bool:
-    """Whether some product reads x itself."""
-    return not all(stack.integer for kind in kinds for stack in kind)
-
-
-def byte_groups(kinds: Sequence[Kind], length: int) -> tuple[int, ...]:
-    """The sizes of groups in which some product reads x as bytes."""
-    groups = (_group(w, length) for kind in kinds for w in kind if w.integer)
-    return tuple(dict.fromkeys(groups))
-
-
-def _group(stack: Stack, length: int) -> int:
-    """Activations that share a scale: those of the weights' group."""
-    return max(1, min(stack.weight.layout.group, length))
 
 
 def expert_schedule(target: Target, form: PackedForm, rows: int) -> PackedSchedule:
@@ -122,8 +71,7 @@ def packed_program(form: PackedForm, target: Target, rows: int) -> Graph:
         "outputs": 1,
         "target": target.name,
     }
-    names = dict.fromkeys(n for p in writer.params for z in p.type.shape for n in z.names)  # type: ignore[union-attr]
-    graph = Graph("tile", "packed_experts", tuple(names), body, attrs)
+    graph = Graph("tile", "packed_experts", writer.size_names, body, attrs)
     return canonicalise_graph(expand_math_graph(canonicalise_graph(graph)))
 
 
@@ -132,15 +80,6 @@ def _span(schedule: PackedSchedule, blocks: int) -> int:
     knows what it will read next."""
     steps = -(-blocks // (ITEMS * schedule.vectors)) if schedule.prefetch else 1
     return steps * schedule.vectors
-
-
-@dataclass
-class _Parts:
-    """A stack's weights as a product reads them, and the factor of each of its experts."""
-
-    stack: Stack
-    weights: StreamDequantize
-    factor: Value | None
 
 
 @dataclass(frozen=True)
@@ -153,109 +92,28 @@ class Who:
     last: Value
 
 
-class _Experts:
-    """Writes a program. ``build`` and ``buffers`` are what products of packed weights work in."""
+class _Experts(PackedBuffers):
+    """Writes a program."""
 
     def __init__(self, form: PackedForm, target: Target, rows: int) -> None:
-        self.build, self.buffers = TileBuilder(), dict[Value, Value]()
-        self.form, self.target = form, target
+        super().__init__(form, target.lanes)
+        self.target = target
         self.schedule = expert_schedule(target, form, rows)
-        self.shapes, lanes = self.schedule.shapes, target.lanes
-        self.blocks, self.cut = -(-form.columns // lanes), form.columns % lanes > 0
+        self.shapes = self.schedule.shapes
         self.span = _span(self.schedule, self.blocks)  # blocks of an item
-        self.params: list[Value] = []
         unsorted = reads_unsorted(target, form, rows)
-        self.x_rows = Size.of("T" if unsorted else "P")
+        x_rows = Size.of("T" if unsorted else "P")
         self.active = self.param("active", ("A",), I32)
         self.starts = self.param("starts", ("S",), I32)
         self.tokens = self.param("tokens", ("P",), I32) if unsorted else None
-        lookup = ("kinds", "slots") if len(form.kinds) > 1 else ()
-        self.lookup = [self.param(name, ("E",), I32) for name in lookup]
-        self.x = self._floats() if reads_floats(form.kinds) else None
-        self.bytes = {group: self._bytes(group) for group in byte_groups(form.kinds, form.length)}
-        self.kinds = [
-            [self._parts(stack, f"{k}_{i}") for i, stack in enumerate(kind)]
-            for k, kind in enumerate(form.kinds)
-        ]
-        self.biases: list[Value] = []
-        if form.bias is not None:
-            shape = ("E", form.columns)
-            count = range(form.products)
-            self.biases = [self.param(f"bias{i}", shape, form.bias, unit=-1) for i in count]
+        self.add_lookup()
+        self.x = self.floats(x_rows) if reads_floats(form.kinds) else None
+        groups = byte_groups(form.kinds, form.length)
+        self.in_bytes = {group: self.rounded(x_rows, group) for group in groups}
+        self.add_weights()
+        self.biases = self.add_biases(form.bias)
         self.scale = self.param("scale", ("P",), F32) if form.scaled else None
         self.out = self.param("y", ("P", form.columns), form.out)
-
-    # ---- what is read
-
-    def param(
-        self, name: str, shape: Sequence[int | str | Size], dtype: DType, unit: int | None = None
-    ) -> Value:
-        sizes = tuple(Size.of(size) for size in shape)
-        own = len(sizes) - 1 if unit is None else unit
-        self.params.append(Value(BufferType(sizes, dtype, own), name))
-        return self.params[-1]
-
-    def tensor(self, name: str, shape: Sequence[int | str | Size], dtype: DType) -> Value:
-        """A parameter as products name it."""
-        buffer = self.param(name, shape, dtype)
-        value = Value(TensorType(tuple(Size.of(size) for size in shape), dtype), name)
-        self.buffers[value] = buffer
-        return value
-
-    def _stream(self, rows: Size, dtype: DType) -> StreamType:
-        return StreamType((Axis("n", rows),), (Axis("k", Size.of(self.form.length)),), dtype)
-
-    def _floats(self) -> s.Source:
-        x = self.tensor("x", (self.x_rows, self.form.length), self.form.x)
-        return s.Source(x, dims=(("n",), ("k",)), type=self._stream(self.x_rows, self.form.x))
-
-    def _bytes(self, group: int) -> StreamDequantize:
-        """x in groups of bytes."""
-        packing = Packing.quads(8, 1, group)
-        groups = packing.groups(self.form.length)
-        width = groups * packing.padded_group // QUAD
-        parts = [
-            self.tensor(f"codes{group}", (self.x_rows, width), I32),
-            self.tensor(f"steps{group}", (self.x_rows, groups), F32),
-            self.tensor(f"sums{group}", (self.x_rows, groups), I32),
-        ]
-        return StreamDequantize(
-            *parts,
-            packing=str(packing),
-            dtype=U8,
-            dims=(("n",), ("k",)),
-            type=self._stream(self.x_rows, F32),
-            signed=True,
-            extra="sums",
-        )
-
-    def _parts(self, stack: Stack, name: str) -> _Parts:
-        weight, packing = stack.weight, stack.weight.layout
-        if packing.lanes != self.target.lanes:
-            raise UnsupportedError(
-                f"weights are packed for {packing.lanes} lanes, the target has {self.target.lanes}"
-            )
-        blocks = Size.of(f"B{name}")
-        _, chunks, words, lanes = packing.word_shape(1, self.form.length)
-        beside = (blocks, packing.groups(self.form.length) * lanes)
-        given = [
-            self.tensor(f"words{name}", (blocks, chunks * words * lanes), I32),
-            self.tensor(f"scales{name}", beside, weight.scales),
-        ]
-        if weight.zeros is not None:
-            given.append(self.tensor(f"zeros{name}", beside, weight.zeros))
-        op = StreamDequantize(
-            *given,
-            packing=weight.packing,
-            dtype=weight.dtype,
-            dims=(("n",), ("k",)),
-            type=self._stream(blocks * lanes, F32),
-            zero=weight.zero,
-            extra="" if weight.zeros is None else "zeros",
-            scale=weight.scale_dtype,
-        )
-        factor = self.param(f"factor{name}", (f"F{name}",), F32) if stack.factor else None
-        return _Parts(stack, op, factor)
 
     # ---- what is done
 
@@ -263,15 +121,11 @@ class _Experts:
         b = self.build
         expert, first, last = item_rows(b, self.active, self.starts)
         with b.when_less(first, last):
-            if not self.lookup:
-                self.columns(self.kinds[0], Who(expert, expert, first, last))
-                return
-            kind, slot = (b(t.Read, table, expert, hint="kind") for table in self.lookup)
-            for at, parts in enumerate(self.kinds):
-                with b.when_less(b.index(at - 1), kind), b.when_less(kind, b.index(at + 1)):
-                    self.columns(parts, Who(expert, slot, first, last))
+            self.of_kind(
+                expert, lambda kind, slot: self.columns(kind, Who(expert, slot, first, last))
+            )
 
-    def columns(self, kind: Sequence[_Parts], who: Who) -> None:
+    def columns(self, kind: Sequence[Parts], who: Who) -> None:
         """The item's blocks, for all rows of its expert."""
         b, step = self.build, self.schedule.vectors
         start = b.mul(b(t.BlockId, dim=1, hint="block"), self.span)
@@ -290,7 +144,7 @@ class _Experts:
         return [b.minimum(b.add(first, v), self.blocks - 1) for v in range(count)]
 
     def rows(
-        self, kind: Sequence[_Parts], who: Who, blocks: Sequence[Value], following: Sequence[Value]
+        self, kind: Sequence[Parts], who: Who, blocks: Sequence[Value], following: Sequence[Value]
     ) -> None:
         """All rows of an expert; ``following``: blocks that are next."""
         with self.build.loop(who.first, who.last, self.schedule.rows, hint="row") as row:
@@ -298,7 +152,7 @@ class _Experts:
 
     def tile(
         self,
-        kind: Sequence[_Parts],
+        kind: Sequence[Parts],
         who: Who,
         row: Value,
         blocks: Sequence[Value],
@@ -309,13 +163,14 @@ class _Experts:
         source = row if self.tokens is None else b(t.Read, self.tokens, row, hint="token")
         sums = []
         for parts in kind:
-            stack, factor = parts.stack, self.factor(parts, who.slot)
-            first = b.mul(b.mul(who.slot, stack.parts), self.blocks)
-            places = [self.at(first, part, blocks) for part in stack.taken]
-            ahead = [*places[1:], self.at(first, stack.taken[0], following)]
+            taken = parts.stack.taken
+            factor = self.factor(parts, who.slot, self.shapes.vector.collapse(1))
+            places = [self.at(parts, who, part, blocks) for part in taken]
+            ahead = [*places[1:], self.at(parts, who, taken[0], following)]
             for here, later in zip(places, ahead if following else [()] * len(places), strict=True):
                 place = Place(source, who.last, here, later)
-                writer = product_writer(self, self.product(parts), self.schedule, self.target)
+                product = self.product(parts, self.activations(parts.stack))
+                writer = product_writer(self, product, self.schedule, self.target)
                 found = writer.run(place)
                 if factor is not None:
                     found = [b(m.Mul, tile, factor, hint="sum") for tile in found]
@@ -324,22 +179,19 @@ class _Experts:
             made = [tiles[vector] for tiles in sums]
             self.write(made, who, row, b.mul(block, self.shapes.lanes))
 
-    def at(self, first: Value, part: int, blocks: Sequence[Value]) -> tuple[Value, ...]:
-        """The blocks of one matrix of an expert whose blocks begin at ``first``."""
-        b = self.build
-        return tuple(b.add(b.add(first, part * self.blocks), block) for block in blocks)
+    def at(self, parts: Parts, who: Who, part: int, blocks: Sequence[Value]) -> tuple[Value, ...]:
+        """The blocks of one matrix of an expert."""
+        if not blocks:
+            return ()
+        first = self.first_block(parts, who.slot, part)
+        return tuple(self.build.add(first, block) for block in blocks)
 
-    def factor(self, parts: _Parts, slot: Value) -> Value | None:
-        """[1, 1]: the expert's factor."""
-        if parts.factor is None:
-            return None
-        return self.build.load(parts.factor, [slot], (-1,), self.shapes.vector.collapse(1))
-
-    def product(self, parts: _Parts) -> PackedProduct:
-        stack = parts.stack
-        x = self.bytes[_group(stack, self.form.length)] if stack.integer else self.x
-        assert x is not None
-        return PackedProduct(parts.weights.result, parts.weights, x)
+    def activations(self, stack: Stack) -> s.Source | StreamDequantize:
+        """What a stack is multiplied with."""
+        if stack.integer:
+            return self.in_bytes[activation_group(stack, self.form.length)]
+        assert self.x is not None
+        return self.x
 
     def write(self, sums: Sequence[Value], who: Who, row: Value, column: Value) -> None:
         """One block of results, with what is done to it on the way."""

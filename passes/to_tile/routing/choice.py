@@ -115,7 +115,7 @@ class _Choice:
             key = key_of(b, x, self.dtype, self.op.largest)
             if keys is not None:
                 b.store(key, keys, [b.add(base, loop.counter), zero], (0, 1))
-            place = values.spread(values.state.number_of(loop.counter, I32))
+            place = values.spread(values.state.build.number_of(loop.counter, I32))
             loop.next = tuple(_put_in(b, list(loop.carried), key, place, kept))
         best, places = loop.results[:kept], loop.results[kept:]
         for j in range(self.k):

@@ -79,7 +79,7 @@ def scatter(values: Values, op: StreamScatter, at: At, memo: dict[Value, Value])
     element = {a.name: a for a in values.element(op.result)}
     given = {a.name: a for a in values.element(op.ids)}
     place = values.flat([element[n] for n in op.axes], at)
-    target = values.state.number_of(place, values.state.dtype(op.ids))
+    target = values.state.build.number_of(place, values.state.dtype(op.ids))
     value = values.at(op.x, at, memo)
     axes = [given[n] for n in op.given]
     where = _cell(values, op, value)

@@ -258,7 +258,7 @@ class Values:
         if isinstance(op, m.Const):
             return self.b.number(op.value, self.state.dtype(value))
         if isinstance(op, m.SizeValue):
-            return self.state.number_of(self.b.size(op.size), self.state.dtype(value))
+            return self.state.build.number_of(self.b.size(op.size), self.state.dtype(value))
         rule = _RULES.get(type(op))
         if rule is not None:
             found: Value = rule(self, op, at, memo)
@@ -274,10 +274,11 @@ class Values:
     def _index(self, op: s.Index, at: At, memo: dict[Value, Value]) -> Value:
         dtype = self.state.dtype(op.result)
         if op.axis == self.along:
-            return self.state.positions_along(1, self.across, at[op.axis], dtype, "place")
+            return self.state.build.positions_along(1, self.across, at[op.axis], dtype, "place")
         if op.axis in at:
-            return self.state.number_of(at[op.axis], dtype)
-        return self.state.positions_along(1, self.across, self.token_block.first, dtype, "token")
+            return self.state.build.number_of(at[op.axis], dtype)
+        first = self.token_block.first
+        return self.state.build.positions_along(1, self.across, first, dtype, "token")
 
     @property
     def token_block(self) -> Block:

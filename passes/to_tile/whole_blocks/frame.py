@@ -81,12 +81,12 @@ class FrameMemory:
         """The positions on an axis: along the frame, or one number."""
         if axis not in frame.names:
             self._require_scalar(axis)
-            return self.state.number_of(place.at[axis], dtype)
+            return self.build.number_of(place.at[axis], dtype)
         dim = 0 if frame.has(0, (axis,)) else 1
         layout, flat = frame.part(dim == 0, dim == 1), frame.axes[dim]
         if flat == axis:
-            return self.state.positions_along(dim, layout, place.at[axis], dtype, f"{axis}_at")
-        here = self.state.positions_along(dim, layout, place.at[flat], I32, "flat")
+            return self.build.positions_along(dim, layout, place.at[axis], dtype, f"{axis}_at")
+        here = self.build.positions_along(dim, layout, place.at[flat], I32, "flat")
         here = self._one_of(here, axis, flat.split(" "))
         return here if dtype == I32 else self.build(m.Cast, here, dtype=dtype, hint=f"{axis}_at")
 
@@ -96,9 +96,9 @@ class FrameMemory:
         at = names.index(axis)
         inner = product(sizes[name] for name in names[at + 1 :])
         if inner != Size.of(1):
-            flat = b(m.Div, flat, self.state.number_of(b.size(inner), I32), hint=axis)
+            flat = b(m.Div, flat, b.number_of(b.size(inner), I32), hint=axis)
         if at:
-            flat = b(m.Mod, flat, self.state.number_of(b.size(sizes[axis]), I32), hint=axis)
+            flat = b(m.Mod, flat, b.number_of(b.size(sizes[axis]), I32), hint=axis)
         return flat
 
     def _require_scalar(self, axis: str) -> None:
@@ -176,7 +176,7 @@ class FrameMemory:
             for axis in dim:
                 here = self.position(axis, frame, place, I64)
                 if index is not None:
-                    size = self.state.number_of(self.build.size(sizes[axis]), I64)
+                    size = self.build.number_of(self.build.size(sizes[axis]), I64)
                     here = self.build(m.Fma, index, size, here, hint="index")
                 index = here
             at.append(index if index is not None else self.build.number(0, I64))
@@ -225,7 +225,7 @@ class FrameMemory:
         if end is None or axis not in frame.axes:
             return None
         b, dim = self.build, frame.axes.index(axis)
-        left = self.state.number_of(b.sub(end, place.at[axis]), I32)
+        left = b.number_of(b.sub(end, place.at[axis]), I32)
         here = b(t.Coordinate, dim=dim, layout=frame.part(dim == 0, dim == 1))
         here = b(m.Cast, here, dtype=I32, hint="here")
         return b(m.Compare, here, left, relation="lt", hint=f"{axis}_inside")

@@ -126,7 +126,7 @@ class Values:
         if isinstance(op, m.Const):
             return build.number(op.value, self.state.dtype(value))
         if isinstance(op, m.SizeValue):
-            return self.state.number_of(build.size(op.size), self.state.dtype(value))
+            return self.state.build.number_of(build.size(op.size), self.state.dtype(value))
         found = self._streamed(op, frame)
         if found is None:
             found = self._simplified(op, frame)

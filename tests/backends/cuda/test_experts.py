@@ -13,6 +13,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.backends.cuda.running import run_emulated
+from tests.expert_lowbit_cases import CASES, EXPERTS, choices, exact_layer
 from tests.test_grouped_products import COUNTS, dtype, forms, oracle
 from tilewright.backends.cuda.emit import emit_cuda
 from tilewright.ir import ops_tile as t
@@ -26,6 +27,9 @@ from tilewright.passes.to_tile.whole_blocks.experts.blocks import ProductBlocks
 from tilewright.passes.to_tile.whole_blocks.experts.choices import PlanForm
 from tilewright.passes.to_tile.whole_blocks.experts.plan import plan_program
 from tilewright.passes.to_tile.whole_blocks.experts.products import product_program
+from tilewright.runtime.experts import experts_forward
+from tilewright.runtime.experts.gpu_grouped import why_not
+from tilewright.runtime.gpu_targets import using_backend, using_schedule
 
 SM80 = named_target("cuda-sm80")
 QUICK = (Phase.explicit, Phase.reuse, Phase.generate)  # to shrink compiles kernels for minutes
@@ -96,3 +100,17 @@ def test_plans(experts: int, lanes: bool) -> None:
         got = emulated(threads, given_, sizes)
     for one, other in zip(got, want, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@needs_compiler
+@pytest.mark.parametrize("at", [1, 5])
+def test_layers_in_few_bits(at: int) -> None:
+    """A whole layer by CUDA C++ in the emulation: codes of u4 with biases; two kinds of weights."""
+    case = CASES[at]
+    form, ids = case.form(), choices(9, 2, EXPERTS, 1)
+    x, weights = torch.randn(9, case.hidden), torch.rand(9, 2)
+    with using_backend("cuda-host"), using_schedule(16, 32, 4, 2):
+        assert why_not(form, x) == ""
+        got = experts_forward(form, x, ids, weights)
+    want = exact_layer(form, x, ids, weights)
+    torch.testing.assert_close(got.double(), want, rtol=0, atol=2e-5 * float(want.abs().max() + 1))

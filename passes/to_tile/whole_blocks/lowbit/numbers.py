@@ -18,7 +18,7 @@ from tilewright.ir.ops_lowbit import StreamDequantize
 from tilewright.ir.packing import STRIP
 from tilewright.ir.types import BufferType
 from tilewright.passes.to_tile.lowbit.tiles import as_f32
-from tilewright.passes.to_tile.state import LoweringState
+from tilewright.passes.to_tile.lowbit.weights import Workplace
 from tilewright.passes.to_tile.whole_blocks.lowbit.decode import LANES
 from tilewright.passes.to_tile.whole_blocks.lowbit.words import Block
 
@@ -36,7 +36,7 @@ class GroupNumbers:
     """Scales and zeros of ``height`` rows of one weight of ``length`` codes a row; a turn has
     ``strips`` strips. Codes come divided by ``unit``."""
 
-    state: LoweringState
+    work: Workplace
     weights: StreamDequantize
     length: int
     strips: int
@@ -72,7 +72,7 @@ class GroupNumbers:
 
     def of_turn(self, block: Block, turn: Value) -> list[Beside]:
         """Those of a turn's runs."""
-        b = self.state.build
+        b = self.work.build
         turn_codes = STRIP * self.strips
         if self.group >= turn_codes:
             return [self.at(block, b.div(turn, self.group // turn_codes))]
@@ -83,7 +83,7 @@ class GroupNumbers:
 
     def at(self, block: Block, group: Value) -> Beside:
         """Columns [rows, 1] of a group."""
-        b, column = self.state.build, Layout(2).local(self.height, 1)
+        b, column = self.work.build, Layout(2).local(self.height, 1)
 
         def read(memory: Value) -> Value:
             at = [block.number, block.lanes(b, group)]
@@ -94,12 +94,12 @@ class GroupNumbers:
     def strip(self, block: Block, first: Value) -> Beside:
         """Those of the strip whose first code is number ``first``: columns, or ragged ones for
         every code."""
-        b = self.state.build
+        b = self.work.build
         last = self.weights.layout.groups(self.length) - 1
         if not self.ragged:
             return self.at(block, b.minimum(b.div(first, self.group), last))
         layout = Layout(2).local(self.height, STRIP)
-        codes = self.state.positions_along(1, layout.collapse(0), first, I64, "code")
+        codes = b.positions_along(1, layout.collapse(0), first, I64, "code")
         groups = b(m.Min, b(m.Div, codes, b.number(self.group, I64)), b.number(last, I64))
         rows = b(t.Coordinate, dim=0, layout=layout.collapse(1))
         offsets = b(m.Add, b(m.Mul, groups, b.number(LANES, I64)), rows, hint="numbers")
@@ -114,18 +114,18 @@ class GroupNumbers:
     def _beside(self, read: object) -> Beside:
         assert callable(read)
         w = self.weights
-        scale = self._wide(read(self.state.buffers[w.scales]), w.scales, w.scale)
+        scale = self._wide(read(self.work.buffers[w.scales]), w.scales, w.scale)
         scale = self._times(scale, self.unit)
         if w.extra != "zeros":
             return Beside(scale, None)
-        zero = self._wide(read(self.state.buffers[w.more[0]]), w.more[0], F32)
+        zero = self._wide(read(self.work.buffers[w.more[0]]), w.more[0], F32)
         return Beside(scale, self._times(zero, 1 / self.unit))
 
     def _times(self, x: Value, factor: float) -> Value:
-        b = self.state.build
+        b = self.work.build
         return x if factor == 1 else b(m.Mul, x, b.number(factor, F32), hint=x.hint)
 
     def _wide(self, x: Value, tensor: Value, encoded: DType) -> Value:
-        memory = self.state.buffers[tensor].type
+        memory = self.work.buffers[tensor].type
         assert isinstance(memory, BufferType)
-        return as_f32(self.state.build, x, memory.dtype, encoded)
+        return as_f32(self.work.build, x, memory.dtype, encoded)

@@ -24,7 +24,7 @@ from tilewright.ir.layout import Layout
 from tilewright.ir.packing import STRIP
 from tilewright.ir.types import BufferType
 from tilewright.passes.to_tile.lowbit.info import PackedProduct
-from tilewright.passes.to_tile.state import LoweringState
+from tilewright.passes.to_tile.lowbit.weights import Workplace
 from tilewright.passes.to_tile.whole_blocks.lowbit.decode import (
     StripDecoder,
     product_dtype,
@@ -40,12 +40,14 @@ LONG_RUN = 2  # columns for each code of a run up to which sums are scaled: what
 @dataclass(frozen=True)
 class Place:
     """Where a work item is: its blocks of weights, its first row of activations, how many rows
-    there are, and which part of k it takes (None: all)."""
+    there are, and which part of k it takes (None: all). ``named``: a tile i64 [1, rows] of the rows
+    of activations that it takes instead, all of them there."""
 
     blocks: tuple[Block, ...]
     row: Value
     rows: Value
     part: Value | None
+    named: Value | None = None
 
 
 class StripProduct:
@@ -53,7 +55,7 @@ class StripProduct:
 
     def __init__(
         self,
-        state: LoweringState,
+        work: Workplace,
         product: PackedProduct,
         schedule: ProductSchedule,
         strips: int,
@@ -63,14 +65,14 @@ class StripProduct:
         """``on_weights``: scales are put on weights in any case."""
         assert isinstance(product.activations, s.Source)
         w = product.weights
-        self.state, self.b, self.schedule, self.table = state, state.build, schedule, table
+        self.work, self.b, self.schedule, self.table = work, work.build, schedule, table
         self.length, self.strips = product.length, strips
-        self.x = state.buffers[product.activations.tensor]
+        self.x = work.buffers[product.activations.tensor]
         assert isinstance(self.x.type, BufferType)
         self.made = product_dtype(w.dtype, self.x.type.dtype)
         height = schedule.height
-        self.numbers = GroupNumbers(state, w, self.length, strips, height)  # units come below
-        self.words = TurnWords.of(state, state.buffers[w.words], w.layout, strips, height)
+        self.numbers = GroupNumbers(work, w, self.length, strips, height)  # units come below
+        self.words = TurnWords.of(work, work.buffers[w.words], w.layout, strips, height)
         self.columns, self.has_zeros = schedule.rows, w.extra == "zeros"
         self.on_sums = not on_weights and self._sums_are_scaled
         self.zeros_on_sums = self.has_zeros and self.on_sums and self.columns <= FEW
@@ -83,7 +85,7 @@ class StripProduct:
         w = product.weights
         if not self.has_zeros or self.zeros_on_sums:
             return ""
-        memory = self.state.buffers[w.more[0]].type
+        memory = self.work.buffers[w.more[0]].type
         return "whole" if isinstance(memory, BufferType) and memory.dtype == U8 else "float"
 
     @property
@@ -205,11 +207,12 @@ class StripProduct:
 
     def _activations(self, place: Place, first: Value, cut: int) -> Value:
         """[32, columns] of x from code ``first`` on; zero past the rows and past the last code."""
-        b = self.b
-        bounds = [(1, "zero", place.rows)]
-        if cut:
-            bounds.append((0, "zero", b.index(self.length)))
-        layout = Layout(2).local(STRIP, self.columns)
+        b, layout = self.b, Layout(2).local(STRIP, self.columns)
+        ends = [b.index(self.length)] if cut else []
+        if place.named is not None:
+            x = b(t.LoadRows, self.x, place.named, first, *ends, layout=layout, dim=1, hint="x")
+            return self._cast(x, self.made)
+        bounds = [(1, "zero", place.rows), *((0, "zero", end) for end in ends)]
         x = b.load(self.x, [place.row, first], (1, 0), layout, bounds, hint="x")
         return self._cast(x, self.made)
 

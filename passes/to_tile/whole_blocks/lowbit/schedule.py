@@ -22,6 +22,9 @@ MANY = 128  # rows of a work item where there are more than those of all classes
 STAGE_BYTES = {("cuda", True): 48 << 10, ("cuda", False): 110 << 10}
 STAGE_BYTES |= {("hip", True): 16 << 10, ("hip", False): 32 << 10}
 MOST_STAGES = 4
+# of a lane, with few rows: each of two warps takes all columns of activations, and those of all
+# strips of a turn are read before the first is needed; sums of a run, and of all. More spill.
+REGISTERS = 160
 SUMS = 0.25  # bytes of sums written and read again, at most so much beside those of the words
 
 
@@ -55,21 +58,28 @@ def row_class(rows: int) -> int:
 
 
 def product_schedule(
-    packings: tuple[Packing, ...], bits: int, target: Target, rows: int, parts: int = 1
+    packings: tuple[Packing, ...],
+    bits: int,
+    target: Target,
+    rows: int,
+    parts: int = 1,
+    registers: int = REGISTERS,
 ) -> ProductSchedule:
     """The default schedule for up to ``rows`` rows (0: any number) of activations of ``bits``
-    bits.
+    bits; ``registers`` of a lane for the activations of a turn and its sums.
 
-    With few rows a turn takes a whole chunk, so that every word is read once: what matters are
-    bytes under way. With many it takes some strips and reads planes of few bits again, which costs
-    little beside the products, and leaves shared memory for activations. Half a block's rows are
-    taken where all words of a turn would fill the registers.
+    With few rows a turn takes a whole chunk if there are registers for it, so that every word is
+    read once: what matters are bytes under way. With many it takes some strips and reads planes of
+    few bits again, which costs little beside the products, and leaves shared memory for
+    activations. Half a block's rows are taken where all words of a turn would fill the registers.
     """
     block = (row_class(rows) if rows else 0) or MANY
     if target.gpu != "cuda":
         block = max(block, 16)
     few = block <= FEW
     strips = max(strips_of(p, few) for p in packings)
+    while few and strips > 1 and strips * block * bits // WORD + 2 * block > registers:
+        strips //= 2
     held = STAGE_BYTES[target.gpu, few]
     while not few and strips > 1 and 2 * STRIP * strips * block * bits // 8 > held:
         strips //= 2
@@ -80,7 +90,7 @@ def product_schedule(
     stages = max(2, min(held // turn + few, MOST_STAGES if target.gpu == "cuda" else 2))
     warps = 2 if few else 4
     if target.cpu == "sm_80":  # where other numbers spill: found by compiling
-        warps = 8 if block == MANY else warps
+        warps = 8 if block == MANY else 4 if (block, height) == (FEW, LANES) else warps
         if not few or (block == 16 and height < LANES):
             stages = 3 if words > 6 * TILE_WORDS else 2
     if bits == WORD:  # f32 goes to ordinary units, whose operands take registers

@@ -15,7 +15,7 @@ from tilewright.ir.dtypes import I32, I64
 from tilewright.ir.layout import Layout
 from tilewright.ir.packing import HALF, STRIP, TILE_WORDS, WORD, Packing
 from tilewright.passes.to_tile.emitter import TileBuilder
-from tilewright.passes.to_tile.state import LoweringState
+from tilewright.passes.to_tile.lowbit.weights import Workplace
 from tilewright.passes.to_tile.whole_blocks.lowbit.decode import LANES
 
 
@@ -38,21 +38,19 @@ class TurnWords:
     """Reads words [blocks, …] of a packing, ``strips`` strips of a chunk a turn, of ``height``
     rows."""
 
-    state: LoweringState
+    work: Workplace
     memory: Value
     packing: Packing
     strips: int
     offsets: Value  # of the words of a tile, i64 [rows, words]
 
     @staticmethod
-    def of(
-        state: LoweringState, memory: Value, packing: Packing, strips: int, height: int
-    ) -> TurnWords:
-        b, tile = state.build, Layout(2).local(height, TILE_WORDS)
+    def of(work: Workplace, memory: Value, packing: Packing, strips: int, height: int) -> TurnWords:
+        b, tile = work.build, Layout(2).local(height, TILE_WORDS)
         rows, words = (b(t.Coordinate, dim=d, layout=tile.collapse(1 - d)) for d in range(2))
         across = b(m.Mul, rows, b.number(TILE_WORDS, I64))
         return TurnWords(
-            state, memory, packing, strips, b(m.Add, across, words, hint="words_of_tile")
+            work, memory, packing, strips, b(m.Add, across, words, hint="words_of_tile")
         )
 
     @property
@@ -62,7 +60,7 @@ class TurnWords:
 
     def read(self, block: Block, turn: Value) -> dict[int, Value]:
         """By the number of the word of a chunk's first turn that a tile begins with: the tile."""
-        b = self.state.build
+        b = self.work.build
         chunk, inside = turn, b.index(0)
         if self.turns > 1:
             chunk, inside = b.div(turn, self.turns), b.mod(turn, self.turns)
@@ -89,4 +87,4 @@ class TurnWords:
         if self.turns == 1 or lasting < 2:
             return tile
         down = b.mul(b.mod(inside, lasting), width * self.strips)
-        return b(m.ShiftRightSigned, tile, self.state.number_of(down, I32), hint="words")
+        return b(m.ShiftRightSigned, tile, b.number_of(down, I32), hint="words")
