@@ -33,8 +33,8 @@ def direct_call_source(
 
     It refers to ``current()``, ``elsewhere(device, tensors)``, ``empty(shape, strides, dtype)``,
     ``start(device, items, values, low, keys)``, and what ``call_text`` refers to. ``low`` has the
-    low bits of every buffer's address and strides in bytes; a key is a buffer's address, sizes and
-    strides.
+    low four bits of every buffer's strides in bytes, and above them those of its address; a key is
+    a buffer's address, sizes and strides.
     """
     given = len(signature.inputs)
     begin = ["if device != current():", "    return elsewhere(device, tensors)"]
@@ -86,12 +86,12 @@ def _start(signature: Signature, strides: Strides, copied: Sequence[int]) -> Ite
 
 def _low_bits(signature: Signature, strides: Strides) -> str:
     """All addresses, and all strides in bytes, with "or"."""
-    by_size: dict[int, list[str]] = {1: [f"p{i}" for i in range(len(signature.params))]}
+    by_size: dict[int, list[str]] = {}
     for i, d in strides:
         by_size.setdefault(element_bytes(signature.params[i]), []).append(f"s{i}_{d}")
-    terms = by_size.pop(1)
-    terms += [f"({' | '.join(names)}) * {size}" for size, names in sorted(by_size.items())]
-    return f"({' | '.join(terms)}) & 15"
+    terms = [f"({' | '.join(names)}) * {size}" for size, names in sorted(by_size.items())]
+    addresses = " | ".join(f"p{i}" for i in range(len(signature.params)))
+    return f"(({addresses}) & 15) << 4 | ({' | '.join(terms) or '0'}) & 15"
 
 
 def element_bytes(type_: BufferType) -> int:

@@ -27,6 +27,7 @@ from tilewright.runtime.locks import Guard
 from tilewright.runtime.report import MachineReport
 
 BULK = 90  # compute capability from which there is a bulk copy engine
+ADDRESSES = 15  # above the low bits of strides in ``low`` are those of addresses
 # Triton's numbers of element types inside descriptors are not quite the driver's
 _MAP_TYPES = {8: 10, 9: 8, 10: 9}
 
@@ -57,13 +58,20 @@ class Forms:
         self.sizes = [
             element_bytes(p.type) for p in program.params if isinstance(p.type, BufferType)
         ]
+        self.strided = len(self.sizes) + len(plain.strides)  # where strides end among values
+        self.odd_strides: dict[tuple[int, ...], int] = {}  # of buffers that lie well
         self.guard = Guard()
 
     def start(
         self, device: int, items: int, values: tuple[int, ...], low: int, keys: tuple[Key, ...]
     ) -> None:
         """Starts the kernel on the device's current stream; the device is the current one."""
-        odd = self._odd(values) if low else 0
+        odd = 0
+        if low > ADDRESSES:
+            odd = self._odd(values)
+        elif low:
+            key = values[len(self.sizes) : self.strided]
+            odd = self.odd_strides.get(key) or self._odd_strides(key, values)
         form = self.forms.get((device, odd)) or self._first(device, odd)
         descriptions: Sequence[bytes] = ()
         if form.descriptions.tilings:
@@ -125,6 +133,13 @@ class Forms:
         for at, (buffer, _) in enumerate(self.plain.strides, first):
             odd |= (values[at] * self.sizes[buffer] % 16 != 0) << buffer
         return odd
+
+    def _odd_strides(self, key: tuple[int, ...], values: Sequence[int]) -> int:
+        """The same where all addresses are such multiples: kept by strides."""
+        if len(self.odd_strides) >= MOST:
+            self.odd_strides.clear()
+        found = self.odd_strides[key] = self._odd(values)
+        return found
 
     def _first(self, device: int, odd: int) -> Form:
         """The form that is tried first."""

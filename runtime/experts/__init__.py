@@ -44,8 +44,9 @@ def experts_forward(
     if not ids.numel():
         return torch.zeros_like(x)
     if on_gpu(x):
-        if not gpu_grouped.why_not(form, x):
-            return gpu_grouped.run(form, x, ids, weights, rerouting)
+        layer = gpu_grouped.layer_for(form, x, ids, weights, rerouting)
+        if layer is not None:
+            return layer(form, x, ids, weights, rerouting)
     elif not grouped.why_not(form, x):
         return grouped.run(form, x, ids, weights, rerouting)
     ids = ids if rerouting is None else rerouting.apply(ids)

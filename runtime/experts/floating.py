@@ -120,7 +120,7 @@ def grouped_product(
     of its expert e: x [P, K] -> [P, N] of dtype ``out``. ``chosen``: x is [T, K], not yet sorted;
     ``scale`` f32 [P]."""
     weights, biases = matrices.weights, matrices.biases
-    form = float_form(x, matrices, gate, chosen, scale is not None, out)
+    form = float_form(x.dtype, matrices, gate, chosen, scale is not None, out)
     target = kernel_target()
     how = tiling(form, target, 1 if len(plan.places) == 1 else max(2, plan.rows_each))
     if how.way == Way.PANEL and form.x != F32 and not form.pairs(target):
@@ -132,20 +132,20 @@ def grouped_product(
 
 
 def float_form(
-    x: torch.Tensor,
+    x: torch.dtype,
     matrices: Matrices,
     gate: GateFunction,
     chosen: bool,
     scaled: bool,
     out: DType,
 ) -> FloatForm:
-    """What a product with x [P, K] (``chosen``: [T, K]) is to kernels."""
+    """What a product with x [P, K] (``chosen``: [T, K]) of a dtype is to kernels."""
     weight, biases, woven = matrices.weights[0], matrices.biases, matrices.woven
     return FloatForm(
-        int(x.shape[1]),
+        int(weight.shape[2]),
         int(weight.shape[1]) // (2 if woven else 1),
         FLOATS[weight.dtype],
-        FLOATS[x.dtype],
+        FLOATS[x],
         2 if woven else len(matrices.weights),
         gate,
         FLOATS[biases[0].dtype] if biases else None,

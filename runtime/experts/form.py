@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 
@@ -215,12 +216,18 @@ class ExpertsForm:
                 f"[E, H, I]; these are {', '.join(map(str, shapes))}"
             )
 
-    @property
+    @cached_property
+    def prepared(self) -> dict[Any, Any]:
+        """What calls have prepared for those like them, by what decides it. Nothing in it may refer
+        to the form: weights go with it at once."""
+        return {}
+
+    @cached_property
     def experts(self) -> int:
         """E"""
         return self.down.experts
 
-    @property
+    @cached_property
     def hidden(self) -> int:
         """H"""
         return self.first[0].columns

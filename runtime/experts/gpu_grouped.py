@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -15,20 +16,27 @@ from tilewright.passes.to_tile.experts.grouped_form import PLAIN, FloatForm
 from tilewright.passes.to_tile.whole_blocks.experts.blocks import (
     ProductBlocks,
     product_blocks,
+    rows_class,
     rows_of_block,
 )
 from tilewright.passes.to_tile.whole_blocks.experts.products import product_program
 from tilewright.passes.to_tile.whole_blocks.experts.sums import sum_program
 from tilewright.runtime.cuda.gpus import refuse_capture
 from tilewright.runtime.experts import gpu_packed
-from tilewright.runtime.experts.between import gate_function, gated
+from tilewright.runtime.experts.between import gate_function
 from tilewright.runtime.experts.floating import Matrices, float_form, together, why_not_matrices
 from tilewright.runtime.experts.form import ALL, ExpertsForm, Product
-from tilewright.runtime.experts.gpu_plan import BlockPlan, block_plan
+from tilewright.runtime.experts.gpu_plan import BlockPlan, Planner, Step, is_few, planner
 from tilewright.runtime.experts.rerouting import Rerouting
 from tilewright.runtime.family import Call
 from tilewright.runtime.gpu_backend import gpu_call, on_gpu
-from tilewright.runtime.gpu_targets import BY_TRITON, device_target, forced_schedule, pretended
+from tilewright.runtime.gpu_targets import (
+    BY_TRITON,
+    chosen_by_caller,
+    device_target,
+    forced_schedule,
+    pretended,
+)
 from tilewright.runtime.kernel import FLOATS, TORCH_DTYPES
 from tilewright.runtime.once import Once
 
@@ -57,41 +65,88 @@ def _why_not_product(product: Product, device: torch.device, target: Target) -> 
     return gpu_packed.why_not(product, device, target)
 
 
-def run(
+@dataclass(frozen=True)
+class Layer:
+    """The kernels of a layer for calls that are alike."""
+
+    planner: Planner
+    first: Step
+    down: Step
+    total: Call
+
+    def fresh(self) -> bool:
+        """Whether weights lie where they did."""
+        return self.first.fresh() and self.down.fresh()
+
+    def __call__(
+        self,
+        form: ExpertsForm,
+        x: torch.Tensor,
+        ids: torch.Tensor,
+        weights: torch.Tensor,
+        rerouting: Rerouting | None,
+    ) -> torch.Tensor:
+        """x [T, H], ids and weights [T, k] -> [T, H] in x's dtype. Tokens with ids that name no
+        expert become NaN."""
+        made = self.planner(ids, weights, rerouting)
+        x = x if x.stride(1) == 1 else x.contiguous()
+        y = self.down.call(form, made, self.first.call(form, made, x))
+        if form.after is not None:
+            y = form.after(y.to(x.dtype)).float() * made.scales[:, None]
+        return self.total(y, made.places)[0]
+
+
+def layer_for(
     form: ExpertsForm,
     x: torch.Tensor,
     ids: torch.Tensor,
     weights: torch.Tensor,
     rerouting: Rerouting | None = None,
-) -> torch.Tensor:
-    """x [T, H], ids and weights [T, k], T * k not 0 -> [T, H] in x's dtype. Tokens with ids that
-    name no expert become NaN."""
+) -> Layer | None:
+    """What runs a call, T * k not 0, kept for those like it: all that decides its kernels is looked
+    up once. None where ``why_not`` says why."""
+    count = ids.numel()
+    base = 0 if rerouting is None else int(rerouting.map.shape[1])
+    each = -(-count // max(1, min(base or form.experts, count)))
+    sizes = ids.shape[1], base, rows_class(each), is_few(ids)
+    given = x.dtype, x.device, ids.dtype, weights.dtype
+    key = given, sizes, chosen_by_caller(), pretended.on
+    layer: Layer | None = form.prepared.get(key)
+    if layer is None or not layer.fresh():
+        if why_not(form, x):
+            return None
+        layer = form.prepared[key] = _layer(form, x, ids, weights, rerouting, each)
+    return layer
+
+
+def _layer(
+    form: ExpertsForm,
+    x: torch.Tensor,
+    ids: torch.Tensor,
+    weights: torch.Tensor,
+    rerouting: Rerouting | None,
+    each: int,
+) -> Layer:
+    """For experts with about ``each`` rows."""
     target, inner = device_target(x.device.index), _inner_dtype(form.down, x)
-    rows = _rows(form, x, ids.numel(), inner, rerouting)
-    made = block_plan(ids, weights, form.experts, rows, target, form.skip, rerouting)
-    x = x if x.stride(1) == 1 else x.contiguous()
-    h = _first(form, made, x, inner, target)
-    if form.after is None:
-        y = _down(form, made, h, target, scale=made.scales, out=_outer_dtype(x))
-    else:
-        y = form.after(_down(form, made, h, target).to(x.dtype)).float()
-        y = y * made.scales[:, None]
-    width = int(y.shape[1])
-    key = int(ids.shape[1]), width, FLOATS[y.dtype], FLOATS[x.dtype], target
-    return _SUMS[(key, pretended.backend)](y, made.places)[0]
+    rows = _rows(form, x, inner, each)
+    plans = planner(ids, weights, form.experts, rows, target, form.skip, rerouting)
+    first = _first(form, x, rows, inner, target)
+    # what an expert's results are kept in before they are added up: x's dtype, as models do. In f32
+    # writing and reading them would take as long as an eighth of both products
+    y = FLOATS[x.dtype] if form.after is None else F32
+    down = _down(form, TORCH_DTYPES[inner.name], x.device, rows, y, target)
+    key = int(ids.shape[1]), form.down.rows, y, FLOATS[x.dtype], target
+    return Layer(plans, first, down, _SUMS[key, pretended.backend])
 
 
-def _rows(
-    form: ExpertsForm, x: torch.Tensor, choices: int, inner: DType, rerouting: Rerouting | None
-) -> int:
+def _rows(form: ExpertsForm, x: torch.Tensor, inner: DType, each: int) -> int:
     """Rows of a block, by how many rows an expert has, about."""
     forced = forced_schedule()
     if forced is not None:
         return forced.rows
     products = [product.weight for product in (*form.first, form.down)]
     dtypes = {x.dtype, TORCH_DTYPES[inner.name], *(w.dtype for w in _tensors(products))}
-    experts = form.experts if rerouting is None else int(rerouting.map.shape[1])
-    each = -(-choices // max(1, min(experts, choices)))
     rows = rows_of_block(each, torch.float32 in dtypes or len(dtypes) > 1)
     return min(rows, gpu_packed.most_rows(form))
 
@@ -108,59 +163,80 @@ def _inner_dtype(down: Product, x: torch.Tensor) -> DType:
     return FLOATS[x.dtype] if same else F32
 
 
-def _outer_dtype(x: torch.Tensor) -> DType:
-    """What an expert's results are kept in before they are added up: x's, as models do. In f32
-    writing and reading them would take as long as an eighth of both products."""
-    return FLOATS[x.dtype]
-
-
-def _first(
-    form: ExpertsForm, made: BlockPlan, x: torch.Tensor, out: DType, target: Target
-) -> torch.Tensor:
-    """What the second product takes, of dtype ``out``: x [T, H] -> [P, I]."""
+def _first(form: ExpertsForm, x: torch.Tensor, rows: int, out: DType, target: Target) -> Step:
+    """What the second product takes, of dtype ``out``: rows like x [T, H] -> [P, I]."""
     if form.first[0].quantised:
-        return gpu_packed.packed_first(form, made, x, out, target)
+        return gpu_packed.packed_first(form, x, rows, out, target)
     parts = [Matrices.of(p, form.columns if len(form.first) == 1 else ALL) for p in form.first]
-    function, whole = gate_function(form.gate), together(parts)
+    where, function, whole = _where(form.first), gate_function(form.gate), together(parts)
     if function is not None and whole is not None:
-        return _product(made, x, whole, target, gate=function, chosen=True, out=out)
-    each = [_product(made, x, one, target, chosen=True) for part in parts for one in part.each()]
-    return gated(form, each, x.dtype).to(TORCH_DTYPES[out.name])
+        given = x.dtype, whole, rows, target
+        return Step(_product(*given, gate=function, chosen=True, out=out), where)
+    each = [
+        Step(_product(x.dtype, one, rows, target, chosen=True), where)
+        for part in parts
+        for one in part.each()
+    ]
+    return gpu_packed.gated_step(each, out)
 
 
 def _down(
     form: ExpertsForm,
-    made: BlockPlan,
-    h: torch.Tensor,
+    h: torch.dtype,
+    device: torch.device,
+    rows: int,
+    out: DType,
     target: Target,
-    *,
-    scale: torch.Tensor | None = None,
-    out: DType = F32,
-) -> torch.Tensor:
-    """The second product: h [P, I] -> [P, N] of dtype ``out``."""
-    if form.down.quantised:
-        return gpu_packed.packed_product(form.down, made, h, target, scale=scale, out=out)
-    return _product(made, h, Matrices.of(form.down), target, scale=scale, out=out)
+) -> Step:
+    """The second product: h [P, I] -> [P, N] of dtype ``out``, scaled if nothing comes after it."""
+    product, scaled = form.down, form.after is None
+    if product.quantised:
+        given = product, h, device, rows, target
+        return gpu_packed.packed_product(*given, scaled=scaled, out=out)
+    made = _product(h, Matrices.of(product), rows, target, scaled=scaled, out=out)
+    return Step(made, _where([product]))
+
+
+def _where(products: Sequence[Product]) -> Callable[[], bool]:
+    """Whether tensors lie where they do now, and have the same dtypes."""
+    tensors = [
+        tensor
+        for product in products
+        for tensor in (product.weight, product.bias)
+        if isinstance(tensor, torch.Tensor)
+    ]
+
+    def facts() -> list[tuple[int, torch.dtype]]:
+        return [(tensor.data_ptr(), tensor.dtype) for tensor in tensors]
+
+    before = facts()
+    return lambda: facts() == before
 
 
 def _product(
-    made: BlockPlan,
-    x: torch.Tensor,
+    x: torch.dtype,
     matrices: Matrices,
+    rows: int,
     target: Target,
     *,
     gate: GateFunction = PLAIN,
     chosen: bool = False,
-    scale: torch.Tensor | None = None,
+    scaled: bool = False,
     out: DType = F32,
-) -> torch.Tensor:
+) -> Callable[[ExpertsForm, BlockPlan, torch.Tensor], torch.Tensor]:
     """``gate(x @ w0[e].T + b0[e], x @ w1[e].T + b1[e]) * scale``: x [P, K], or not yet sorted
-    (``chosen``) [T, K] -> [P, N] of dtype ``out``. ``scale`` f32 [P]."""
-    form = float_form(x, matrices, gate, chosen, scale is not None, out)
-    tokens = (made.tokens,) if chosen else ()
-    more = () if scale is None else (scale,)
-    kernel = _PRODUCTS[(form, _blocks(form, target, made.rows), target), pretended.backend]
-    return kernel(made.blocks, *tokens, x, *matrices.weights, *matrices.biases, *more)[0]
+    (``chosen``) [T, K] -> [P, N] of dtype ``out``, in blocks of ``rows``."""
+    form = float_form(x, matrices, gate, chosen, scaled, out)
+    kernel = _PRODUCTS[(form, _blocks(form, target, rows), target), pretended.backend]
+    own = *matrices.weights, *matrices.biases
+
+    def call(_: ExpertsForm, made: BlockPlan, x: torch.Tensor) -> torch.Tensor:
+        if chosen:
+            return kernel(made.blocks, made.tokens, x, *own)[0]
+        more = (made.scales,) if scaled else ()
+        return kernel(made.blocks, x, *own, *more)[0]
+
+    return call
 
 
 def _blocks(form: FloatForm, target: Target, rows: int) -> ProductBlocks:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -24,7 +24,7 @@ from tilewright.passes.to_tile.whole_blocks.lowbit.schedule import ProductSchedu
 from tilewright.runtime.cuda.gpus import refuse_capture
 from tilewright.runtime.experts.between import gated
 from tilewright.runtime.experts.form import ALL, ExpertsForm, Product
-from tilewright.runtime.experts.gpu_plan import BlockPlan
+from tilewright.runtime.experts.gpu_plan import BlockPlan, Step
 from tilewright.runtime.experts.packed_first import (
     PackedFirst,
     Tensors,
@@ -61,31 +61,30 @@ class PackedCalls:
     biases: Tensors
     target: Target
 
-    def read(self, x: torch.Tensor) -> torch.Tensor:
-        """What kernels read of x [R, K]."""
-        order = self.weights.order
-        x = x if order is None else x[:, order]
-        return x if x.stride(1) == 1 else x.contiguous()
-
-    def __call__(
+    def step(
         self,
-        plan: BlockPlan,
-        x: torch.Tensor,
+        rows: int,
+        x: torch.dtype,
         *,
         gate: GateFunction = PLAIN,
         chosen: bool = False,
-        scale: torch.Tensor | None = None,
+        scaled: bool = False,
         out: DType = F32,
-    ) -> torch.Tensor:
-        """What was ``read`` of x [P, K], or not yet sorted (``chosen``) [T, K] -> [P, N] of dtype
-        ``out``; rows of no expert are not written. ``scale`` f32 [P]."""
-        form = self._form(FLOATS[x.dtype], gate, scale is not None, out, chosen)
-        kernel = _PRODUCTS[(form, plan.rows, self.target, forced_product(forced_schedule())),
-                           pretended.backend]  # fmt: skip
-        tokens = (plan.tokens,) if chosen else ()
-        more = () if scale is None else (scale,)
-        w = self.weights
-        return kernel(plan.blocks, *tokens, *w.lookup, x, *w.own, *self.biases, *more)
+    ) -> Step:
+        """Rows of x [P, K], or not yet sorted (``chosen``) [T, K] -> [P, N] of dtype ``out``, in
+        blocks of ``rows``; rows of no expert are not written."""
+        form = self._form(FLOATS[x], gate, scaled, out, chosen)
+        key = form, rows, self.target, forced_product(forced_schedule())
+        kernel, w, biases = _PRODUCTS[key, pretended.backend], self.weights, self.biases
+
+        def call(_: ExpertsForm, plan: BlockPlan, x: torch.Tensor) -> torch.Tensor:
+            x = x if w.order is None else x[:, w.order]
+            x = x if x.stride(1) == 1 else x.contiguous()
+            tokens = (plan.tokens,) if chosen else ()
+            more = (plan.scales,) if scaled else ()
+            return kernel(plan.blocks, *tokens, *w.lookup, x, *w.own, *biases, *more)
+
+        return Step(call, lambda: w.fresh)
 
     def _form(
         self, x: DType, gate: GateFunction, scaled: bool, out: DType, chosen: bool
@@ -110,37 +109,43 @@ def why_not(what: ExpertsForm | Product, device: torch.device, target: Target) -
     return found if isinstance(found, str) else ""
 
 
-def packed_first(
-    form: ExpertsForm, plan: BlockPlan, x: torch.Tensor, out: DType, target: Target
-) -> torch.Tensor:
-    """What the second product takes of x [T, H]: [P, I] of ``out``. Raises UnsupportedError if
-    ``why_not`` says why."""
-    first = _first_of(form, x.device, target)
+def packed_first(form: ExpertsForm, x: torch.Tensor, rows: int, out: DType, target: Target) -> Step:
+    """What the second product takes of rows like x [T, H]: [P, I] of ``out``. Raises
+    UnsupportedError if ``why_not`` says why."""
+    first, dtype = _first_of(form, x.device, target), x.dtype
     if isinstance(first, str):
         raise UnsupportedError(f"no grouped kernel: {first}")
     if first.whole is not None:
-        read = first.whole.read(x)
-        return first.whole(plan, read, gate=first.function, chosen=True, out=out)
-    read = first.each[0].read(x)
-    sides = [side(plan, read, chosen=True) for side in first.each]
-    return gated(form, sides, x.dtype).to(TORCH_DTYPES[out.name])
+        return first.whole.step(rows, dtype, gate=first.function, chosen=True, out=out)
+    return gated_step([side.step(rows, dtype, chosen=True) for side in first.each], out)
 
 
 def packed_product(
     product: Product,
-    plan: BlockPlan,
-    h: torch.Tensor,
+    h: torch.dtype,
+    device: torch.device,
+    rows: int,
     target: Target,
     *,
-    scale: torch.Tensor | None = None,
-    out: DType = F32,
-) -> torch.Tensor:
-    """``(h @ weight[e].T + bias[e]) * scale``, each of the plan's rows with its expert e: h [P, K],
-    scale f32 [P] -> [P, N] of ``out``. Raises UnsupportedError if ``why_not`` says why."""
-    calls = _product_of(product, h.device, target)
+    scaled: bool,
+    out: DType,
+) -> Step:
+    """``h @ weight[e].T + bias[e]``, ``scaled`` by the plan's scales, each row with its expert e: h
+    [P, K] -> [P, N] of ``out``. Raises UnsupportedError if ``why_not`` says why."""
+    calls = _product_of(product, device, target)
     if isinstance(calls, str):
         raise UnsupportedError(f"no grouped kernel: {calls}")
-    return calls(plan, calls.read(h), scale=scale, out=out)
+    return calls.step(rows, h, scaled=scaled, out=out)
+
+
+def gated_step(sides: Sequence[Step], out: DType) -> Step:
+    """A function that no kernel has, after a product of each side."""
+
+    def call(form: ExpertsForm, plan: BlockPlan, x: torch.Tensor) -> torch.Tensor:
+        made = [side.call(form, plan, x) for side in sides]
+        return gated(form, made, x.dtype).to(TORCH_DTYPES[out.name])
+
+    return Step(call, lambda: all(side.fresh() for side in sides))
 
 
 # ---- what is kept for weights

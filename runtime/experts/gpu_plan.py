@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -12,6 +13,7 @@ from tilewright.ir.target import Target
 from tilewright.passes.to_tile.whole_blocks.experts.choices import PlanForm
 from tilewright.passes.to_tile.whole_blocks.experts.plan import FEW, count_program, plan_program
 from tilewright.runtime.cuda.gpus import refuse_capture
+from tilewright.runtime.experts.form import ExpertsForm
 from tilewright.runtime.experts.rerouting import Rerouting
 from tilewright.runtime.family import Call
 from tilewright.runtime.gpu_backend import gpu_call
@@ -39,7 +41,43 @@ class BlockPlan:
     scales: torch.Tensor
 
 
-def block_plan(
+@dataclass(frozen=True)
+class Planner:
+    """Makes the plans of calls that are alike, in blocks of ``rows`` rows."""
+
+    experts: int
+    rows: int
+    sort: Call
+    tally: Call | None
+
+    def __call__(
+        self, ids: torch.Tensor, weights: torch.Tensor, rerouting: Rerouting | None = None
+    ) -> BlockPlan:
+        """The plan for ids [T, k] and weights [T, k], of the dtypes and about as many as those that
+        it was made for.
+
+        Ids that name no expert are not refused, since that would have to wait for the device: the
+        plan marks them, and their tokens' results become NaN.
+        """
+        ids, weights = _readable(ids, weights)
+        adapters = () if rerouting is None else (rerouting.adapters, rerouting.map)
+        room = _room(most_blocks(ids.numel(), self.experts, self.rows), ids.device)
+        flat = ids.reshape(-1)
+        counts = () if self.tally is None else self.tally(flat, *adapters)
+        made = self.sort(flat, weights.reshape(-1), *adapters, room, *counts)
+        return BlockPlan(self.rows, *made)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A product of a layer: ``call`` takes the form of the layer, a plan, and rows; ``fresh`` says
+    whether weights lie where they did when it was made."""
+
+    call: Callable[[ExpertsForm, BlockPlan, torch.Tensor], torch.Tensor]
+    fresh: Callable[[], bool]
+
+
+def planner(
     ids: torch.Tensor,
     weights: torch.Tensor,
     experts: int,
@@ -47,27 +85,26 @@ def block_plan(
     target: Target,
     skip: bool = False,
     rerouting: Rerouting | None = None,
-) -> BlockPlan:
-    """The plan for ids int [T, k] and weights float [T, k], T * k not 0, in blocks of ``rows``
-    rows; with ``skip``, ids from ``experts`` on stand for no expert. With ``rerouting`` ids are of
-    its base experts, and the same kernels look up what they mean.
+) -> Planner:
+    """What makes plans for ids int [T, k] and weights float [T, k] like these, T * k not 0, in
+    blocks of ``rows`` rows; with ``skip``, ids from ``experts`` on stand for no expert. With
+    ``rerouting`` ids are of its base experts, and the same kernels look up what they mean."""
+    ids, weights = _readable(ids, weights)
+    base = 0 if rerouting is None else int(rerouting.map.shape[1])
+    dtypes = _IDS[ids.dtype], FLOATS[weights.dtype]
+    form = PlanForm(experts, int(ids.shape[1]), *dtypes, base, skip, rows)
+    sort, tally = _KERNELS[form, is_few(ids), target, pretended.backend]
+    return Planner(experts, rows, sort, tally)
 
-    Ids that name no expert are not refused, since that would have to wait for the device: the plan
-    marks them, and their tokens' results become NaN.
-    """
+
+def is_few(ids: torch.Tensor) -> bool:
+    """Whether one work item sorts so many choices."""
+    return ids.numel() <= FEW
+
+
+def _readable(ids: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     ids = ids if ids.dtype in _IDS else ids.long()
-    weights = weights if weights.dtype in FLOATS else weights.float()
-    chosen, count = int(ids.shape[1]), ids.numel()
-    base, adapters = 0, tuple[torch.Tensor, ...]()
-    if rerouting is not None:
-        base, adapters = int(rerouting.map.shape[1]), (rerouting.adapters, rerouting.map)
-    form = PlanForm(experts, chosen, _IDS[ids.dtype], FLOATS[weights.dtype], base, skip, rows)
-    sort, tally = _KERNELS[form, count <= FEW, target, pretended.backend]
-    flat = ids.reshape(-1)
-    room = _room(most_blocks(count, experts, rows), ids.device)
-    given = flat, weights.reshape(-1), *adapters, room
-    counts = () if tally is None else tally(flat, *adapters)
-    return BlockPlan(rows, *sort(*given, *counts))
+    return ids, weights if weights.dtype in FLOATS else weights.float()
 
 
 def most_blocks(count: int, experts: int, rows: int) -> int:

@@ -15,7 +15,7 @@ from tilewright.ir.errors import BindError
 from tilewright.ir.target import named_target
 from tilewright.runtime.experts import ExpertsForm, Product, Rerouting, experts_forward
 from tilewright.runtime.experts.gpu_grouped import why_not
-from tilewright.runtime.experts.gpu_plan import BlockPlan, block_plan, most_blocks
+from tilewright.runtime.experts.gpu_plan import BlockPlan, most_blocks, planner
 from tilewright.runtime.experts.segments import route
 from tilewright.runtime.gpu_targets import using_schedule
 
@@ -86,7 +86,12 @@ def test_plans(tokens: int, chosen: int, experts: int, beyond: int, rows: int, s
         [torch.float32, torch.bfloat16][seed % 2]
     )
     with using_schedule(16, 16, 4, 2):
-        check(block_plan(ids, weights, experts, rows, SM90, skip=True), ids, weights, experts)
+        check(
+            planner(ids, weights, experts, rows, SM90, skip=True)(ids, weights),
+            ids,
+            weights,
+            experts,
+        )
 
 
 def test_many_choices_share_parts() -> None:
@@ -94,7 +99,7 @@ def test_many_choices_share_parts() -> None:
     ids = torch.randint(0, 9, (2900, 3), generator=torch.Generator().manual_seed(0))
     weights = torch.rand(2900, 3)
     with using_schedule(16, 16, 4, 2):
-        check(block_plan(ids, weights, 9, 64, SM90), ids, weights, 9)
+        check(planner(ids, weights, 9, 64, SM90)(ids, weights), ids, weights, 9)
 
 
 @pytest.mark.parametrize("tokens", [5, 90])
@@ -106,7 +111,7 @@ def test_adapters_are_looked_up_on_the_way(tokens: int) -> None:
     table = torch.randint(0, 20, (4, 6), generator=rng).int()
     rerouting = Rerouting(adapters, table)
     with using_schedule(16, 16, 4, 2):
-        made = block_plan(ids, weights, 20, 16, SM90, rerouting=rerouting)
+        made = planner(ids, weights, 20, 16, SM90, rerouting=rerouting)(ids, weights, rerouting)
     check(made, rerouting.apply(ids), weights, 20)
 
 

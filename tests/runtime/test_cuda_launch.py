@@ -90,6 +90,14 @@ def test_odd_addresses_and_strides_have_forms_of_their_own(driver: FakeDriver) -
     found = [m.form for m in made.explain().kernels[0].variants[0].machine]
     assert found[0] == "bulk copies" and found[3] == "plain"
     assert [f.split(" not ")[0] for f in found[1:3]] == ["k", "v"]
+    count = len(driver.kernels)
+    for tensors in ((q, k, wide), (q, k, v), (q, odd, v), (q, k, wide)):  # all known
+        check(made, *tensors)
+    assert len(driver.kernels) == count
+    check(made, q, odd, wide)
+    check(made, q, wide, v)  # as with ``odd``
+    found = [m.form for m in made.explain().kernels[0].variants[0].machine]
+    assert [f.split(" not ")[0] for f in found[4:]] == ["k, v"]
 
 
 def test_strides_of_64_bits(driver: FakeDriver) -> None:

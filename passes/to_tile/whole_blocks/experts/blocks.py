@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 
 from tilewright.ir.dtypes import F32
@@ -25,12 +26,17 @@ class ProductBlocks:
     stages: int
 
 
+def rows_class(rows_each: int) -> int:
+    """The class of calls whose experts have about ``rows_each`` rows: those of one have blocks
+    of as many."""
+    return bisect_left(_ROWS_EACH, rows_each)
+
+
 def rows_of_block(rows_each: int, wide: bool = False) -> int:
     """Rows of a block where experts have about ``rows_each`` rows; ``wide``: products in f32, whose
     sums take the registers of twice as many rows."""
     sizes = ROWS[:-1] if wide else ROWS
-    fits = (rows for rows, most in zip(sizes, _ROWS_EACH, strict=False) if rows_each <= most)
-    return next(fits, sizes[-1])
+    return sizes[min(rows_class(rows_each), len(sizes) - 1)]
 
 
 def product_blocks(form: FloatForm, target: Target, rows: int) -> ProductBlocks:
