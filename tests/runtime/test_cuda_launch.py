@@ -3,7 +3,6 @@ was given out of memory and computes with it, so that a wrong address, stride or
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,8 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import tilewright
 from tests.attention_programs import Attention
@@ -26,7 +23,7 @@ from tilewright.ir.parser import parse
 from tilewright.runtime import program as program_module
 from tilewright.runtime.cuda import descriptions as descriptions_module
 from tilewright.runtime.cuda import start as start_module
-from tilewright.runtime.cuda.driver import Driver, Image, Tiling
+from tilewright.runtime.cuda.driver import Driver, Image
 from tilewright.runtime.cuda.gpus import gpus
 from tilewright.runtime.cuda.start import Layout, starter
 from tilewright.runtime.gpu_targets import pretended
@@ -131,35 +128,6 @@ def test_descriptions_are_made_once_and_forgotten(
     assert len(driver.maps) == 11 and kernel is not None
     made(q, k, v)  # its description is gone
     assert len(driver.maps) == 12
-
-
-def test_tensor_maps_say_what_the_driver_wants(driver: FakeDriver) -> None:
-    tiling = Tiling((1, 1, 64, 64), 3, 2, 9)
-    made = gpus.driver.tensor_map(tiling, 4096, (2, 3, 1000, 128), (400000, 128, 384, 1))
-    assert driver.maps == [(4096, (128, 1000, 3, 2), (768, 256, 800000), (64, 64, 1, 1))]
-    assert made[8:] == b"\xff" * 120
-    small = gpus.driver.tensor_map(tiling, 4096, (1, 1, 4, 128), (512, 512, 128, 1))
-    assert small[10] == 0xFF & ~(1 << 5)  # CUTLASS's correction for drivers up to 13.1
-    driver.version = 13020
-    assert Driver(driver).tensor_map(tiling, 4096, (1, 1, 4, 128), (512, 512, 128, 1))[10] == 0xFF
-
-
-@settings(max_examples=30)
-@given(
-    pointers=st.integers(1, 5),
-    ranks=st.lists(st.integers(1, 5), max_size=3).map(tuple),
-    integers=st.integers(0, 9),
-    wide=st.booleans(),
-)
-def test_layouts_place_parameters_apart(
-    pointers: int, ranks: tuple[int, ...], integers: int, wide: bool
-) -> None:
-    layout = Layout(pointers, ranks, integers, wide)
-    places = list(zip(layout.offsets()[:-2], layout.sizes()[:-2], strict=True))
-    assert all(at % min(size, 64) == 0 for at, size in places)
-    ordered = sorted(places)
-    assert all(a + n <= b for (a, n), (b, _) in itertools.pairwise(ordered))
-    assert min(at for at, _ in places) == 64
 
 
 def test_threads_launch_at_once(driver: FakeDriver) -> None:
