@@ -113,6 +113,8 @@ def layer_for(
     key = given, sizes, chosen_by_caller(), pretended.on
     layer: Layer | None = form.prepared.get(key)
     if layer is None or not layer.fresh():
+        if layer is not None:
+            form.prepared.clear()  # all of it has weights where they were
         if why_not(form, x):
             return None
         layer = form.prepared[key] = _layer(form, x, ids, weights, rerouting, each)

@@ -98,7 +98,7 @@ def test_a_lock_that_another_thread_holds_is_free_in_the_child(old: Rows) -> Non
     once: Once[int, int] = Once(lambda key: key + 1)
     assert family is not None
     program: Any = SimpleNamespace(params=())
-    plain: Any = None
+    plain: Any = SimpleNamespace(strides=())
     experts = ExpertMemory(1, 1)
     of_gpus = Driver(FakeDriver()), Forms(program, plain, None, {}, []), Descriptions(())
     guards = (
