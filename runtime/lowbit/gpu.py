@@ -8,16 +8,19 @@ since nothing on a GPU gains from rounding them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
 import torch
 
 from tilewright.ir.dtypes import F32, DType
 from tilewright.ir.errors import UnsupportedError
-from tilewright.ir.packing import Packing
+from tilewright.ir.packing import TILES, Packing
 from tilewright.passes.choose_layout import choose_layout
-from tilewright.runtime.gpu_targets import device_target, forced_schedule, pretended
+from tilewright.passes.to_tile.whole_blocks.lowbit.decode import LANES
+from tilewright.passes.to_tile.whole_blocks.schedule import BlockSchedule
+from tilewright.runtime.family import KernelFamily
+from tilewright.runtime.gpu_targets import chosen_by_caller, device_target
 from tilewright.runtime.kernel import FLOATS
 from tilewright.runtime.lowbit.form import LinearForm
 from tilewright.runtime.lowbit.gpu_matrix import MANY_ROWS, WrittenOut
@@ -54,9 +57,9 @@ _repacked: Repacked = WeakKeyDictionary()
 def for_gpu(weight: QuantizedTensor) -> QuantizedTensor:
     """The weight as kernels for GPUs read it; repacked once."""
     layout = weight.layout
-    wanted = gpu_packing(weight.dtype, layout.group, weight.words.device)
-    if (layout.order, layout.lanes) == (wanted.order, wanted.lanes):
+    if (layout.order, layout.lanes) == (TILES, LANES):  # as those of all GPUs are
         return weight
+    wanted = gpu_packing(weight.dtype, layout.group, weight.words.device)
     return repacked(weight, lambda: wanted, _repacked)
 
 
@@ -70,15 +73,20 @@ class GpuCall:
     given: tuple[object, ...]  # what it is known by: other objects may not get their addresses
     target: str
     written_out: WrittenOut
+    kernels: dict[tuple[BlockSchedule | None, str], KernelFamily] = field(default_factory=dict)
 
     def __call__(self, x: torch.Tensor, *residual: torch.Tensor) -> torch.Tensor:
         if x.shape[0] >= MANY_ROWS and self.form.narrow:
             return self.written_out(x, *residual)
-        backend = "triton" if pretended.backend == "gpu" else pretended.backend
-        wanted = Product(self.form, self.target, backend, forced_schedule())
-        product = PRODUCTS[wanted]
-        (y,) = product(x, *self.own, *residual)
+        chosen = chosen_by_caller()
+        kernel = self.kernels.get(chosen) or self._kernel(*chosen)
+        (y,) = kernel(x, *self.own, *residual)
         return y if y.shape[1] == self.rows else y[:, : self.rows].contiguous()
+
+    def _kernel(self, forced: BlockSchedule | None, backend: str) -> KernelFamily:
+        wanted = Product(self.form, self.target, "triton" if backend == "gpu" else backend, forced)
+        made = self.kernels[forced, backend] = PRODUCTS[wanted]
+        return made
 
 
 def gpu_linear(

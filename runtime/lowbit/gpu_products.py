@@ -83,6 +83,8 @@ class PackedCall:
         self.products = packed_products(info.graph)
         given = self.products[0].weights.words, self.products[0].activations.operands[0]
         self.words, self.activations = (info.graph.params.index(value) for value in given)
+        self.length = self.products[0].length
+        self.bits = sum(p.weights.dtype.bits for p in self.products) // len(self.products)
         self.forms: Once[int, _Form] = Once(self._form)
         self.whole = self.forms[1]  # what cannot be made is refused when the form is
 
@@ -97,14 +99,12 @@ class PackedCall:
 
     def parts(self, tensors: tuple[torch.Tensor, ...]) -> int:
         """How many work items share out k for these inputs."""
-        length, blocks = self.products[0].length, tensors[self.words].shape[0]
-        rows = self._rows(tensors)
-        bits = sum(p.weights.dtype.bits for p in self.products) // len(self.products)
+        blocks, rows = tensors[self.words].shape[0], self._rows(tensors)
         slots = min(AT_ONCE * processors(tensors[0].device), 2 * COUNTERS)
-        return parts_of(self.schedule, blocks, rows, length, bits, slots)
+        return parts_of(self.schedule, blocks, rows, self.length, self.bits, slots)
 
     def _rows(self, tensors: tuple[torch.Tensor, ...]) -> int:
-        return tensors[self.activations].numel() // max(1, self.products[0].length)
+        return tensors[self.activations].numel() // max(1, self.length)
 
     def _form(self, parts: int) -> _Form:
         variant = self.variant
