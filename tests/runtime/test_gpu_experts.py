@@ -16,7 +16,7 @@ from tilewright.runtime.experts.gpu_grouped import Layer, layer_for
 from tilewright.runtime.quantized.tensor import QuantizedTensor
 
 pytest.importorskip("triton")
-EXPERTS, HIDDEN, INNER = 8, 32, 16
+EXPERTS, HIDDEN, INNER = 16, 32, 16
 
 
 @pytest.fixture(scope="module")
