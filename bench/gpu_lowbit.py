@@ -10,6 +10,7 @@ flushed before each call. Writes OUT as JSON after every step; exits with 1 if a
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -61,7 +62,7 @@ def jobs(suite: Suite) -> list[Call]:
     facts += [(4096, SHAPES[0], dtype) for dtype in MANY]
 
     def job(rows: int, shape: tuple[int, int], dtype: str) -> object:
-        weight = random_weight(dtype, shape[1], shape[0], suite.device)
+        weight = random_weight(dtype, shape[::-1], suite.device)
         return tilewright.linear(_input(suite, rows, shape[0]), weight)
 
     return [partial(job, *fact) for fact in facts]
@@ -71,16 +72,23 @@ def jobs(suite: Suite) -> list[Call]:
 
 
 def random_weight(
-    dtype: str, outputs: int, inner: int, device: torch.device
+    dtype: str,
+    shape: Sequence[int],
+    device: torch.device,
+    group: int = GROUP,
+    zero_point: int | None = None,
 ) -> tilewright.QuantizedTensor:
     """Random codes and scales: as fast to make as memory lets."""
     bits = int(dtype[1])
     top = (1 << bits) - 2 if dtype == "f8e4m3" else (1 << bits) - 1  # without NaN's code
-    codes = torch.randint(0, top + 1, (outputs, inner), dtype=torch.uint8, device=device)
+    codes = torch.randint(0, top + 1, tuple(shape), dtype=torch.uint8, device=device)
     if dtype == "f8e4m3":
         codes &= 0x7E  # neither of NaN's
-    scales = torch.rand(outputs, -(-inner // GROUP), device=device).half() / 64 + 0.001
-    return tilewright.QuantizedTensor.from_codes(codes, scales, dtype=dtype, group=GROUP)
+    groups = *shape[:-1], -(-shape[-1] // group)
+    scales = torch.rand(groups, device=device).half() / 64 + 0.001
+    return tilewright.QuantizedTensor.from_codes(
+        codes, scales, dtype=dtype, group=group, zero_point=zero_point
+    )
 
 
 def _sizes(suite: Suite, rows: int, shape: tuple[int, int]) -> tuple[int, int, int]:
@@ -158,7 +166,7 @@ def beside_torch(
         if int4 is not None:
             calls["torch int4"] = int4
         for dtype in dtypes[first : first + 4]:
-            weight = random_weight(dtype, outputs, inner, suite.device)
+            weight = random_weight(dtype, (outputs, inner), suite.device)
             call = partial(tilewright.linear, x, weight)
             key = f"{dtype} M{rows} K{inner} N{outputs}, its first rows"
             known = shape != SHAPES[0]  # the same kernels; a larger weight takes long to write out
@@ -172,7 +180,7 @@ def tune(suite: Suite, rows: int, shape: tuple[int, int], ceilings: Ceilings) ->
     """u4 with other schedules."""
     rows, inner, outputs = _sizes(suite, rows, shape)
     x = _input(suite, rows, inner)
-    weight = random_weight("u4", outputs, inner, suite.device)
+    weight = random_weight("u4", (outputs, inner), suite.device)
     calls: dict[str, Call] = {"u4": partial(tilewright.linear, x, weight)}
     for name, schedule in SCHEDULES.items():
         if schedule[0] >= rows:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 import tilewright
+from tilewright.bench.gpu_lowbit import random_weight
 from tilewright.bench.gpu_timing import Call, Suite, run_suite
 from tilewright.experts import ExpertsForm, Product, experts_forward
 from tilewright.gpu import using_schedule
@@ -111,15 +112,9 @@ def in_few_bits(form: ExpertsForm, dtype: str) -> ExpertsForm:
 
     def product(given: Product) -> Product:
         assert isinstance(given.weight, torch.Tensor)
-        shape, device = given.weight.shape, given.weight.device
-        codes = torch.randint(0, 1 << int(dtype[1]), shape, dtype=torch.uint8, device=device)
-        groups = *shape[:-1], -(-shape[-1] // GROUP)
-        scales = torch.rand(groups, device=device).half() / 64 + 0.001
-        zeros = 1 << (int(dtype[1]) - 1)
-        weight = tilewright.QuantizedTensor.from_codes(
-            codes, scales, dtype=dtype, group=GROUP, zero_point=zeros
-        )
-        return Product(weight)
+        zero = 1 << (int(dtype[1]) - 1)
+        like = given.weight
+        return Product(random_weight(dtype, like.shape, like.device, GROUP, zero))
 
     return ExpertsForm(tuple(map(product, form.first)), product(form.down))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -72,6 +72,23 @@ def why_not_matrices(product: Product, weight: torch.Tensor, device: torch.devic
     if product.bias is not None and product.bias.dtype not in FLOATS:
         return f"biases of {product.bias.dtype}"
     return ""
+
+
+def why_not_products(
+    form: ExpertsForm, device: torch.device, packed: Callable[[ExpertsForm | Product], str]
+) -> str:
+    """The same of all products of a form; ``packed`` says it of quantised ones: of a form's first
+    product, gate and up, or of a product."""
+
+    def why_not(product: Product) -> str:
+        if isinstance(product.weight, torch.Tensor):
+            return why_not_matrices(product, product.weight, device)
+        return packed(product)
+
+    quantised = any(product.quantised for product in form.first)
+    reason = packed(form) if quantised else ""
+    others = [form.down] if quantised else [*form.first, form.down]
+    return reason or next(filter(None, map(why_not, others)), "")
 
 
 def float_first(form: ExpertsForm, plan: Plan, x: torch.Tensor, out: DType) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -24,7 +25,7 @@ from tilewright.passes.to_tile.whole_blocks.experts.sums import sum_program
 from tilewright.runtime.cuda.gpus import refuse_capture
 from tilewright.runtime.experts import gpu_packed
 from tilewright.runtime.experts.between import gate_function
-from tilewright.runtime.experts.floating import Matrices, float_form, together, why_not_matrices
+from tilewright.runtime.experts.floating import Matrices, float_form, together, why_not_products
 from tilewright.runtime.experts.form import ALL, ExpertsForm, Product
 from tilewright.runtime.experts.gpu_plan import BlockPlan, Planner, Step, is_few, planner
 from tilewright.runtime.experts.rerouting import Rerouting
@@ -51,18 +52,8 @@ def why_not(form: ExpertsForm, x: torch.Tensor) -> str:
         target = device_target(x.device.index)
     except (BackendMissingError, TargetError) as error:
         return str(error)
-    if any(product.quantised for product in form.first):
-        reason, others = gpu_packed.why_not(form, x.device, target), [form.down]
-    else:
-        reason, others = "", [*form.first, form.down]
-    reasons = (_why_not_product(product, x.device, target) for product in others)
-    return reason or next(filter(None, reasons), "")
-
-
-def _why_not_product(product: Product, device: torch.device, target: Target) -> str:
-    if isinstance(product.weight, torch.Tensor):
-        return why_not_matrices(product, product.weight, device)
-    return gpu_packed.why_not(product, device, target)
+    packed = partial(gpu_packed.why_not, device=x.device, target=target)
+    return why_not_products(form, x.device, packed)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -42,7 +41,6 @@ from tilewright.runtime.lowbit.gpu_products import forced_product, table_on
 from tilewright.runtime.once import Once, kept_fresh
 
 MOST_ROWS = {1: 128, 2: 64}  # of a plan's blocks, by matrices of the first product
-V = TypeVar("V")
 
 
 def most_rows(form: ExpertsForm) -> int:

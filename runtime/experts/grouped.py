@@ -11,7 +11,7 @@ from tilewright.runtime.experts.floating import (
     float_first,
     float_product,
     inner_dtype,
-    why_not_matrices,
+    why_not_products,
 )
 from tilewright.runtime.experts.form import ExpertsForm, Product
 from tilewright.runtime.experts.plan import Plan, plan
@@ -26,17 +26,7 @@ def why_not(form: ExpertsForm, x: torch.Tensor) -> str:
     """Why no grouped kernel covers a call ('': one does)."""
     if not x.is_cpu or x.dtype not in FLOATS:
         return f"activations of {x.dtype} on {x.device.type}"
-    if any(product.quantised for product in form.first):
-        reason, others = packed.applies(form), [form.down]
-    else:
-        reason, others = "", [*form.first, form.down]
-    return reason or next(filter(None, (_why_not_product(p, x.device) for p in others)), "")
-
-
-def _why_not_product(product: Product, device: torch.device) -> str:
-    if isinstance(product.weight, torch.Tensor):
-        return why_not_matrices(product, product.weight, device)
-    return packed.applies(product)
+    return why_not_products(form, x.device, packed.applies)
 
 
 def run(

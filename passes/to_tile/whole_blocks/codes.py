@@ -135,7 +135,7 @@ class CodeBlock:
         first = b.div(self.at, LANES)
         if self.cut:
             last = b.sub(b.sub(b.size(self._shape(self.words)[2]), 1), first)
-            row = b(m.Min, row, self.state.build.number_of(last, I32), hint="row")
+            row = b(m.Min, row, b.number_of(last, I32), hint="row")
         if self.frame.sizes[self.channels] > p.chunks(self.form.width) * p.chunk:
             chunk = b(m.Min, chunk, b.number(p.chunks(self.form.width) - 1, I32), hint="chunk")
         row = b(m.Mul, self._wide(row), self._stride(self.words, 2), hint="offsets")
@@ -276,7 +276,7 @@ class CodeBlock:
         """The last two dimensions at tiles of positions, moved inside."""
         b, total = self.b, None
         for dim, index in ((2, row), (3, column)):
-            last = self.state.build.number_of(b.sub(b.size(self._shape(buffer)[dim]), 1), I32)
+            last = b.number_of(b.sub(b.size(self._shape(buffer)[dim]), 1), I32)
             inside = b(m.Max, b(m.Min, index, last), b.number(0, I32), hint="inside")
             term = b(m.Mul, self._wide(inside), self._stride(buffer, dim), hint="along")
             total = term if total is None else b(m.Add, total, term, hint="offsets")

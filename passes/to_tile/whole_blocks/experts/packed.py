@@ -16,19 +16,17 @@ from dataclasses import dataclass, replace
 from tilewright.ir import ops_math as m
 from tilewright.ir import ops_tile as t
 from tilewright.ir.core import Graph, Region, Value
-from tilewright.ir.dtypes import F32, I32, I64
-from tilewright.ir.errors import UnsupportedError
+from tilewright.ir.dtypes import F32, I32
 from tilewright.ir.layout import Layout
-from tilewright.ir.packing import STRIP, TILES
 from tilewright.ir.sizes import Size
 from tilewright.ir.target import Target
 from tilewright.ir.types import BufferType
 from tilewright.passes.canonicalise import canonicalise_graph
 from tilewright.passes.to_tile.experts.packed_form import PackedBuffers, PackedForm, Parts
-from tilewright.passes.to_tile.lowbit.decode import table_values
 from tilewright.passes.to_tile.lowbit.tiles import as_f32
 from tilewright.passes.to_tile.whole_blocks.experts.blocks import ROWS
-from tilewright.passes.to_tile.whole_blocks.lowbit.decode import LANES
+from tilewright.passes.to_tile.whole_blocks.experts.items import block_of_rows, rows_of_x
+from tilewright.passes.to_tile.whole_blocks.lowbit.decode import LANES, require_tiles, table_of
 from tilewright.passes.to_tile.whole_blocks.lowbit.product import Place, StripProduct
 from tilewright.passes.to_tile.whole_blocks.lowbit.schedule import (
     MANY,
@@ -50,10 +48,7 @@ def packed_blocks(form: PackedForm, target: Target, rows: int) -> ProductSchedul
     """
     packings = [stack.weight.layout for kind in form.kinds for stack in kind]
     for packing in packings:
-        if packing.order != TILES or packing.lanes != LANES:
-            raise UnsupportedError(
-                f"weights are packed as {packing}; on a GPU they lie in {TILES} of {LANES} lanes"
-            )
+        require_tiles(packing)
     many = 0 if rows >= MANY else rows
     zeros = any(stack.weight.zeros is not None for kind in form.kinds for stack in kind)
     registers = REGISTERS - (FOR_ZEROS if zeros else 0)
@@ -110,17 +105,14 @@ class _Packed(PackedBuffers):
     def whole(self) -> PackedExperts:
         """The program with the tables that it needs."""
         b, y = self.build, self.schedule
-        number = b(t.BlockId, dim=0, hint="number")
-        expert, first, last = (
-            b(t.Read, self.plan, number, b.index(i), hint=hint)
-            for i, hint in enumerate(("expert", "first", "last"))
-        )
+        expert, first, last = block_of_rows(b, self.plan)
         with b.when_less(first, last):
             block, lane = b(t.BlockId, dim=1, hint="block"), None
             if y.pieces > 1:
                 lane = b.mul(b.mod(block, y.pieces), y.height)
                 block = b.div(block, y.pieces)
-            rows = self._rows(first, last)
+            layout = Layout(2).local(1, y.rows)
+            rows = rows_of_x(b, self.tokens, first, last, layout)
             # the result comes after the tables, which are known when all is written
             out = Value(
                 BufferType((Size.of("P"), Size.of(self.form.columns)), self.form.out, 1), "y"
@@ -144,16 +136,6 @@ class _Packed(PackedBuffers):
         graph = Graph("tile", "packed_experts", self.size_names, body, attrs)
         return PackedExperts(canonicalise_graph(canonicalise_graph(graph)), tuple(self.tables))
 
-    def _rows(self, first: Value, last: Value) -> Value:
-        """Rows of x, i64 [1, rows]; those past the last are some row that is there."""
-        b, layout = self.build, Layout(2).local(1, self.schedule.rows)
-        if self.tokens is not None:
-            cut = [(1, "zero", last)]
-            found = b.load(self.tokens, [first], (1,), layout, cut, hint="token")
-            return b(m.Cast, found, dtype=I64, hint="row")
-        here = b.positions_along(1, layout, first, I64, "row")
-        return b(m.Min, here, b.splat(b.sub(last, 1)), hint="row")
-
     def _sums(self, kind: Sequence[Parts], item: _Item, rows: Value) -> list[Value]:
         """f32 [height, rows]: what every product adds up, with its expert's factor."""
         b, found = self.build, []
@@ -168,17 +150,12 @@ class _Packed(PackedBuffers):
         return found
 
     def _writer(self, parts: Parts) -> StripProduct:
-        product, dtype = self.product(parts, self.x), parts.weights.dtype
-        table = None
-        if not dtype.is_int and not dtype.is_float:
-            table = self._table(table_values(dtype, product.packing.bits, 0))
-        strips = min(self.schedule.strips, product.packing.chunk // STRIP)
-        return StripProduct(self, product, self.schedule, strips, table)
-
-    def _table(self, values: tuple[float, ...]) -> Value:
-        if values not in self.tables:
+        product = self.product(parts, self.x)
+        values = table_of(parts.weights.dtype, product.packing.bits)
+        if values is not None and values not in self.tables:
             self.tables[values] = self.param(f"table{len(self.tables)}", (len(values),), F32)
-        return self.tables[values]
+        table = None if values is None else self.tables[values]
+        return StripProduct(self, product, self.schedule, table)
 
     def _write(self, item: _Item, sums: list[Value], out: Value) -> None:
         """Results of a piece of a block, with what is done to sums on the way."""

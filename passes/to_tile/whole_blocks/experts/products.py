@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from tilewright.ir import ops_math as m
 from tilewright.ir import ops_tile as t
 from tilewright.ir.core import Graph, Region, Value
-from tilewright.ir.dtypes import F32, I32, I64, DType
+from tilewright.ir.dtypes import F32, I32, DType
 from tilewright.ir.layout import Layout
 from tilewright.ir.sizes import Size
 from tilewright.ir.target import Target
@@ -23,6 +23,7 @@ from tilewright.passes.canonicalise import canonicalise_graph
 from tilewright.passes.to_tile.emitter import TileBuilder
 from tilewright.passes.to_tile.experts.grouped_form import FloatForm
 from tilewright.passes.to_tile.whole_blocks.experts.blocks import ProductBlocks
+from tilewright.passes.to_tile.whole_blocks.experts.items import block_of_rows, rows_of_x
 
 
 def product_program(form: FloatForm, blocks: ProductBlocks, target: Target) -> Graph:
@@ -54,11 +55,7 @@ class _Product:
     def program(self) -> Graph:
         """The whole tile program."""
         b, form, blocks = self.b, self.form, self.blocks
-        number = b(t.BlockId, dim=0, hint="number")
-        expert, first, last = (
-            b(t.Read, self.plan, number, b.index(i), hint=hint)
-            for i, hint in enumerate(("expert", "first", "last"))
-        )
+        expert, first, last = block_of_rows(b, self.plan)
         with b.when_less(first, last):
             column = b.mul(b(t.BlockId, dim=1, hint="columns"), blocks.columns)
             self._item(expert, first, last, column)
@@ -77,7 +74,8 @@ class _Product:
 
     def _item(self, expert: Value, first: Value, last: Value, column: Value) -> None:
         """One block of rows and columns, from products to results."""
-        b, rows = self.b, self._rows(first, last)
+        b, layout = self.b, Layout(2).local(self.blocks.rows, 1)
+        rows = rows_of_x(b, self.tokens, first, last, layout)
         start = b.mul(column, 2) if self.form.woven else column
         sums = self._sums(rows, expert, start)
         for i, bias in enumerate(self.biases):
@@ -94,16 +92,6 @@ class _Product:
             y = b(m.Cast, y, dtype=self.form.out, hint="y")
         bounds = [(0, last), *((d, end) for d, _, end in self._past(1, self.blocks.columns, False))]
         b.store(y, self.out, [first, column], (0, 1), bounds)
-
-    def _rows(self, first: Value, last: Value) -> Value:
-        """Rows of x, i64 [rows, 1]; those past the last are some row that is there."""
-        b, layout = self.b, Layout(2).local(self.blocks.rows, 1)
-        if self.tokens is not None:
-            cut = [(0, "zero", last)]
-            found = b.load(self.tokens, [first], (0,), layout, cut, hint="token")
-            return b(m.Cast, found, dtype=I64, hint="row")
-        here = b(m.Add, b(t.Coordinate, dim=0, layout=layout), b.splat(first), hint="row")
-        return b(m.Min, here, b.splat(b.sub(last, 1)), hint="row")
 
     def _sums(self, rows: Value, expert: Value, start: Value) -> list[Value]:
         """f32 [rows, span] of x times every weight from column ``start`` on."""

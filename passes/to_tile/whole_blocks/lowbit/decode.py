@@ -28,13 +28,15 @@ import numpy as np
 
 from tilewright.ir import ops_math as m
 from tilewright.ir import ops_tile as t
-from tilewright.ir.core import Value
+from tilewright.ir.core import NOWHERE, Value
 from tilewright.ir.dtypes import BF16, F16, F32, I32, I64, TABLE, DType
+from tilewright.ir.errors import Location, UnsupportedError
 from tilewright.ir.layout import Layout
 from tilewright.ir.ops_lowbit import View, decoded
-from tilewright.ir.packing import HALF, STRIP, Packing
+from tilewright.ir.packing import HALF, STRIP, TILES, Packing
 from tilewright.ir.types import RegisterType
 from tilewright.passes.to_tile.emitter import TileBuilder
+from tilewright.passes.to_tile.lowbit.decode import table_values
 from tilewright.passes.to_tile.lowbit.unpack import Move, constant, moves
 
 I16 = TABLE["i16"]
@@ -59,6 +61,21 @@ def _in_range(dtype: DType, given: DType) -> bool:
     values = np.asarray(every, np.float64)[np.isfinite(every)]
     held: Any = np.asarray(given.round(values), np.float64)
     return bool(np.array_equal(held, values) if dtype.is_float else np.isfinite(held).all())
+
+
+def table_of(dtype: DType, bits: int) -> tuple[float, ...] | None:
+    """What codes stand for that are neither integers nor floats, as a table in memory has it."""
+    return None if dtype.is_int or dtype.is_float else table_values(dtype, bits, 0)
+
+
+def require_tiles(packing: Packing, loc: Location = NOWHERE) -> None:
+    """Raises UnsupportedError for weights that are packed for something else."""
+    if packing.order != TILES or packing.lanes != LANES:
+        raise UnsupportedError(
+            f"weights are packed as {packing}; on a GPU they lie in {TILES} of {LANES} lanes "
+            "(QuantizedTensor.with_layout repacks them)",
+            loc,
+        )
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,6 @@ class StripProduct:
         work: Workplace,
         product: PackedProduct,
         schedule: ProductSchedule,
-        strips: int,
         table: Value | None,
         on_weights: bool = False,
     ) -> None:
@@ -66,7 +65,8 @@ class StripProduct:
         assert isinstance(product.activations, s.Source)
         w = product.weights
         self.work, self.b, self.schedule, self.table = work, work.build, schedule, table
-        self.length, self.strips = product.length, strips
+        self.length = product.length
+        self.strips = strips = min(schedule.strips, w.layout.chunk // STRIP)
         self.x = work.buffers[product.activations.tensor]
         assert isinstance(self.x.type, BufferType)
         self.made = product_dtype(w.dtype, self.x.type.dtype)

@@ -18,18 +18,17 @@ from tilewright.ir.core import Graph, Region, Value
 from tilewright.ir.dtypes import BF16, F16, F32, I32
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.layout import Layout
-from tilewright.ir.packing import STRIP, TILES
+from tilewright.ir.packing import STRIP
 from tilewright.ir.sizes import Size
 from tilewright.ir.target import Target
 from tilewright.ir.types import BufferType
 from tilewright.passes.canonicalise import canonicalise_graph
 from tilewright.passes.to_tile.choices import DEFAULT, Choice, with_choice
 from tilewright.passes.to_tile.kernel_info import KernelInfo
-from tilewright.passes.to_tile.lowbit.decode import table_values
 from tilewright.passes.to_tile.lowbit.info import PackedProduct, packed_products
 from tilewright.passes.to_tile.parameters import kernel_parameters
 from tilewright.passes.to_tile.state import LoweringState
-from tilewright.passes.to_tile.whole_blocks.lowbit.decode import LANES
+from tilewright.passes.to_tile.whole_blocks.lowbit.decode import LANES, require_tiles, table_of
 from tilewright.passes.to_tile.whole_blocks.lowbit.product import Place, StripProduct
 from tilewright.passes.to_tile.whole_blocks.lowbit.schedule import (
     ProductSchedule,
@@ -119,13 +118,8 @@ def decode_program(info: KernelInfo, target: Target) -> PackedPrograms:
 
 
 def _check(product: PackedProduct, units: dict[str, int]) -> None:
-    packing, loc = product.packing, product.weights.loc
-    if packing.order != TILES or packing.lanes != LANES:
-        raise UnsupportedError(
-            f"weights are packed as {packing}; on a GPU they lie in {TILES} of {LANES} lanes "
-            "(QuantizedTensor.with_layout repacks them)",
-            loc,
-        )
+    loc = product.weights.loc
+    require_tiles(product.packing, loc)
     if product.integer:
         raise UnsupportedError("activations in bytes on a GPU", loc)
     if any(units.get(x.hint) != 1 for x in product.weights.operands):  # whole vectors are read
@@ -305,13 +299,13 @@ class _Program:
     def _writer(self, product: PackedProduct, on_weights: bool = False) -> StripProduct:
         """What writes a product, with a table in memory if its codes need one."""
         w, table = product.weights, None
-        if not w.dtype.is_int and not w.dtype.is_float:
-            self.tables += (table_values(w.dtype, w.layout.bits, 0),)
-            size = Size.of(len(self.tables[-1]))
+        values = table_of(w.dtype, w.layout.bits)
+        if values is not None:
+            self.tables += (values,)
+            size = Size.of(len(values))
             table = Value(BufferType((size,), F32, 0), f"table_{len(self.table_params)}")
             self.table_params += (table,)
-        strips = min(self.schedule.strips, product.packing.chunk // STRIP)
-        return StripProduct(self.state, product, self.schedule, strips, table, on_weights)
+        return StripProduct(self.state, product, self.schedule, table, on_weights)
 
     def _write(
         self, sink: s.Sink, block: Block, row: Value, rows: int, made: dict[Value, Value]
