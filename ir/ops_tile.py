@@ -25,10 +25,10 @@ from tilewright.ir.ops_index import SizeOf as SizeOf  # noqa: PLC0414
 from tilewright.ir.ops_index import StrideOf as StrideOf  # noqa: PLC0414
 from tilewright.ir.ops_index import TileOp
 from tilewright.ir.ops_tile_blocks import Integer as Integer  # noqa: PLC0414
-from tilewright.ir.ops_tile_blocks import Interleave as Interleave  # noqa: PLC0414
 from tilewright.ir.ops_tile_blocks import LastOf as LastOf  # noqa: PLC0414
 from tilewright.ir.ops_tile_blocks import Product as Product  # noqa: PLC0414
 from tilewright.ir.ops_tile_blocks import Scatter as Scatter  # noqa: PLC0414
+from tilewright.ir.ops_tile_blocks import Unpack as Unpack  # noqa: PLC0414
 from tilewright.ir.ops_tile_indexed import Alternate as Alternate  # noqa: PLC0414
 from tilewright.ir.ops_tile_indexed import LoadRows as LoadRows  # noqa: PLC0414
 from tilewright.ir.ops_tile_indexed import Reshape as Reshape  # noqa: PLC0414

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from tilewright.ir.core import Value, attribute, operand
-from tilewright.ir.dtypes import BOOL, I32, I64
-from tilewright.ir.layout import Layout
+from tilewright.ir.dtypes import BOOL, I32, I64, DType
+from tilewright.ir.layout import Layout, merge_digits
 from tilewright.ir.ops_index import TileOp
+from tilewright.ir.packing import Packing
 from tilewright.ir.types import INDEX, RegisterType, Type
 
 
@@ -94,33 +95,57 @@ class LastOf(TileOp, name="tile.last_of", traits=("reads", "writes")):
         return INDEX
 
 
-class Interleave(TileOp, name="tile.interleave", traits=("pure",)):
-    """Tiles of one type, a power of two of them, in turn along a dimension: n tiles [m, k] give
-    [m * n, k] with row i * n + j from row i of tile j, or likewise [m, k * n].
+class Unpack(TileOp, name="tile.unpack", traits=("pure",)):
+    """The codes of packed words as numbers: chunk i of ``packing`` lies at place i of the words
+    along a dimension, its codes at i * chunk, i * chunk + 1, … there.
 
-    Whole blocks lie in one lane, row by row; of tiles in many lanes every lane puts its own
-    elements side by side."""
+    ``words`` has an i32 tile for every word of a chunk. Whole blocks lie in one lane, row by row;
+    in many lanes every lane has the codes of its own words, in any order of its registers.
+    """
 
-    parts: tuple[Value, ...] = operand(rest=True)
+    words: tuple[Value, ...] = operand(rest=True)
+    packing: str = attribute()
     dim: int = attribute()
+    dtype: DType = attribute()
+    layout: Layout = attribute()
+
+    @property
+    def form(self) -> Packing:
+        """How codes lie in the words of a chunk."""
+        return Packing.parse(self.packing)
 
     def infer(self) -> Type:
-        types, count = {self.register(v) for v in self.parts}, len(self.parts)
+        types, form = {self.register(v) for v in self.words}, self.form
         self.require(len(types) == 1, "all tiles must have one type")
-        self.require(count & (count - 1) == 0, "a power of two tiles")
-        type_ = types.pop()
-        self.require_dim(self.dim, type_.layout)
-        shape = list(type_.shape)
-        self.require(len(shape) == 2, "tiles are matrices")
-        if type_.layout.lanes > 1:
-            beside = type_.layout.local(*(count if d == self.dim else 1 for d in range(2)))
-            return RegisterType(type_.dtype, beside)
-        whole = type_.layout == Layout(2).local(*shape)
-        self.require(whole, "whole blocks lie in one lane, row by row")
-        shape[self.dim] *= count
-        return RegisterType(type_.dtype, Layout(2).local(*shape))
+        self.require(len(self.words) == form.words, f"a chunk of {form} has {form.words} words")
+        words = types.pop()
+        self.require(words.dtype == I32, "words are i32")
+        self.require(len(words.shape) == 2, "tiles are matrices")
+        self.require_dim(self.dim, words.layout)
+        self.require(self.dtype.is_float, "codes become floats")
+        shape = list(words.shape)
+        shape[self.dim] *= form.chunk
+        self.require(self.layout.shape == tuple(shape), f"codes are {shape}")
+        whole = all(x == Layout(2).local(*x.shape) for x in (words.layout, self.layout))
+        own = self._own_words(words.layout)
+        self.require(own if words.layout.lanes > 1 else whole, "lanes have codes of other words")
+        return RegisterType(self.dtype, self.layout)
 
-    def reference(self, *parts: Any) -> Any:
-        shape = list(parts[0].shape)
-        shape[self.dim] *= len(parts)
-        return np.stack(parts, axis=self.dim + 1).reshape(shape)
+    def _own_words(self, words: Layout) -> bool:
+        """Whether every lane has all codes of its own words."""
+        lanes = self.layout.digits()[1]
+        steps = [self.form.chunk if d == self.dim else 1 for d, _, _ in lanes]
+        whole = all(digit[1] % step == 0 for digit, step in zip(lanes, steps, strict=True))
+        above = [(d, n // step, size) for (d, n, size), step in zip(lanes, steps, strict=True)]
+        return whole and merge_digits(above) == words.digits()[1]
+
+    def reference(self, *words: Any) -> Any:
+        form, codes = self.form, []
+        given = [np.asarray(x).astype(np.int32).view(np.uint32) for x in words]
+        for number in range(form.chunk):
+            code = np.zeros(given[0].shape, np.uint32)
+            for piece in form.pieces(number):
+                field = (given[piece.word] >> piece.at) & ((1 << piece.width) - 1)
+                code |= (field << piece.low).astype(np.uint32)
+            codes.append(code)
+        return np.stack(codes, axis=self.dim + 1).reshape(self.layout.shape).astype(np.float64)

@@ -23,7 +23,7 @@ from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.target import Target
 from tilewright.passes.to_threads.lower import threads_program
 from tilewright.passes.to_threads.roles import roles_program
-from tilewright.passes.to_tile.whole_blocks.schedule import BlockSchedule
+from tilewright.passes.to_tile.whole_blocks.schedule import BlockSchedule, blocks_of_one_warp
 from tilewright.runtime.backends import kernel_cache
 from tilewright.runtime.calls import launched_call_source
 from tilewright.runtime.cuda.calls import direct_call_source, element_bytes
@@ -33,7 +33,7 @@ from tilewright.runtime.cuda.gpus import gpus, refuse_capture
 from tilewright.runtime.cuda.start import Layout, Start, starter
 from tilewright.runtime.family import Call, Variant
 from tilewright.runtime.fingerprint import cache_key
-from tilewright.runtime.gpu_kernel import GpuKernel, make_gpu
+from tilewright.runtime.gpu_kernel import GpuKernel, choosable, make_gpu
 from tilewright.runtime.report import MachineReport, VariantReport
 
 SYMBOL = "tilewright_kernel"
@@ -192,6 +192,12 @@ def machine_code(source: CudaSource, architecture: str) -> bytes:
     return cubin
 
 
+def own_blocks(variant: Variant, target: Target) -> BlockSchedule | None:
+    """Blocks that suit programs of threads better than those of both back ends; None: the same."""
+    info = choosable(variant)
+    return None if info is None else blocks_of_one_warp(info, target, variant.rows)
+
+
 def make_cuda(
     variant: Variant,
     target: Target,
@@ -201,6 +207,7 @@ def make_cuda(
 ) -> tuple[Call, VariantReport]:
     """A form of a kernel for a CUDA device, or for the host's emulation of one; with a ``schedule``
     instead of its own choice, and ``reports`` that another form fills, too."""
+    schedule = schedule or own_blocks(variant, target)
     return make_gpu(
         variant,
         target,

@@ -3,7 +3,10 @@ loops overlap.
 
 Measured on an H100 (bench/gpu_attention.py): attention with blocks of 128 x 128 whose products go
 on beside the exponentials takes 0.80 to 0.98 of the time of Triton's kernel (of windows 1.04).
-Products of few bits, experts and decode steps are Triton's, where it is faster.
+Products of few bits, experts and decode steps are Triton's, where it is faster; but not decode
+steps over caches in few bits: where one warp has a work item, its threads unpack words of their own
+(``blocks_of_one_warp``; sm_90, u8 keys and u4 values: 621 instructions for 32 tokens of all heads
+that share them, of which Triton's kernel has 1,980, with barriers between).
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from tilewright.passes.to_tile.whole_blocks.schedule import (
     widest,
 )
 from tilewright.runtime.cuda.repeat import bound
-from tilewright.runtime.cuda_kernel import make_cuda
+from tilewright.runtime.cuda_kernel import make_cuda, own_blocks
 from tilewright.runtime.family import Call, Variant
 from tilewright.runtime.gpu_kernel import choosable
 from tilewright.runtime.gpu_parts import processors, work_items
@@ -41,6 +44,8 @@ _MOST = 4096  # shapes whose number of work items is remembered
 
 def make_fastest(variant: Variant, target: Target) -> tuple[Call, VariantReport]:
     """A form of a kernel for a GPU, by the back end that is faster there."""
+    if not (interpreting() or compiler_missing()) and own_blocks(variant, target) is not None:
+        return make_cuda(variant, target)
     usual, report = make_triton(variant, target)
     program = None if compiler_missing() else wide_program(variant, target)
     if program is None:

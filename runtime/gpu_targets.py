@@ -33,7 +33,8 @@ def using_schedule(
     ``TRITON_INTERPRET=1`` CPU tensors get GPU kernels inside, too, run by Triton's interpreter."""
     from tilewright.backends.triton.build import interpreting
 
-    token = _FORCED.set(BlockSchedule(rows, inner, warps, stages, bulk))
+    at_once = 8 if warps == 1 else 2
+    token = _FORCED.set(BlockSchedule(rows, inner, warps, stages, bulk, at_once))
     before, pretended.on = pretended.on, interpreting()
     try:
         yield

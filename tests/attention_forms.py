@@ -12,14 +12,19 @@ from tilewright.ir.cache_form import CacheForm
 from tilewright.ir.core import Module
 
 
-def _cached(bits: tuple[int, int], by: str = "token", group: int = 128) -> Form:
+def cached(
+    bits: tuple[int, int],
+    by: str = "token",
+    dtype: torch.dtype = torch.bfloat16,
+    width: int = 128,
+    causal: bool = False,
+) -> Form:
     """Keys and values in a cache of so many bits; keys by token or channel."""
-    keys = CacheForm("lanes", bits[0], 128, by, group)
-    values = CacheForm("codes", bits[1], 128, "token", 128)
+    keys = CacheForm("lanes", bits[0], width, by, 128 if by == "channel" else width)
+    values = CacheForm("codes", bits[1], width, "token", width)
     sides = (CacheSide(form, torch.float16, True, 0) for form in (keys, values))
-    return Form(
-        DENSE, torch.bfloat16, 4, (128, 128), None, False, keys=next(sides), values=next(sides)
-    )
+    widths = width, width
+    return Form(DENSE, dtype, 4, widths, None, causal, keys=next(sides), values=next(sides))
 
 
 def _paged() -> Form:
@@ -32,12 +37,17 @@ FORMS = {
     "decode": Form(DENSE, torch.bfloat16, 4, (128, 128), None, False),
     "pages": _paged(),
     "ragged": Form(RAGGED, torch.bfloat16, 4, (128, 128), None, True),
-    "cache u8, u4": _cached((8, 4)),
-    "cache u3, u5": _cached((3, 5)),
-    "cache u4 by channel, u2": _cached((4, 2), "channel"),
+    "cache u8, u4": cached((8, 4)),
+    "cache u3, u5": cached((3, 5)),
+    "cache u4 by channel, u2": cached((4, 2), "channel"),
 }
 
 
 def module_of(name: str) -> Module:
     """The program of a form, in bf16, heads of 128, four of which share a key head."""
-    return build(FORMS[name], None, None, Closure(), torch.device("cpu")).module
+    return module_of_form(FORMS[name])
+
+
+def module_of_form(form: Form) -> Module:
+    """The program of a form."""
+    return build(form, None, None, Closure(), torch.device("cpu")).module

@@ -132,7 +132,12 @@ def draw(form: Form, lanes: int, rows: int, blocks: int, seed: int, x: Any = Non
         bad = ~np.isfinite(decoded(np.arange(1 << packing.bits, dtype=np.uint8), dtype))
         codes[bad[codes]] = 1  # kernels take codes of infinities and NaN for numbers
         groups = packing.groups(k)
-        held, scales = draw_scales(rng, (n, groups), w.scales)
+        values = decoded(codes, dtype)
+        largest = float(np.abs(values).max()) + max(
+            abs(w.zero), (1 << packing.bits) * bool(w.zeros)
+        )
+        most = F16_MOST / largest if form.x == "f16" else np.inf  # weights become numbers of x's
+        held, scales = draw_scales(rng, (n, groups), w.scales, most)
         zeros = np.full((n, groups), float(w.zero))
         beside = [held]
         if w.zeros:
@@ -146,7 +151,6 @@ def draw(form: Form, lanes: int, rows: int, blocks: int, seed: int, x: Any = Non
         def wide(numbers: Any, group: int = w.group) -> Any:
             return np.repeat(numbers, group, axis=1)[:, :k]
 
-        values = decoded(codes, dtype)
         wx = np.asarray(x, "f8")
         problem.products.append(wx @ ((values - wide(zeros)) * wide(scales)).T)
         size = (np.abs(values) + np.abs(wide(zeros))) * np.abs(wide(scales))
@@ -158,14 +162,18 @@ def draw(form: Form, lanes: int, rows: int, blocks: int, seed: int, x: Any = Non
     return problem
 
 
+F16_MOST = 65504.0
 TORCH_NAMES = {"u8": "u1", "f16": "f2", "f32": "f4"}
 
 
-def draw_scales(rng: np.random.Generator, shape: tuple[int, int], dtype: str) -> tuple[Any, Any]:
-    """Scales as they are stored, and their values."""
+def draw_scales(
+    rng: np.random.Generator, shape: tuple[int, int], dtype: str, most: float
+) -> tuple[Any, Any]:
+    """Scales as they are stored, and their values; of those in bytes none above ``most``."""
     if TABLE[dtype].bits == 8:
         finite = {"e8m0": (117, 137), "f8e4m3": (1, 127)}[dtype]
         codes = rng.integers(*finite, shape).astype(np.uint8)
+        codes[TABLE[dtype].decode(codes) > most] = finite[0]
         return codes, np.asarray(TABLE[dtype].decode(codes), "f8")
     values = np.asarray(TABLE[dtype].round(rng.standard_normal(shape)), "f4")
     return (values.astype("f2") if dtype == "f16" else values), values.astype("f8")

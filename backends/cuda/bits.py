@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from tilewright.backends.cuda.pointwise import HALVES, c_type
-from tilewright.backends.cuda.text import added, atom, digit, times
-from tilewright.backends.cuda.tiles import Tile, Writer
+from tilewright.backends.cuda.text import (
+    added,
+    atom,
+    counted,
+    digit,
+    joined,
+    register_bits,
+    times,
+)
+from tilewright.backends.cuda.tiles import Packed, Tile, Writer
 from tilewright.ir import ops_tile as t
+from tilewright.ir.dtypes import DType
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.layout import Layout
 from tilewright.ir.ops_lowbit import View
+from tilewright.ir.packing import QUAD, Packing
 from tilewright.ir.types import RegisterType
 
 CHANGED = {("i32", "f32"): "tw::bits_to_float", ("f32", "i32"): "tw::float_to_bits"}
@@ -74,14 +84,55 @@ class BitOps(Writer):
             return
         self.fill(out, lambda r: self.element(x, added([times(r, "2"), str(op.at)])))
 
-    def _tile_interleave(self, op: t.Interleave) -> None:
-        """Elements of several tiles side by side in a thread's registers."""
-        parts, out = [self.tile(v) for v in op.parts], self.declare(op.result)
-        one = parts[0].layout
-        beside = one.local(*(len(parts) if d == op.dim else 1 for d in range(2)))
-        if out.dtype in HALVES or not beside.same_map(out.layout):
-            raise UnsupportedError(f"tiles of {out.dtype} in turn in the cuda back end", op.loc)
-        with self.text.each("i", one.registers) as i:
-            for number, part in enumerate(parts):
-                at = added([times(i, str(len(parts))), str(number)])
-                self.text.line(f"{out.name}[{at}] = {self.element(part, i)};")
+    def _tile_unpack(self, op: t.Unpack) -> None:
+        """Codes cut out of words; those of a single product as it goes on, where it can."""
+        users = self.users.get(op.result, [])
+        turned = [isinstance(u, t.MatrixProduct) and "_turned" in u.unit for u in users]
+        if turned == [True]:
+            self.values[op.result] = Packed(op)
+        else:
+            self.write_codes(op, self.declare(op.result), "0", 1)
+
+    def write_codes(self, op: t.Unpack, out: Tile, part: str, parts: int) -> None:
+        """Writes one of ``parts`` equal parts of a thread's codes, four at a time, as the bytes of
+        a word; of 16-bit floats two neighbours become numbers at once."""
+        form, words = op.form, [self.tile(v) for v in op.words]
+        assert isinstance(op.result.type, RegisterType)
+        one, layout, bit = words[0].layout, op.result.type.layout, form.chunk.bit_length() - 1
+        along = [form.chunk if d == op.dim else 1 for d in range(2)]
+        bits = register_bits(layout, one.local(*along))  # those of a chunk are the lowest
+        inner, outer = bits[:bit], bits[bit : len(bits) - parts.bit_length() + 1]
+        size, wide = one.registers // parts, 2 if op.dtype in HALVES else 1
+        fits = all(weight * parts < layout.registers for _, weight in (*inner, *outer))
+        if form.order != "quads" or not fits or (wide > 1 and inner[0][1] != 1):
+            raise UnsupportedError(f"{form} as {op.dtype} in {layout}", op.loc)
+        with self.text.each("i", size) as i:
+            here = added([i, times(part, str(size))])
+            names, at = [f"{x.name}[{here}]" for x in words], counted(i, joined(outer))
+            for quad in range(0, form.chunk, QUAD):
+                codes = self.bind("const uint32_t", "codes", _quad(form, quad, names))
+                for number in range(0, QUAD, wide):
+                    digits = [quad + number >> n & 1 for n in range(bit)]
+                    place = sum(d * w for d, (_, w) in zip(digits, inner, strict=True))
+                    first = at if at == "0" or wide == 1 else f"{atom(at)} / {wide}"
+                    first = added([first, str(place // wide)])
+                    text = _numbers(form, op.dtype, codes, number)
+                    self.text.line(f"{out.name}[{first}] = {text};")
+
+
+def _quad(form: Packing, first: int, words: list[str]) -> str:
+    """The four codes from the first one on, as bytes."""
+    parts = []
+    for piece in form.pieces(first):
+        mask, down = ((1 << piece.width) - 1) << piece.low, piece.at - piece.low
+        word = f"static_cast<uint32_t>({words[piece.word]})"
+        moved = f"({word} >> {down})" if down > 0 else f"({word} << {-down})" if down else word
+        parts.append(word if mask == 0xFF else f"({moved} & {mask * 0x01010101:#x}u)")
+    return " | ".join(parts)
+
+
+def _numbers(form: Packing, dtype: DType, codes: str, number: int) -> str:
+    """A code as a number, or two neighbours as floats of 16 bits."""
+    if dtype not in HALVES:
+        return f"tw::byte_to_float({codes}, {number})"
+    return f"tw::bytes_to_{dtype}<{number}, {form.bits}>({codes})"

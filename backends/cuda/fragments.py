@@ -22,14 +22,14 @@ from tilewright.backends.cuda.text import (
     thread_part,
     times,
 )
-from tilewright.backends.cuda.tiles import Lazy, Shared, Tile
+from tilewright.backends.cuda.tiles import Lazy, Packed, Shared, Tile
 from tilewright.ir import ops_tile as t
 from tilewright.ir.core import Op, Region, Value
 from tilewright.ir.dtypes import F32
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.layout import Layout, column_spatial, spatial
 from tilewright.ir.layout_algebra import divide, permute
-from tilewright.ir.matrix_units import GROUP_ROWS, GROUP_WARPS, UNITS, WARP
+from tilewright.ir.matrix_units import GROUP_ROWS, GROUP_WARPS, RUNS, UNITS, WARP
 from tilewright.ir.ops_math import Const
 from tilewright.ir.ops_tile_threads import warp_parts
 from tilewright.ir.types import RegisterType
@@ -40,11 +40,13 @@ TURNED = column_spatial(4, 8).local(2, 1)
 
 @dataclass(frozen=True)
 class Call:
-    """The function that makes a unit's product, and how many registers it takes of both sides."""
+    """The function that makes a unit's product, and how many registers it takes of both sides and
+    of sums."""
 
     text: str
     left: int = 4
     right: int = 2
+    sums: int = 4
 
 
 CALLS = {
@@ -52,6 +54,10 @@ CALLS = {
     "m16n8k16_fours": Call("tw::mma_fours_16816<{}>"),
     "m16n8k8": Call("tw::mma_split_1688"),
     "m16n8k8_fours": Call("tw::mma_split_fours", 8, 4),
+    **{
+        f"m16n8k16_turned{n}": Call(f"tw::mma_turned_16816<{{}}, {n}>", n // 2, n * n // 4, n)
+        for n in RUNS
+    },
 }
 SIDE = 8  # rows and columns of a matrix
 
@@ -95,6 +101,10 @@ class Matrices:
 
 class FragmentOps(SharedOps):
     """What of a program's writer concerns matrix units."""
+
+    def write_codes(self, op: t.Unpack, out: Tile, part: str, parts: int) -> None:
+        """Writes one of ``parts`` equal parts of a thread's codes into an array."""
+        raise NotImplementedError
 
     def matrices(self, op: t.Load) -> Matrices | None:
         """A load by ldmatrix; None if its layout does not divide by a matrix."""
@@ -152,6 +162,9 @@ class FragmentOps(SharedOps):
         assert parts is not None
         call = replace(CALLS[unit.name], text=CALLS[unit.name].text.format(c_type(dtype)))
         lazy = self.values[op.b]
+        if isinstance(lazy, Packed):
+            self._unpacked(lazy.op, parts, call, op)
+            return
         matrices = self.matrices(lazy.op) if isinstance(lazy, Lazy) else None
         streamed = matrices is not None and matrices.count == 4
         left = self._left_matrices(op, parts) if streamed else None
@@ -176,6 +189,34 @@ class FragmentOps(SharedOps):
             with self.text.each("f", parts[2].registers) as f:
                 right = f"tw::group<{call.right}>({b.name}, {times(f, str(call.right))})"
                 self._multiply(parts, call, out, a, f, right)
+
+    def _unpacked(
+        self, codes: t.Unpack, parts: tuple[Layout, ...], call: Call, op: t.MatrixProduct
+    ) -> None:
+        """A product whose right side is unpacked from words, one instruction's after the other."""
+        a, acc, out = self.tile(op.a), self.tile(op.acc), self.declare(op.result)
+        self.assign(out, acc)
+        with self.text.each("f", parts[2].registers) as f:
+            side = Tile(self.text.name("b"), codes.dtype, parts[2], False)
+            self.text.line(f"uint32_t {side.name}[{call.right}];")
+            self.write_codes(codes, side, f, parts[2].registers)
+            self._multiply(parts, call, out, a, f, side.name)
+
+    def _tile_rearrange(self, op: t.Rearrange) -> None:
+        """Sums in 16 bits as the left side of the next product with sides exchanged."""
+        x, layout = self.tile(op.x), op.layout
+        for run in RUNS:
+            unit = UNITS[f"m16n8k16_turned{run}"]
+            parts, turned = divide(x.layout, unit.c), divide(layout, unit.a)
+            if x.dtype in HALVES and parts is not None and parts == turned:
+                out, count = self.declare(op.result), run // 2
+                with self.text.each("i", parts.registers) as i:
+                    to, given = (
+                        f"tw::group<{count}>({y.name}, {times(i, str(count))})" for y in (out, x)
+                    )
+                    self.text.line(f"tw::turn<{run}>({to}, {given});")
+                return
+        raise UnsupportedError(f"{x.layout} as {layout} in the cuda back end", op.loc)
 
     def _tile_group_product(self, op: t.GroupProduct) -> None:
         self._group_begin(op)
@@ -346,9 +387,9 @@ class FragmentOps(SharedOps):
         acc, left, right = parts
         k, n = (register_part(right, dim, f) for dim in (0, 1))
         with self.text.each("m", _row_parts(acc)) as m:
-            at = times(_number(acc, (times(m, str(_row_step(acc))), n)), "4")
+            at = times(_number(acc, (times(m, str(_row_step(acc))), n)), str(call.sums))
             from_ = times(_number(left, (times(m, str(_row_step(left))), k)), str(call.left))
-            sums, words = f"tw::group<4>({out.name}, {at})", f"tw::group<{call.left}>"
+            sums, words = f"tw::group<{call.sums}>({out.name}, {at})", f"tw::group<{call.left}>"
             self.text.line(f"{call.text}({sums}, {words}({a.name}, {from_}), {b});")
 
 

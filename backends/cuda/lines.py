@@ -77,10 +77,11 @@ class LineOps(Writer):
             kind = f"tw::Vec<{width * size}>"
             load = f"tw::global_load_vec<{width * size}>({base} + {atom(at)})"
             load = f"{inside} ? {load} : {kind}{{}}" if inside else load
-            self.text.line(f"const {kind} v = {load};")
+            vector = self.bind(f"const {kind}", "v", load)
             with self.text.each("w", words) as w:
                 place = added([times(i, str(words)), w])
-                self.text.line(f"{out.name}[{place}] = {self.from_word(out, f'v.words[{w}]')};")
+                word = self.from_word(out, f"{vector}.words[{w}]")
+                self.text.line(f"{out.name}[{place}] = {word};")
 
     def _line_width(self, op: t.LoadLines) -> int:
         """How many elements of a line a thread loads at once."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tilewright.backends.cuda.lines import LineOps
+from tilewright.backends.cuda.neighbours import NeighbourOps
 from tilewright.backends.cuda.pointwise import HALVES, c_type, literal
 from tilewright.backends.cuda.text import (
     added,
@@ -16,7 +16,6 @@ from tilewright.backends.cuda.text import (
     times,
 )
 from tilewright.backends.cuda.tiles import Buffer, Lazy, Shared, Tile
-from tilewright.ir import ops_math as m
 from tilewright.ir import ops_tile as t
 from tilewright.ir.core import Value
 from tilewright.ir.dtypes import BOOL
@@ -38,7 +37,7 @@ class Window:
     left: dict[int, str]
 
 
-class MemoryOps(LineOps):
+class MemoryOps(NeighbourOps):
     """What of a program's writer concerns memory."""
 
     # ---- the caller's memory
@@ -134,12 +133,12 @@ class MemoryOps(LineOps):
             load = f"tw::global_load_vec<{width * size}>({window.base} + {offset})"
             kind = f"tw::Vec<{width * size}>"
             value = load if not inside else f"{inside} ? {load} : {kind}{{}}"
-            self.text.line(f"const {kind} v = {value};")
+            vector = self.bind(f"const {kind}", "v", value)
             with self.text.each("w", words) as w:
                 place = added([times(i, str(words)), w])
                 if size != 4 and out.dtype not in HALVES:
                     raise UnsupportedError(f"vectors of {out.dtype}", op.loc)
-                what = self.from_word(out, f"v.words[{w}]")
+                what = self.from_word(out, f"{vector}.words[{w}]")
                 self.text.line(f"{out.name}[{place}] = {what};")
 
     def _single_loads(self, out: Tile, layout: Layout, window: Window, held: Buffer) -> None:
@@ -209,15 +208,16 @@ class MemoryOps(LineOps):
         assert isinstance(held, Buffer)
         first = self.index(op.offset)
         offsets, out = self.tile(op.offsets), self.declare(op.result)
-        width = self._neighbours(op, held)
+        width = self.neighbours(op)
         if width > 1:
             size = width * held.dtype.bits // 8
             with self.text.each("i", out.layout.registers // width) as i:
                 at = added([held.pointer, first, self.element(offsets, times(i, str(width)))])
-                self.text.line(f"const tw::Vec<{size}> v = tw::global_load_vec<{size}>({at});")
+                load = f"tw::global_load_vec<{size}>({at})"
+                vector = self.bind(f"const tw::Vec<{size}>", "v", load)
                 with self.text.each("w", width) as w:
                     to = f"{out.name}[{added([times(i, str(width)), w])}]"
-                    self.text.line(f"{to} = {self.from_word(out, f'v.words[{w}]')};")
+                    self.text.line(f"{to} = {self.from_word(out, f'{vector}.words[{w}]')};")
             return
 
         def element(register: str) -> str:
@@ -226,48 +226,6 @@ class MemoryOps(LineOps):
             return f"tw::to_float({load})" if held.dtype in HALVES else load
 
         self.fill(out, element)
-
-    def _neighbours(self, op: t.Gather, held: Buffer) -> int:
-        """How many neighbouring registers of a gather are neighbours in memory, too, of 32 bits."""
-        assert isinstance(op.result.type, RegisterType)
-        layout = op.result.type.layout
-        digits = layout.digits()[0]
-        if not self.vectors or held.dtype.bits != 32 or not digits or digits[0][1] != 1:
-            return 1
-        steps = self._steps(op.offsets)
-        dim, _, width = digits[0]
-        width = min(width, 4)
-        if steps is None or steps.get(dim) != 1:
-            return 1
-        others = [step for d, step in steps.items() if d != dim]
-        while width > 1 and not (
-            self.divides(op.offset, width) and all(step % width == 0 for step in others)
-        ):
-            width //= 2
-        return width
-
-    def _steps(self, value: Value) -> dict[int, int] | None:
-        """How a tile of offsets grows along its dimensions; None if not by the same everywhere."""
-        op = self.made.get(value)
-        if isinstance(op, t.Coordinate):
-            return {op.dim: 1}
-        if isinstance(op, m.Const):
-            return {} if op.value == 0 else None
-        if isinstance(op, m.Add):
-            both = [self._steps(v) for v in op.operands]
-            found: dict[int, int] = {}
-            for steps in both:
-                if steps is None:
-                    return None
-                for dim, step in steps.items():
-                    found[dim] = found.get(dim, 0) + step
-            return found
-        if isinstance(op, m.Mul):
-            for one, other in (op.operands, op.operands[::-1]):
-                factor, steps = self.made.get(other), self._steps(one)
-                if isinstance(factor, m.Const) and steps is not None:
-                    return {dim: step * int(factor.value) for dim, step in steps.items()}
-        return None
 
     def _tile_scatter(self, op: t.Scatter) -> None:
         assert isinstance(op.value.type, RegisterType)
@@ -349,32 +307,6 @@ class MemoryOps(LineOps):
             load = f"tw::global_load({window.base} + {atom(offset)})"
             value = f"{inside} ? {load} : {kind}{{}}" if inside else load
             self.text.line(f"tw::shared_store<{kind}>({name} + {w} * {size}, {value});")
-
-    def divides(self, value: Value, width: int) -> bool:
-        """True for an index known to be a multiple of ``width``."""
-        op = self.made.get(value)
-        if isinstance(op, m.Const):
-            return int(op.value) % width == 0
-        if isinstance(op, t.StrideOf):
-            held = self.values[op.buffer]
-            assert isinstance(held, Buffer)
-            lines = self.vectors and op.dim != held.unit
-            return lines and 16 * 8 // held.dtype.bits % width == 0
-        if isinstance(op, m.Mul):
-            return any(self.divides(v, width) for v in op.operands)
-        if isinstance(op, m.Add | m.Sub | m.Min | m.Max):
-            return all(self.divides(v, width) for v in op.operands)
-        if isinstance(op, m.Fma):
-            product = any(self.divides(v, width) for v in op.operands[:2])
-            return product and self.divides(op.operands[2], width)
-        if isinstance(op, t.Splat | m.Cast):
-            return self.divides(op.x, width)
-        if isinstance(op, m.Select):  # a negative offset is never used
-            other = self.made.get(op.rhs)
-            gap = isinstance(other, m.Const) and other.value == -1
-            return self.divides(op.lhs, width) and (gap or self.divides(op.rhs, width))
-        loop = self.counters.get(value)
-        return loop is not None and loop.step % width == 0 and self.divides(loop.lo, width)
 
     def thread(self, layout: Layout, dim: int) -> str:
         """The name of what a thread's number adds along a dimension."""

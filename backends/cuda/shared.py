@@ -43,10 +43,11 @@ class SharedOps(Writer):
         size = width * 2
         with self.text.each("i", out.layout.registers // width) as i:
             place = self._element_place(op, times(i, str(width)))
-            self.text.line(f"const tw::Vec<{size}> v = tw::shared_load_vec<{size}>({place});")
+            load = f"tw::shared_load_vec<{size}>({place})"
+            vector = self.bind(f"const tw::Vec<{size}>", "v", load)
             with self.text.each("w", width // 2) as w:
                 at = added([times(i, str(width // 2)), w])
-                self.text.line(f"{out.name}[{at}] = v.words[{w}];")
+                self.text.line(f"{out.name}[{at}] = {vector}.words[{w}];")
 
     def _side_by_side(self, op: t.Load) -> int:
         """How many 16-bit floats of a row of shared memory neighbouring registers hold."""

@@ -144,6 +144,12 @@ def register_of(part: Layout, whole: Layout, register: str) -> str:
     """The register of ``part``, which broadcasts to ``whole``, for a register of ``whole``."""
     if part.registers == whole.registers:
         return register
+    return counted(register, joined(register_bits(part, whole)))
+
+
+def register_bits(part: Layout, whole: Layout) -> list[tuple[int, int]]:
+    """What each bit of a register's number of ``whole`` adds to that of ``part``, as (2, weight),
+    lowest bit first."""
     weights, place = {}, 1
     for dim, stride, size in part.digits()[0]:
         for bit in range(size.bit_length() - 1):
@@ -153,10 +159,10 @@ def register_of(part: Layout, whole: Layout, register: str) -> str:
     for dim, stride, size in whole.digits()[0]:
         for bit in range(size.bit_length() - 1):
             digits.append((2, weights.get((dim, stride << bit), 0)))
-    return counted(register, _joined(digits))
+    return digits
 
 
-def _joined(digits: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+def joined(digits: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     """Digits with those that count on put together."""
     out: list[tuple[int, int]] = []
     for size, weight in digits:

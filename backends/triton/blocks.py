@@ -11,10 +11,12 @@ from tilewright.backends.triton.words import atom, is_literal
 from tilewright.ir import ops_math as m
 from tilewright.ir import ops_tile as t
 from tilewright.ir.core import Graph, Op, Value
+from tilewright.ir.dtypes import F32
 from tilewright.ir.matrix_units import GROUP_UNIT, UNITS
 from tilewright.ir.types import RegisterType
 
 LEAST = UNITS[GROUP_UNIT].k  # rows of a right side that matrix units take
+_FLOAT_BITS, _FLOAT = 0x4B000000, float(1 << 23)
 
 
 class BlockOps:
@@ -24,6 +26,7 @@ class BlockOps:
     made: dict[Value, Op]
     text: PythonText
     graph: Graph
+    codes: dict[Value, list[str]]  # the tiles that unpacked ones consist of
 
     def _pointwise(self, op: Op) -> str:
         raise NotImplementedError
@@ -51,18 +54,34 @@ class BlockOps:
         by = self.values[op.rhs]
         return isinstance(below, t.Coordinate) and is_literal(by) and not str(by).startswith("-")
 
-    def _tile_interleave(self, op: t.Interleave) -> str:
-        type_ = op.result.type
+    def _tile_unpack(self, op: t.Unpack) -> str:
+        parts, type_ = self._codes(op), op.result.type
         assert isinstance(type_, RegisterType)
-        count = len(op.parts)
-        text = _joined([str(self.values[v]) for v in op.parts])
-        if count == 1:
-            return text
-        bits = count.bit_length() - 1
-        if op.dim == 0:
-            order = ", ".join(map(str, (0, *range(2, 2 + bits), 1)))
-            text = f"tl.permute({text}, ({order}))"
-        return f"tl.reshape({text}, {type_.shape})"
+        self.codes[op.result] = parts
+        text = _joined(parts)
+        if len(parts) > 1:
+            bits = len(parts).bit_length() - 1
+            if op.dim == 0:
+                order = ", ".join(map(str, (0, *range(2, 2 + bits), 1)))
+                text = f"tl.permute({text}, ({order}))"
+            text = f"tl.reshape({text}, {type_.shape})"
+        return text if op.dtype == F32 else f"{text}.to({dtype_name(op.dtype)})"
+
+    def _codes(self, op: t.Unpack) -> list[str]:
+        """The names of tiles with the first code of every chunk, the second, … in f32: the bits of
+        a small integer below those of 2^23 are one that is larger by that. (To convert an integer
+        takes several times as long.)"""
+        words, names = [atom(self.values[v]) for v in op.words], []
+        for number in range(op.form.chunk):
+            bits = []
+            for x in op.form.pieces(number):
+                down = x.at - x.low
+                moved = f" >> {down}" if down > 0 else f" << {-down}" if down < 0 else ""
+                bits.append(f"({words[x.word]}{moved}) & {((1 << x.width) - 1) << x.low}")
+            code = " | ".join(f"({text})" for text in (*bits, str(_FLOAT_BITS)))
+            code = f"({code}).to(tl.float32, bitcast=True) - {_FLOAT}"
+            names.append(self.text.bind("code", code))
+        return names
 
     def _in_turns(self, op: t.Product) -> list[Any]:
         """The tiles whose rows a product's right side has in turn, if a product with each of them
@@ -71,20 +90,15 @@ class BlockOps:
         together = self._together(op)
         if together is None or not self._all_in_turns:
             return [self.values[op.b]]
-        cast, parts = self.made.get(op.b), [self.values[part] for part in together.parts]
-        if not isinstance(cast, m.Cast):
-            return parts
-        names = [self.text.name(part.hint) for part in together.parts]
-        for name, part in zip(names, parts, strict=True):
-            self.text.line(f"{name} = {atom(part)}.to({dtype_name(cast.dtype)})")
-        return names
+        parts = self.codes[op.b]
+        if together.dtype == F32:
+            return list(parts)
+        return [self.text.bind("code", f"{x}.to({dtype_name(together.dtype)})") for x in parts]
 
-    def _together(self, op: t.Product) -> t.Interleave | None:
-        """What puts the right side of a product together from tiles in turn."""
+    def _together(self, op: t.Product) -> t.Unpack | None:
+        """What unpacks the right side of a product."""
         made = self.made.get(op.b)
-        if isinstance(made, m.Cast):
-            made = self.made.get(made.x)
-        return made if isinstance(made, t.Interleave) else None
+        return made if isinstance(made, t.Unpack) else None
 
     @cached_property
     def _all_in_turns(self) -> bool:
@@ -92,7 +106,7 @@ class BlockOps:
         slower than with none (H100: 0.29 ms for 0.21; bench/results/h100/)."""
         products = [op for op in self.graph.body.walk() if isinstance(op, t.Product)]
         found = [op for op in map(self._together, products) if op is not None]
-        return all(op.dim == 0 and _rows(op.parts[0]) >= LEAST for op in found)
+        return all(op.dim == 0 and _rows(op.words[0]) >= LEAST for op in found)
 
     def _planes(self, x: Value, count: int) -> list[str]:
         """Every ``count``-th column of a tile from the first, the second, … on."""

@@ -77,6 +77,7 @@ class _Program(MemoryOps, BlockOps, HalfOps):
         self.ranges: dict[int, str] = {}
         self.uses = _uses(graph.body)
         self.readers = _readers(graph.body)
+        self.codes: dict[Value, list[str]] = {}
 
     def run(self) -> TritonSource:
         arguments = self._arguments()

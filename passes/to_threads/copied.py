@@ -7,7 +7,7 @@ from tilewright.ir.core import Graph, Region, Value
 from tilewright.ir.matrix_units import GROUP_TERMS, GROUP_UNIT, GROUP_WARPS, MOST_COLUMNS, UNITS
 from tilewright.ir.target import named_target
 from tilewright.ir.types import RegisterType
-from tilewright.passes.to_threads.layouts import FOURS, LANES, ROWS, terms_of
+from tilewright.passes.to_threads.layouts import FOURS, LANES, loads_itself, terms_of
 from tilewright.passes.to_threads.staging import block_of
 
 
@@ -54,7 +54,7 @@ class CopiedBlocks:
     def family(self, op: t.LoadLines, families: set[str]) -> str | None:
         """The family of a block's copies if threads copy it: right sides, and left sides in loops;
         None if every thread loads what it needs."""
-        terms = not families & {ROWS, FOURS, LANES}
+        terms = not families & {FOURS, LANES} and not any(map(loads_itself, families))
         left = op.result in self.left and op.result in self.repeated | self.parked
         if len(families) != 1 or not (terms or left):
             return None

@@ -8,18 +8,32 @@ from tilewright.ir import ops_tile as t
 from tilewright.ir.core import Graph, Op, Region, Value
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.layout import Layout
-from tilewright.ir.matrix_units import GROUP_WARPS, MatrixUnit, fours, matrix_unit
+from tilewright.ir.matrix_units import (
+    GROUP_UNIT,
+    GROUP_WARPS,
+    RUNS,
+    UNITS,
+    MatrixUnit,
+    fours,
+    matrix_unit,
+    turned,
+)
 from tilewright.ir.ops_lowbit import View
 from tilewright.ir.types import RegisterType
 from tilewright.passes.to_threads.layouts import (
-    FOURS,
     LANES,
     ROWS,
     BlockLayouts,
     Made,
+    is_moved,
+    left_of,
+    moved_to,
     power_of_two,
     terms_of,
+    words_of,
 )
+
+WORDS_AT_ONCE = 8  # neighbours: a thread then reads the words of four columns at once
 
 Families = dict[Value, set[str]]
 MadeBy = Callable[[Value], Op | None]
@@ -27,13 +41,41 @@ MadeBy = Callable[[Value], Op | None]
 Copied = Callable[[t.LoadLines, set[str]], str | None]
 
 
-def unit_of(op: t.Product, made: MadeBy) -> MatrixUnit:
-    """The matrix unit that makes a product; ``made`` gives the op that made a value. Raises
-    UnsupportedError if there is none."""
+def unit_of(op: t.Product, made: MadeBy, run: int = 0) -> MatrixUnit:
+    """The matrix unit that makes a product; ``made`` gives the op that made a value, ``run`` how
+    many neighbours of k threads have (``run_of``). Raises UnsupportedError if there is none."""
     a, acc = op.a.type, op.acc.type
     assert isinstance(a, RegisterType) and isinstance(acc, RegisterType)
     unit = matrix_unit(a.dtype, acc.dtype)
+    if run:
+        return turned(unit, run)
     return fours(unit) if _unpacked(op.a, made) else unit
+
+
+def run_of(graph: Graph, made: MadeBy) -> int:
+    """How many neighbours of k a thread has in the products of a program; 0 where they are not
+    counted so.
+
+    Where one warp has all of a work item and every right side is unpacked from words, threads read
+    the words of their own part of it, whole chunks, from memory (``m16n8k16_turned8``): codes go
+    through no shared memory, and nothing waits for other warps.
+    """
+    products = [op for op in graph.body.walk() if isinstance(op, t.Product)]
+    unpacked = [_unpacks(op, made) for op in products]
+    if not products or int(graph.attrs.get("warps", 0)) != 1:
+        return 0
+    if not all(op is not None and op.dim == 0 for op in unpacked):
+        return 0
+    run = max(WORDS_AT_ONCE, *(op.form.chunk for op in unpacked if op is not None))
+    return run if run in RUNS and all(_counts_in(op, run) for op in products) else 0
+
+
+def _counts_in(op: t.Product, run: int) -> bool:
+    a, b = op.a.type, op.b.type
+    assert isinstance(a, RegisterType) and isinstance(b, RegisterType)
+    unit = UNITS[f"{GROUP_UNIT}_turned{run}"]
+    whole = a.shape[0] % unit.m == 0 and all(n % unit.n == 0 for n in b.shape)
+    return whole and a.dtype in unit.terms
 
 
 def _unpacked(value: Value, made: MadeBy) -> bool:
@@ -48,14 +90,16 @@ def _unpacked(value: Value, made: MadeBy) -> bool:
     return any(_unpacked(v, made) for v in below if _shape(v) == value.type.shape)
 
 
-def left_of(unit: str) -> str:
-    """The family of the left operands of a unit."""
-    return FOURS if unit.endswith("_fours") else ROWS
+def left_family(op: t.Product, unit: str, made: MadeBy) -> str:
+    """The family of a product's left side: of what comes from memory that of the unit, other tiles
+    may have to be moved there."""
+    family = left_of(unit)
+    return family if isinstance(made(op.a), t.Load | t.LoadLines) else moved_to(family)
 
 
 def operand_family(op: Op, family: str) -> str:
     """The family of the operands of an operation whose result is in one."""
-    return ROWS if isinstance(op, View) and halves(op) else family
+    return ROWS if is_moved(family) or (isinstance(op, View) and halves(op)) else family
 
 
 def halves(op: View) -> bool:
@@ -68,17 +112,28 @@ def _shape(value: Value) -> tuple[int, ...]:
     return value.type.shape if isinstance(value.type, RegisterType) else ()
 
 
-def find_families(graph: Graph, made: MadeBy, vectors: Vectors, copied: Copied) -> Families:
+def find_families(
+    graph: Graph, made: MadeBy, vectors: Vectors, copied: Copied, run: int = 0
+) -> Families:
     """For every tile the families of layouts that something needs it in; none: nothing needs it.
     ``made`` gives the op that made a value."""
-    finder = _Finder(made, vectors, copied)
+    finder = _Finder(made, vectors, copied, run)
     finder.region(graph.body)
     return finder.found
 
 
 def made_together(op: t.Product, made: MadeBy) -> Made | None:
-    """How threads make a product's right side together, if it is put together from codes: every
-    warp needs all of it, but no code is to be unpacked in every warp."""
+    """How threads make a product's right side together, if it is unpacked from words: every warp
+    needs all of it, but no code is to be unpacked in every warp."""
+    found = _unpacks(op, made)
+    if found is None:
+        return None
+    rows, columns = _shape(op.b)
+    return Made((rows, columns), found.dim, found.form.chunk)
+
+
+def _unpacks(op: t.Product, made: MadeBy) -> t.Unpack | None:
+    """What unpacks the words that a product's right side is made from."""
     rest, seen = [op.b], set[Value]()
     while rest:
         value = rest.pop()
@@ -86,9 +141,8 @@ def made_together(op: t.Product, made: MadeBy) -> Made | None:
         if below is None or value in seen or len(_shape(value)) != 2:
             continue
         seen.add(value)
-        if isinstance(below, t.Interleave):
-            rows, columns = _shape(op.b)
-            return Made((rows, columns), below.dim, len(below.parts))
+        if isinstance(below, t.Unpack):
+            return below
         if "pointwise" in below.traits or isinstance(below, View):
             rest += [v for v in below.operands if _shape(v) == _shape(op.b)]
     return None
@@ -129,8 +183,8 @@ class Vectors:
 class _Finder:
     """Walks a program from its end, so that all users of a tile come before it."""
 
-    def __init__(self, made: MadeBy, vectors: Vectors, copied: Copied) -> None:
-        self.made, self.vectors, self.copied = made, vectors, copied
+    def __init__(self, made: MadeBy, vectors: Vectors, copied: Copied, run: int) -> None:
+        self.made, self.vectors, self.copied, self.run = made, vectors, copied, run
         self.found: Families = {}
 
     def region(self, region: Region) -> None:
@@ -142,17 +196,14 @@ class _Finder:
 
     def _operands(self, op: Op) -> None:
         if isinstance(op, t.Product):
-            unit = unit_of(op, self.made).name
+            unit = unit_of(op, self.made, self.run).name
             self._need((op.acc,), ROWS)
-            self._need((op.a,), left_of(unit))
-            made = made_together(op, self.made)
+            self._need((op.a,), left_family(op, unit, self.made))
+            made = None if self.run else made_together(op, self.made)
             self._need((op.b,), terms_of(unit) if made is None else made.family)
-        elif isinstance(op, t.Interleave):
+        elif isinstance(op, t.Unpack):
             for family in sorted(self.found.get(op.result, ())):
-                whole = Made.of(family)
-                if whole is None:
-                    raise UnsupportedError(f"{op.name} as {family} in a program of threads", op.loc)
-                self._need(op.parts, whole.part(len(op.parts), op.dim).family)
+                self._need(op.words, words_of(family, op.form.chunk, op.dim))
         elif isinstance(op, t.LoadLines):
             families = self.found.get(op.result, set())
             copied = self.copied(op, families)
@@ -174,12 +225,14 @@ class _Finder:
                 self.found.setdefault(value, set()).add(family)
 
 
-def block_layouts(graph: Graph, made: MadeBy, wanted: int = 0) -> BlockLayouts:
+def block_layouts(graph: Graph, made: MadeBy, wanted: int = 0, run: int = 0) -> BlockLayouts:
     """Warps share out the rows of the tiles that products make. Where there are few rows, and right
     sides are only read, some warps compute the same: they copy more at once, and every quarter of a
     multiprocessor has matrix units of its own. ``wanted``: so many warps, whatever their rows."""
     warps = wanted or int(graph.attrs.get("warps", 4))
     products = [op for op in graph.body.walk() if isinstance(op, t.Product)]
+    if run:
+        return BlockLayouts(warps, UNITS[f"{GROUP_UNIT}_turned{run}"].c)
     coded = any(unit_of(op, made).name.endswith("_fours") for op in products)
     least = wanted or (1 if coded else min(warps, GROUP_WARPS))
     for op in products:

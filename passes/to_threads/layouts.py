@@ -4,10 +4,12 @@ A tile belongs to a family of layouts. *Rows*: warps share out the rows, and a w
 as matrix units hold sums, which is also how they take the left operand: sums of one product go on
 to the next without a move. *Terms* of a unit: every warp holds the whole tile as the unit takes the
 right operand. *Rows in fours* are rows with four neighbours in a thread, as words of two numbers
-each unpack. *Lanes*: vectors that meet no matrix are spread over the lanes of every warp. *Copies*
-of a block: which thread copies which part of it, for what says where its parts lie. *Made*: a right
-side that all threads make together, each once, before it goes to shared memory. A tile of size
-one in a dimension has the layout that a reduction leaves there.
+each unpack. *Left of* a unit: rows as units take them that hold sums in another way, and *moved*
+there from these. *Lanes*: vectors that meet no matrix are spread over the lanes of every warp.
+*Copies* of a block: which thread copies which part of it, for what says where its parts lie.
+*Made*: a right side that all threads make together, each once, before it goes to shared memory.
+*Words* of a family: what the threads that have its tile unpack that from. A tile of size one in a
+dimension has the layout that a reduction leaves there.
 """
 
 from __future__ import annotations
@@ -15,11 +17,36 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tilewright.ir.errors import UnsupportedError
-from tilewright.ir.layout import Layout
+from tilewright.ir.layout import Layout, from_digits
 from tilewright.ir.matrix_units import UNITS, WARP
 
 ROWS, FOURS, LANES = "rows", "rows in fours", "lanes"
-_TERMS, _COPIES, _MADE = "terms of ", "copies of ", "made "
+_LEFT, _MOVED, _TERMS, _COPIES, _MADE, _WORDS = (
+    "left of ",
+    "moved to left of ",
+    "terms of ",
+    "copies of ",
+    "made ",
+    "words ",
+)
+
+
+def left_of(unit: str) -> str:
+    """The family of the left operands of a matrix unit."""
+    if "_turned" in unit:
+        return _LEFT + unit
+    return FOURS if unit.endswith("_fours") else ROWS
+
+
+def moved_to(family: str) -> str:
+    """The family of tiles that are rows, and are moved to a family of left operands then: where a
+    unit takes these in other lanes than it leaves sums in."""
+    return _MOVED + family.removeprefix(_LEFT) if family.startswith(_LEFT) else family
+
+
+def is_moved(family: str) -> bool:
+    """True for families that rows are moved to, between lanes."""
+    return family.startswith(_MOVED)
 
 
 def terms_of(unit: str) -> str:
@@ -31,6 +58,28 @@ def copies_of(shape: tuple[int, int], order: tuple[int, int], width: int) -> str
     """The family of what belongs to the parts of a block that is copied
     (``BlockLayouts.copies``)."""
     return f"{_COPIES}{shape[0]} {shape[1]} {order[0]} {width}"
+
+
+def words_of(family: str, chunk: int, dim: int) -> str:
+    """The family of the words that a tile is unpacked from: each of its threads has those of its
+    own part, ``chunk`` elements along a dimension from as many words as a chunk has."""
+    made = Made.of(family)
+    if made is not None:
+        return made.part(chunk, dim).family
+    if not family.startswith(_TERMS) or dim != 0:
+        raise UnsupportedError(f"codes unpacked as {family} in a program of threads")
+    return f"{_WORDS}{chunk} {family}"
+
+
+def holds_words(family: str) -> bool:
+    """True for families of words."""
+    return family.startswith(_WORDS)
+
+
+def loads_itself(family: str) -> bool:
+    """True for families whose tiles threads load from memory for themselves: no thread has what
+    another one has."""
+    return family == ROWS or family.startswith((_LEFT, _WORDS))
 
 
 @dataclass(frozen=True)
@@ -84,6 +133,9 @@ class BlockLayouts:
             return self._rows(UNITS["m16n8k16_fours"].a, *shape)
         if family == LANES:
             return self._lanes(*shape)
+        for kind in (_LEFT, _MOVED):
+            if family.startswith(kind):
+                return self._rows(UNITS[family.removeprefix(kind)].a, *shape)
         made = Made.of(family)
         if made is not None:
             return collapsed(self.made(made), shape)
@@ -91,7 +143,11 @@ class BlockLayouts:
             rows, columns, first, width = map(int, family.removeprefix(_COPIES).split())
             layout = self.copies((rows, columns), (first, 1 - first), width)
             return collapsed(layout, shape)
-        return self._terms(UNITS[family.removeprefix(_TERMS)].b, *shape)
+        chunk = 1
+        if holds_words(family):
+            number, family = family.removeprefix(_WORDS).split(" ", 1)
+            chunk = int(number)
+        return self._terms(_in_chunks(UNITS[family.removeprefix(_TERMS)].b, chunk), *shape)
 
     def _lanes(self, rows: int, columns: int) -> Layout:
         """A vector in every warp; neighbours lie in neighbouring lanes."""
@@ -166,6 +222,19 @@ class BlockLayouts:
         if layout.shape != shape or layout.lanes != self.threads:
             raise UnsupportedError(f"a copy of {shape} by {self.threads} threads")
         return layout
+
+
+def _in_chunks(atom: Layout, chunk: int) -> Layout:
+    """The layout of words in the threads that have their codes, ``chunk`` of them along k each."""
+    if chunk == 1:
+        return atom
+    digits = []
+    for dim, stride, size in atom.digits()[0]:
+        whole = max(chunk, stride) if dim == 0 else stride  # where the next word's codes begin
+        count = max(1, stride * size // whole)
+        digits.append((dim, whole // (chunk if dim == 0 else 1), count))
+    lanes = [(d, n // (chunk if d == 0 else 1), size) for d, n, size in atom.digits()[1]]
+    return from_digits(2, digits, lanes)
 
 
 def power_of_two(number: int) -> bool:

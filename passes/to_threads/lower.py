@@ -29,22 +29,26 @@ from tilewright.passes.to_threads.families import (
     Vectors,
     block_layouts,
     find_families,
-    left_of,
+    left_family,
     made_together,
     operand_family,
+    run_of,
     unit_of,
 )
-from tilewright.passes.to_threads.layouts import ROWS, Made, terms_of
+from tilewright.passes.to_threads.layouts import (
+    ROWS,
+    is_moved,
+    loads_itself,
+    terms_of,
+    words_of,
+)
 from tilewright.passes.to_threads.lines import in_lines
 from tilewright.passes.to_threads.order import ordered
 from tilewright.passes.to_threads.plan import plan_shared
 from tilewright.passes.to_threads.registers import estimate, short_of_registers
 from tilewright.passes.to_threads.slices import Turns
-from tilewright.passes.to_threads.staging import (
-    Staged,
-    Staging,
-    block_of,
-)
+from tilewright.passes.to_threads.staging import Staged, Staging, block_of
+from tilewright.passes.to_threads.words import WordsAhead
 from tilewright.passes.to_tile.emitter import TileBuilder
 
 OWN_LOADS = 32  # registers of a right side that a thread reads for itself
@@ -83,7 +87,7 @@ def lower_threads(graph: Graph, park: bool = False, warps: int = 0) -> Graph:
         raise UnsupportedError(f"no form for threads: {error.message}", error.location) from error
 
 
-class Lowering(CopiesAhead):
+class Lowering(CopiesAhead, WordsAhead):
     """Builds the program of a block's threads from that on whole blocks."""
 
     def __init__(self, graph: Graph, warps: int = 0, park: bool = False) -> None:
@@ -92,16 +96,20 @@ class Lowering(CopiesAhead):
         self.graph = graph
         self.made = {v: op for op in graph.body.walk() for v in op.results}
         self.build = TileBuilder()
-        self.layouts = block_layouts(graph, self.made.get, warps)
-        self.blocks = CopiedBlocks(graph, self.layouts.warps, park)
+        self.run_length = run_of(graph, self.made.get)
+        self.layouts = block_layouts(graph, self.made.get, warps, self.run_length)
+        self.blocks = CopiedBlocks(graph, self.layouts.warps, park and not self.run_length)
         self.vectors = Vectors(self.made.get)
-        self.families = find_families(graph, self.made.get, self.vectors, self.blocks.family)
+        self.families = find_families(
+            graph, self.made.get, self.vectors, self.blocks.family, self.run_length
+        )
         self.grouped = {v for v in self.made if self.blocks.grouped(v, self.families.get(v, set()))}
         self.staging = Staging(self.build, self.layouts, bool(self.grouped))
         self.values: dict[tuple[Value, str], Value] = {}
         self.parked = {v for v in self.blocks.parked if self.families.get(v) == {ROWS}}
         self.feeds = _feeds(graph, self.families)
         self.slots: dict[Value, tuple[Staged, Value]] = {}  # loads that are ahead: memory and slot
+        self.fetched: set[Value] = set()  # words that are read ahead
         for param in graph.params:
             self.values[param, ROWS] = param
 
@@ -145,7 +153,8 @@ class Lowering(CopiesAhead):
         elif op.regions:
             raise UnsupportedError(f"{op.name} in a program of threads", op.loc)
         elif tiles:
-            self._tile(op, tiles[0])
+            if tiles[0] not in self.fetched:
+                self._tile(op, tiles[0])
         else:
             made = op.rebuilt([self.at(v) for v in op.operands], ())  # anew: slices come again
             self.build.top.add(made)
@@ -171,14 +180,15 @@ class Lowering(CopiesAhead):
             return build(m.Const, value=op.value, type=replace(type_, layout=layout), hint=hint)
         if isinstance(op, t.Load | t.LoadLines):
             return self._load(op, layout, family)
+        if is_moved(family):
+            made = self.values.get((op.results[0], ROWS)) or self._made(op, type_, ROWS)
+            return build(t.Rearrange, made, layout=layout, hint=hint)
         if isinstance(op, t.Product):
             return self._product(op)
         if isinstance(op, t.Reduce | t.Scatter):
             operand = self.vectors.family(op.operands)
-        elif isinstance(op, t.Interleave):
-            whole = Made.of(family)
-            assert whole is not None
-            operand = whole.part(len(op.parts), op.dim).family
+        elif isinstance(op, t.Unpack):
+            operand = words_of(family, op.form.chunk, op.dim)
         else:
             operand = operand_family(op, family)
         operands = [self.at(v, operand) for v in op.operands]
@@ -203,12 +213,12 @@ class Lowering(CopiesAhead):
         return [self.build(kind, first, zero, hint=first.hint), *operands[1:]]
 
     def _product(self, op: t.Product) -> Value:
-        unit = unit_of(op, self.made.get).name
-        acc, a = self.at(op.acc), self._left(op.a, left_of(unit))
+        unit = unit_of(op, self.made.get, self.run_length).name
+        acc, a = self.at(op.acc), self._left(op.a, left_family(op, unit, self.made.get))
         if op.b in self.slots and op.b in self.grouped:
             staged, slot = self.slots[op.b]
             return self.staging.group_product(acc, a, staged, slot, op.result.hint)
-        together = made_together(op, self.made.get)
+        together = None if self.run_length else made_together(op, self.made.get)
         if together is None:
             b = self.at(op.b, terms_of(unit))
         else:
@@ -239,7 +249,7 @@ class Lowering(CopiesAhead):
             return self.blocks.family(op, self.families[op.result]) is not None
         along = [d for d in op.dims if d >= 0]
         long = along == [0, 1] or layout.registers > OWN_LOADS  # threads' own loads would be short
-        staged = op.result in self.feeds and family != ROWS and long
+        staged = op.result in self.feeds and not loads_itself(family) and long
         return staged and block_of(op, False) is not None
 
     def _at_once(self, op: t.Load | t.LoadLines) -> tuple[Staged, Value]:
@@ -284,7 +294,9 @@ class Lowering(CopiesAhead):
         with build.when_less(lo, hi) if ahead.sliced else nullcontext():
             for turn in range(slots - 1 if ahead.some else 0):
                 self._copy_ahead(ahead, turns, build.add(lo, turn * op.step), build.index(turn))
-        carried = [*inits, build.index(0)] if ahead.some else inits
+        fetched = self._fetched(op) if self.run_length else []
+        carried = [*inits, *self._first_words(fetched, turns)]
+        carried += [build.index(0)] if ahead.some else []
         hint = region.params[0].hint
         with build.loop(lo, hi, op.step, carried, hint) as loop:
             slot = loop.carried[-1] if ahead.some else None
@@ -298,9 +310,10 @@ class Lowering(CopiesAhead):
                 free = build.mod(build.add(slot, slots - 1), slots)
                 self._copy_ahead(ahead, turns, later, free)
                 self.slots |= {staged.load.result: (staged, slot) for staged in ahead.every}
-            for inner in region.ops:
-                self._op(inner)
+            words = loop.carried[len(inits) : len(inits) + len(fetched)]
+            later_words = self._with_words(region, fetched, words, turns, loop.counter)
             after = [self._carried(self.at(v)) for v in region.yields]
+            after += later_words
             if slot is not None:
                 after.append(build.mod(build.add(slot, 1), slots))
             loop.next = tuple(after)
@@ -328,5 +341,5 @@ def _seen(x: Value, op: View) -> Layout:
 def _feeds(graph: Graph, families: Families) -> set[Value]:
     """The matrices that products read: as their left side, or for their right side."""
     products = [op for op in graph.body.walk() if isinstance(op, t.Product)]
-    shared = {v for v, needed in families.items() if needed and ROWS not in needed}
+    shared = {v for v, needed in families.items() if needed and not any(map(loads_itself, needed))}
     return {v for op in products for v in (op.a, op.b)} | shared

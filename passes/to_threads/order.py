@@ -21,7 +21,7 @@ from tilewright.ir.ops_lowbit import View
 from tilewright.ir.types import RegisterType
 from tilewright.passes.to_threads.registers import words
 
-_CHEAP = (t.Coordinate, t.Splat, m.Const, View)
+_CHEAP = (t.Coordinate, t.Splat, t.Unpack, m.Const, View)
 
 
 def ordered(graph: Graph) -> Graph:

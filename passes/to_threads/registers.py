@@ -35,7 +35,7 @@ def short_of_registers(graph: Graph) -> bool:
 
 def is_coded(graph: Graph) -> bool:
     """True if threads cut codes out of words, which takes registers on the way."""
-    return any(isinstance(op, t.Interleave) for op in graph.body.walk())
+    return any(isinstance(op, t.Unpack) for op in graph.body.walk())
 
 
 def estimate(graph: Graph) -> int:

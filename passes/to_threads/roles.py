@@ -22,8 +22,8 @@ from tilewright.ir.ops_tile_roles import Arrive, Await, Barriers, CopyBulk, Expe
 from tilewright.ir.target import Target, named_target
 from tilewright.ir.types import IndexType, RegisterType
 from tilewright.passes.canonicalise import canonicalise_graph
-from tilewright.passes.to_threads.families import left_of, unit_of
-from tilewright.passes.to_threads.layouts import LANES, ROWS, terms_of
+from tilewright.passes.to_threads.families import unit_of
+from tilewright.passes.to_threads.layouts import LANES, ROWS, left_of, terms_of
 from tilewright.passes.to_threads.lines import in_lines
 from tilewright.passes.to_threads.lower import SHARED_BYTES, Lowering, threads_program
 from tilewright.passes.to_threads.order import ordered
@@ -254,7 +254,7 @@ class _Consumers(_Role):
         b, (slot, phase) = self.build, self.places[op.b]
         number, staged = self.number(ring, slot), ring.staged(made)
         b.effect(Await, self.full, number, phase)
-        unit = unit_of(op, self.made.get).name
+        unit = unit_of(op, self.made.get, self.run_length).name
         if ring.grouped:
             stays, acc = self.rings.of.get(op.a), self.at(op.acc)
             a = self._left(op.a, left_of(unit)) if stays is None else stays.memory

@@ -20,7 +20,7 @@ from tilewright.ir.errors import VerifyError
 from tilewright.ir.evaluate import evaluate, evaluate_graph
 from tilewright.ir.layout import Layout
 from tilewright.ir.ops_lowbit import View
-from tilewright.ir.ops_tile_blocks import Integer, Interleave, LastOf, Product, Scatter
+from tilewright.ir.ops_tile_blocks import Integer, LastOf, Product, Scatter, Unpack
 from tilewright.ir.ops_tile_indexed import Alternate, LoadRows, Reshape, Scan
 from tilewright.ir.ops_tile_lines import CopyLines, LoadLines, StoreLines
 from tilewright.ir.ops_tile_memory import GPU_OPS
@@ -179,9 +179,9 @@ def test_every_operation_is_written_or_refused() -> None:
         Scan,
         Product,
         Integer,
-        Interleave,
         LastOf,
         Scatter,
+        Unpack,
     }
     tables = (pointwise._FLOAT, pointwise._INTEGER, pointwise._BOOL, pointwise._SPECIAL)
     written = {cls for table_ in tables for cls in table_} | {m.Const}

@@ -326,10 +326,14 @@ def _product_examples() -> Iterator[Example]:
     )
     yield _tile("tile.scatter", scatter, T, want=T.T, out="8 x 4")
     yield from _indexed_examples()
-    turns = "%p = tile.load %x, %c0, %c0 {dims = [0, 1], layout = local(2, 8)}\n"
-    turns += "%q = tile.load %x, %c1, %c0 {dims = [0, 1], layout = local(2, 8)}\n"
-    turns += f"%r = tile.interleave %p, %q {{dim = 0}}\n{STORE}"
-    yield _tile("tile.interleave", turns, T, want=T[[0, 1, 1, 2]])
+    unpack = (
+        "%i = tile.coordinate {dim = 1, layout = local(1, 8)}\n%j = math.cast %i {dtype = i32}\n"
+        "%k = math.const {value = 16909060, type = reg<1 x 1 x i32, local(1, 1)>}\n"  # 4, 3, 2, 1
+        '%w = math.mul %j, %k\n%r = tile.unpack %w {packing = "quads(8) lanes 16 group 8", '
+        f"dim = 0, dtype = f64, layout = local(4, 8)}}\n{STORE}"
+    )
+    bytes_ = np.array([[(4 - i) * j for j in range(8)] for i in range(4)])
+    yield _tile("tile.unpack", unpack, T, want=bytes_)
     turned = "%r = tile.rearrange %a {layout = spatial(4, 2).local(1, 4)}"
     yield _tile("tile.rearrange", f"{turned}\n{STORE}", T, want=T)
 

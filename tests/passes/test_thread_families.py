@@ -17,7 +17,8 @@ from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.evaluate import evaluate_graph
 from tilewright.ir.layout import Layout
 from tilewright.ir.ops_lowbit import View
-from tilewright.ir.ops_tile_blocks import Interleave
+from tilewright.ir.ops_tile_blocks import Unpack
+from tilewright.ir.packing import Packing
 from tilewright.ir.sizes import Size
 from tilewright.ir.types import BufferType, RegisterType
 from tilewright.passes.to_threads.families import block_layouts, made_together
@@ -77,18 +78,21 @@ def test_sums_of_integers_are_no_left_side() -> None:
 
 
 @pytest.mark.parametrize("dim", [0, 1])
-@pytest.mark.parametrize("count", [2, 4])
-def test_what_is_put_together_from_codes_is_made_together(dim: int, count: int) -> None:
+@pytest.mark.parametrize("bits", [8, 3])
+def test_what_is_unpacked_is_made_together(dim: int, bits: int) -> None:
     """Wherever on its way it meets numbers from elsewhere: a loop's, loaded, or constant ones."""
-    b, shape = TileBuilder(), (32, 32)
+    b, shape, packing = TileBuilder(), (32, 32), Packing.quads(bits, 16, 32)
+    count = packing.chunk
     part = whole(*(n // count if d == dim else n for d, n in enumerate(shape)))
-    inter = b(Interleave, *(b.filled(0, BF16, part) for _ in range(count)), dim=dim)
+    words = [b.filled(0, I32, part) for _ in range(packing.words)]
+    attrs = {"packing": str(packing), "dim": dim, "dtype": BF16, "layout": whole(*shape)}
+    codes = b(Unpack, *words, **attrs)
     carried = Value(RegisterType(BF16, whole(*shape)), "carried")
     others = [carried, b.filled(1, BF16, whole(*shape)), b.number(2, BF16)]
     acc, a = b.filled(0, F32, whole(16, 32)), b.filled(0, BF16, whole(16, 32))
     wanted = Made(shape, dim, count)
     for other in others:
-        for sides in ((inter, other), (other, inter)):
+        for sides in ((codes, other), (other, codes)):
             right = b(m.Mul, *sides)
             for later in (right, b(m.Add, right, other), b(m.Sub, other, right)):
                 op = t.Product(acc, a, later)

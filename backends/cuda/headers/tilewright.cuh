@@ -143,6 +143,10 @@ TW_OP void ldmatrix_x1_trans(uint32_t (&r)[1], const void* row) { asm volatile("
 TW_OP void ldmatrix_x2_trans(uint32_t (&r)[2], const void* row) { asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];" : "=r"(r[0]), "=r"(r[1]) : "r"(shared_address(row)) : "memory"); }
 TW_OP void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) { asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared_address(row)) : "memory"); }
 
+// The words that lanes 4 i to 4 i + 3 hold are row i of a matrix of 8 × 8 floats of 16 bits: the same of
+// its transpose.
+TW_OP uint32_t movmatrix(uint32_t x) { uint32_t y; asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x)); return y; }
+
 // d += a · b over fragments.
 template <class T>
 TW_OP void mma_16816(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);

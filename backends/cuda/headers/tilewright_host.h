@@ -218,6 +218,14 @@ inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row, TW_LINE) { emu:
 inline void stmatrix_x4(void* row, const uint32_t (&r)[4], TW_LINE) { emu::store_matrices(r, 4, false, row, line); }
 inline void stmatrix_x4_trans(void* row, const uint32_t (&r)[4], TW_LINE) { emu::store_matrices(r, 4, true, row, line); }
 
+inline uint32_t movmatrix(uint32_t x, TW_LINE) {
+  const int lane = emu::thread() % 32, row = lane % 4 * 2, column = lane / 4;
+  const uint32_t first = emu::shuffle(x, 4 * row + column / 2, false, line);
+  const uint32_t second = emu::shuffle(x, 4 * row + 4 + column / 2, false, line);
+  const int at = 16 * (column % 2);
+  return (first >> at & 0xffff) | (second >> at) << 16;
+}
+
 // d += a · b over fragments. Sums: d first, then one f32 addition per k in rising order (products of
 // 16-bit floats are exact in f32); the device adds groups of k at once, so last bits differ.
 template <class T>

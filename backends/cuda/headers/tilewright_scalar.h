@@ -49,6 +49,53 @@ TW_DEVICE void mma_fours_16816(float (&d)[4], const uint32_t (&a)[4], const uint
   mma_16816<T>(d, ordered, b);
 }
 
+// d += a * b with sides exchanged: a's eight rows are an instruction's columns. A thread has R
+// neighbours of k and R / 2 columns of b, two of which an instruction takes; of d two rows of each.
+template <class T, int R>
+TW_DEVICE void mma_turned_16816(float (&d)[R], const uint32_t (&a)[R / 2], const uint32_t (&b)[R * R / 4]) {
+#pragma unroll
+  for (int k = 0; k < R / 4; ++k) {
+    const uint32_t right[2] = {a[2 * k], a[2 * k + 1]};
+#pragma unroll
+    for (int n = 0; n < R / 4; ++n) {
+      const int at = k * R + 4 * n;
+      const uint32_t left[4] = {b[at], b[at + 2], b[at + 1], b[at + 3]};
+      mma_16816<T>(group<4>(d, 4 * n), left, right);
+    }
+  }
+}
+
+// Sums of such a product, two rows in a word, as the left side of the next: R neighbours of a row.
+template <int R>
+TW_DEVICE void turn(uint32_t (&row)[R / 2], const uint32_t (&sums)[R / 2]) {
+  uint32_t far[R / 2];  // neighbours R / 2 apart
+#pragma unroll
+  for (int i = 0; i < R / 2; ++i) far[i] = movmatrix(sums[i]);
+#pragma unroll
+  for (int i = 0; i < R / 2; i += 2) {
+    row[i / 2] = prmt(far[i], far[i + 1], 0x5410);
+    row[R / 4 + i / 2] = prmt(far[i], far[i + 1], 0x7632);
+  }
+}
+
+// A byte of a word as f32: its bits below those of 2^23 are a number larger by that.
+TW_DEVICE float byte_to_float(uint32_t word, int byte) {
+  return bits_to_float(prmt(word, 0x4b000000u, 0x7440u | byte)) - 8388608.0f;
+}
+// Bytes At and At + 1 (0 or 2) of a word as floats of 16 bits: their bits below those of 128 (bf16 has
+// seven there) or 1024 are numbers larger by that.
+template <int At, int Bits>
+TW_DEVICE uint32_t bytes_to_bf16(uint32_t word) {
+  if constexpr (Bits < 8) return hsub2_bf16(prmt(word, 0x43434343u, At ? 0x4342u : 0x4140u), 0x43004300u);
+  const uint32_t both = prmt(word, 0, At ? 0x4342u : 0x4140u);
+  const uint32_t twos = ~(both << 7) & 0x40004000u;  // where bit 7 is not set: 128 less, by -64 times 2
+  return hfma2_bf16(twos, 0xc280c280u, (both & 0x007f007fu) | 0x43004300u);
+}
+template <int At, int Bits>
+TW_DEVICE uint32_t bytes_to_f16(uint32_t word) {
+  return hsub2_f16(prmt(word, 0x64646464u, At ? 0x4342u : 0x4140u), 0x64006400u);
+}
+
 // A number that the compiler takes for a new one: what is made of it is not kept across a loop.
 TW_DEVICE float anew(float x) {
 #if !TW_HOST

@@ -8,7 +8,7 @@ from tilewright.ir import ops_math as m
 from tilewright.ir import ops_stream as s
 from tilewright.ir import ops_tile as t
 from tilewright.ir.core import Value
-from tilewright.ir.dtypes import F16, F32, DType
+from tilewright.ir.dtypes import BF16, F16, F32, DType
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.layout import Layout
 from tilewright.ir.ops_cache import CachedStream
@@ -148,7 +148,8 @@ class BlockBuilder:
         values, memory = self.values, self.values.memory
         scalar = self._whole(values.tile(weights.scalar, self.frame), 0.0)
         cache = self.info.made.get(weights.vector)
-        if isinstance(cache, CachedStream) and has_one_scale(cache) and weights.dtype != F16:
+        wide = weights.dtype != F16 or values.one_warp
+        if isinstance(cache, CachedStream) and has_one_scale(cache) and wide:
             return self._coded(op, cache, scalar, shared, acc)
         if self.state.dtype(weights.scalar) != weights.dtype:
             scalar = self.build(m.Cast, scalar, dtype=weights.dtype, hint=scalar.hint)
@@ -161,17 +162,32 @@ class BlockBuilder:
     def _coded(
         self, op: s.Reduce, cache: CachedStream, scalar: Value, shared: Frame, acc: Value
     ) -> Value:
-        """A sum of codes: their scales are in the weights, their zeros come off at last. (In f16 a
-        weight times a small scale has few bits left.)"""
+        """A sum of codes: their scales are in the weights, and their zeros come off first. In f16 a
+        weight times a small scale has few bits left: there are two in bf16 for one in f16."""
         b, values = self.build, self.values
-        block = values.code_block(cache, shared)
+        block, dtype = values.code_block(cache, shared), values.code_dtype
         scale, zero = block.factors(1)
-        scaled = b(m.Mul, scalar, scale, hint="weight")
-        narrow = values.narrowed(values.memory.widened(scaled, self.frame.layout))
-        total = b(t.Product, acc, narrow, values.narrowed(block.codes()), hint=op.result.hint)
-        wide = narrow if values.code_dtype == F32 else b(m.Cast, narrow, dtype=F32, hint="weight")
+        scaled = values.memory.widened(b(m.Mul, scalar, scale, hint="weight"), self.frame.layout)
+        parts, wide = [scaled], scaled
+        if dtype != F32:
+            dtype = BF16
+            parts, wide = self._narrowed(scaled, 2 if values.code_dtype == F16 else 1)
         less = b(t.Reduce, b(m.Mul, wide, zero, hint="less"), kind="sum", dim=1, hint="less")
-        return b(m.Sub, total, less, hint=op.result.hint)
+        acc, codes = b(m.Sub, acc, less, hint=op.result.hint), block.codes(dtype)
+        for part in parts:
+            acc = b(t.Product, acc, part, codes, hint=op.result.hint)
+        return acc
+
+    def _narrowed(self, x: Value, count: int) -> tuple[list[Value], Value]:
+        """A tile as the sum of so many in bf16, and that sum in f32."""
+        b, parts, total = self.build, [], None
+        for _ in range(count):
+            left = x if total is None else b(m.Sub, x, total, hint="rest")
+            parts.append(b(m.Cast, left, dtype=BF16, hint=x.hint))
+            wide = b(m.Cast, parts[-1], dtype=F32, hint=x.hint)
+            total = wide if total is None else b(m.Add, total, wide, hint=x.hint)
+        assert total is not None
+        return parts, total
 
     def _write(self, sink: s.Sink) -> None:
         if self.info.element(sink.x):

@@ -24,18 +24,15 @@ from tilewright.ir import ops_math as m
 from tilewright.ir import ops_tile as t
 from tilewright.ir.cache_form import LANES
 from tilewright.ir.core import Value
-from tilewright.ir.dtypes import F32, I32, I64
+from tilewright.ir.dtypes import F32, I32, I64, DType
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.layout import Layout
 from tilewright.ir.ops_cache import CachedStream
-from tilewright.ir.ops_lowbit import View
 from tilewright.ir.packing import QUAD
 from tilewright.ir.sizes import Size
-from tilewright.ir.types import BufferType, RegisterType
+from tilewright.ir.types import BufferType
 from tilewright.passes.to_tile.state import LoweringState
 from tilewright.passes.to_tile.whole_blocks.frame import Frame, FrameMemory, Place
-
-_FLOAT_BITS, _FLOAT = 0x4B000000, float(1 << 23)
 
 
 def has_one_scale(op: CachedStream) -> bool:
@@ -63,13 +60,14 @@ class CodeBlock:
         """The numbers that the codes stand for, in f32; what lies past the end is finite."""
         b = self.b
         scale, zero = self.factors(self.tokens)
-        return b(m.Mul, b(m.Sub, self.codes(), zero, hint="from_zero"), scale, hint="value")
+        return b(m.Mul, b(m.Sub, self.codes(F32), zero, hint="from_zero"), scale, hint="value")
 
-    def codes(self) -> Value:
-        """The codes as numbers, in f32."""
+    def codes(self, dtype: DType) -> Value:
+        """The codes as numbers, which are exact in any dtype."""
         if self._has_chunks():
-            return self._in_chunks()
-        return self.b(m.Cast, self._one_by_one(), dtype=F32, hint="code")
+            return self._in_chunks(dtype)
+        code = self.b(m.Cast, self._one_by_one(), dtype=F32, hint="code")
+        return code if dtype == F32 else self.b(m.Cast, code, dtype=dtype, hint="code")
 
     def factors(self, tokens: int) -> tuple[Value, Value]:
         """Scales and zeros in f32, along what they change with; tokens along a dimension."""
@@ -93,39 +91,12 @@ class CodeBlock:
             return False
         return not form.keys or form.channel_groups == 1 or form.group % form.packing.chunk == 0
 
-    def _in_chunks(self) -> Value:
-        b, p = self.b, self.form.packing
-        words = [
-            self._key_words(w) if self.form.keys else self._value_words(w) for w in range(p.words)
-        ]
-        codes = []
-        for number in range(p.chunk):
-            code: Value | None = None
-            for piece in p.pieces(number):
-                bits = self._bits(words[piece.word], piece.at, piece.width, piece.low)
-                code = bits if code is None else b(m.BitOr, code, bits, hint="code")
-            assert code is not None
-            codes.append(self._as_number(code))
-        return b(t.Interleave, *codes, dim=self._coded, hint="codes")
-
-    def _as_number(self, code: Value) -> Value:
-        """The bits of a small integer below those of 2^23: an f32 that is larger by that. (To
-        convert one takes several times as long.)"""
-        b, type_ = self.b, code.type
-        assert isinstance(type_, RegisterType)
-        bits = b(m.BitOr, code, b.number(_FLOAT_BITS, I32), hint="code")
-        number = b(View, bits, dtype=F32, layout=type_.layout, hint="code")
-        return b(m.Sub, number, b.number(_FLOAT, F32), hint="code")
-
-    def _bits(self, word: Value, at: int, width: int, low: int) -> Value:
-        """``width`` bits of words from bit ``at`` on, as bits from ``low`` on."""
-        b = self.b
-        if at > low:
-            word = b(m.ShiftRightSigned, word, b.number(at - low, I32), hint="bits")
-        elif low > at:
-            word = b(m.ShiftLeft, word, b.number(low - at, I32), hint="bits")
-        mask = ((1 << width) - 1) << low
-        return b(m.BitAnd, word, b.number(mask, I32), hint="bits")
+    def _in_chunks(self, dtype: DType) -> Value:
+        p, keys = self.form.packing, self.form.keys
+        words = [self._key_words(w) if keys else self._value_words(w) for w in range(p.words)]
+        layout = Layout(2).local(*self.frame.sizes)
+        attrs = {"packing": str(p), "dim": self._coded, "dtype": dtype, "layout": layout}
+        return self.b(t.Unpack, *words, hint="codes", **attrs)
 
     def _key_words(self, word: int) -> Value:
         """Words [chunks, tokens], or turned: neighbours of 16 tokens lie side by side."""

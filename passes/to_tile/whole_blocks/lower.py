@@ -110,6 +110,8 @@ class _Program:
             "stages": self.schedule.stages,
             "bulk": self.schedule.bulk,
         }
+        if self.schedule.warps == 1:
+            attrs["at_once"] = self.schedule.at_once
         if parts is not None:
             attrs["shares"] = (info.inner.size, self.schedule.inner, self.schedule.at_once)
         body = Region(self.params, tuple(self.build.top.ops))
@@ -139,6 +141,7 @@ class _Program:
             at[rows], limits[rows] = state.first_row, state.row_total
         scope = Scope(Place(at, limits), True)
         values = Values(state, FrameMemory(state, frozenset()), mask.conditions, scope)
+        values.one_warp = self.schedule.warps == 1
         for name, size in values.element_sizes.items():
             tiled.add(name)
             at[name] = b.index(0)

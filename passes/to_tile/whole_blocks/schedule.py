@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from tilewright.ir.dtypes import BOOL
+from tilewright.ir.core import Value
+from tilewright.ir.dtypes import BF16, BOOL, DType
 from tilewright.ir.ops_cache import CachedStream
 from tilewright.ir.ops_stream import Gather, Source
 from tilewright.ir.sizes import Size
@@ -15,6 +16,7 @@ from tilewright.passes.to_tile.schedule import Schedule
 
 LEAST = 16  # rows, columns and terms of a product that matrix units take
 FEW = (16, 64)  # rows that share what is read: those of one block, of all heads of a group
+FEWEST = 8  # of caches: columns of a matrix unit (blocks_of_one_warp)
 HELD = 4096  # numbers of the rows that four warps hold, 32 in a thread
 # sharing out positions, in blocks' time: what a part costs, and putting parts together
 BEGINNING, MERGING, LEAST_BLOCKS, MOST_TURNS = 2, 6, 2, 4
@@ -104,6 +106,38 @@ def blocks_of_planes(info: KernelInfo, target: Target, rows: int) -> BlockSchedu
     return replace(usual, inner=tokens) if fits else None
 
 
+def blocks_of_one_warp(info: KernelInfo, target: Target, rows: int) -> BlockSchedule | None:
+    """The blocks of caches in few bits for up to ``rows`` rows in CUDA C++, where one warp takes a
+    work item and its threads unpack words of their own (``to_threads/families.run_of``); None where
+    a thread has no room for them.
+
+    Registers after machine code for sm_80, sm_90 and sm_100: of a multiprocessor's quarter three
+    warps with 168 each, or two with 255.
+    """
+    caches, few = _caches(info), FEWEST if rows <= FEWEST else LEAST
+    bits = {op.form.keys: op.form.bits for op in caches}
+    if target.gpu != "cuda" or not 0 < rows <= LEAST or len(bits) != 2 or reads_masks(info):
+        return None
+    wide, run = widest(info), max(8, *(op.form.packing.chunk for op in caches))
+    inner = 4 * run
+    if bytes_read(info) > 2 or any(padded(a.size) % inner for a in elements(info)):
+        return None
+    sums, scores = few * wide // 32, few * inner // 32
+    words = sum(bits.values()) * inner * wide // 1024
+    held = sums + sums // 2 + words + scores + scores // 2  # in a thread; with bf16 rows
+    plain = run == 8 and _float_dtypes(info) == {BF16}
+    plain = plain and all(a.size.constant == padded(a.size) for a in elements(info))
+    narrow = held + 2 * bits[False]
+    if few == LEAST:
+        fits = plain and narrow <= 184
+    elif _float_dtypes(info) == {BF16}:
+        fits = held <= (200 if target.cpu == "sm_80" else 230)
+    else:
+        fits = run <= 16 and bits[False] < 8
+    three = plain and narrow <= 116 and all(op.by == "token" for op in caches)
+    return BlockSchedule(few, inner, 1, 2, at_once=12 if three else 8) if fits else None
+
+
 def widest(info: KernelInfo) -> int:
     """The longest axis inside elements, padded."""
     return max((padded(a.size) for a in elements(info)), default=1)
@@ -111,7 +145,9 @@ def widest(info: KernelInfo) -> int:
 
 def reads_masks(info: KernelInfo) -> bool:
     """Whether there are tensors over the scores, blocks of which take registers beside these."""
-    shapes = [p.type.shape for p in info.graph.params if isinstance(p.type, TensorType)]
+    scales = _beside_codes(info)
+    given = (p.type for p in info.graph.params if p not in scales)
+    shapes = [x.shape for x in given if isinstance(x, TensorType)]
     return any(len(shape) > 1 and shape[-1] == info.inner.size for shape in shapes)
 
 
@@ -127,7 +163,8 @@ def _few_rows(target: Target, rows: int, widest: int, bulk: bool) -> BlockSchedu
 def row_classes(info: KernelInfo) -> tuple[int, ...]:
     """Upper bounds on the number of rows that share what is read, each with blocks of its own; the
     last class (0) is for any number."""
-    return (*FEW, 0) if info.products else (0,)
+    fewest = (FEWEST,) if _caches(info) else ()
+    return (*fewest, *FEW, 0) if info.products else (0,)
 
 
 def parts_of(items: int, blocks: int, slots: int) -> int:
@@ -176,11 +213,20 @@ def _is_bool(op: Source) -> bool:
 
 def bytes_read(info: KernelInfo) -> int:
     """Bytes of the widest numbers that blocks are read in."""
-    scales = {v for op in _caches(info) for v in op.operands}
-    sizes = [
-        p.type.dtype.bits // 8
+    return max((dtype.bits // 8 for dtype in _float_dtypes(info)), default=4)
+
+
+def _float_dtypes(info: KernelInfo) -> set[DType]:
+    """The dtypes of what blocks are read in, scales of caches aside."""
+    scales = _beside_codes(info)
+    return {
+        p.type.dtype
         for p in info.graph.params
         if isinstance(p.type, TensorType) and p.type.dtype.is_float and len(p.type.shape) > 1
         if p not in scales
-    ]
-    return max(sizes, default=4)
+    }
+
+
+def _beside_codes(info: KernelInfo) -> set[Value]:
+    """Scales and zeros of caches, and their words."""
+    return {v for op in _caches(info) for v in op.operands}

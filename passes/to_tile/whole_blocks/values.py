@@ -31,6 +31,7 @@ from tilewright.passes.to_tile.rows import RowLowering, strip_repeat
 from tilewright.passes.to_tile.state import LoweringState
 from tilewright.passes.to_tile.whole_blocks.codes import CodeBlock, has_one_scale
 from tilewright.passes.to_tile.whole_blocks.frame import Frame, FrameMemory, Place
+from tilewright.passes.to_tile.whole_blocks.row_powers import in_f16
 from tilewright.passes.to_tile.whole_blocks.schedule import padded
 
 LOG2E = math.log2(math.e)
@@ -63,8 +64,10 @@ class Values:
         self.state, self.info, self.build = state, state.info, state.build
         self.memory, self.conditions, self.scope = memory, conditions, scope
         self.rows = RowLowering(state)
+        self.one_warp = False  # whether threads unpack codes for themselves (schedule.py)
         self.operands: dict[s.Contract, Value] = {}  # what rows bring to products
         self.sums: dict[s.Contract, Value] = {}  # the sum of that, for products with codes
+        self.powers: dict[s.Contract, Value] = {}  # what that was divided by (row_powers.py)
 
     @contextmanager
     def within(self, place: Place, masked: bool) -> Iterator[Scope]:
@@ -263,11 +266,20 @@ class Values:
 
     def prepare(self, op: s.Contract) -> None:
         """Builds what rows bring to a product, [rows, terms], once for all blocks."""
-        row, _ = self.sides(op)
+        row, inner = self.sides(op)
         x = self.operands[op] = self._operand(row, self.row_frame(op.axes[0]), op.axes[0])
         if any(isinstance(o, CachedStream) for o in self.info.graph.body.ops):
             wide = x if self.code_dtype == F32 else self.build(m.Cast, x, dtype=F32, hint=x.hint)
             self.sums[op] = self.build(t.Reduce, wide, kind="sum", dim=1, hint="row_sum")
+        if self._meets_bytes(inner):
+            self.operands[op], self.powers[op] = in_f16(self.build, x)
+
+    def _meets_bytes(self, inner: Value) -> bool:
+        """Whether threads unpack codes of 8 bits for bf16 rows."""
+        cache = self.info.made.get(inner)
+        if not self.one_warp or self.code_dtype != BF16 or not isinstance(cache, CachedStream):
+            return False
+        return has_one_scale(cache) and cache.form.bits == 8
 
     def _operand(self, value: Value, frame: Frame, axis: str) -> Value:
         """A side of a product: whole, and zero past the axis's end."""
@@ -296,8 +308,11 @@ class Values:
         """A product with a block's codes, which scales and zeros of tokens then put right."""
         b, a = self.build, self.operands[op]
         block = self.code_block(cache, shared)
-        codes = self.memory.masked(block.codes(), shared.axes[0], shared, self.scope.place, 0.0)
-        raw = b(t.Product, zero, a, self.narrowed(codes), hint="raw")
+        power = self.powers.get(op)
+        codes = block.codes(self.code_dtype if power is None else F16)
+        codes = self.memory.masked(codes, shared.axes[0], shared, self.scope.place, 0.0)
+        raw = b(t.Product, zero, a, codes, hint="raw")
+        raw = raw if power is None else b(m.Mul, raw, power, hint="raw")
         scale, from_zero = block.factors(1)
         less = b(m.Mul, self.sums[op], from_zero, hint="less")
         return b(m.Mul, b(m.Sub, raw, less, hint="raw"), scale, hint=op.result.hint)

@@ -40,13 +40,19 @@ class BlockLoops:
         blocks = b.div(b.maximum(b.sub(past, whole), 0), size)
         past = b.add(whole, b.mul(blocks, size))
         with b.loop(whole, past, size, tuple(start), self._hint) as loop:
-            loop.next = body(loop.counter, None, loop.carried)
+            loop.next = body(self._whole(loop.counter), None, loop.carried)
         carried = loop.results
         if self.mask.tests or any(not bound.upper for bound in self.mask.bounds):
             return self._both_sides((first, last, whole, past), body, carried)
         with b.loop(past, last, size, carried, "after") as loop:
             loop.next = body(loop.counter, last, loop.carried)
         return loop.results
+
+    def _whole(self, first: Value) -> Value:
+        """Where a block begins that nothing cuts: of codes a multiple of its size (``_aligned``),
+        said so that back ends see how much they may read at once."""
+        b, size = self.build, self.state.schedule.inner_block
+        return b.mul(b.div(first, size), size) if cached(self.state) else first
 
     def _both_sides(self, span: Span, body: Body, carried: Carried) -> Carried:
         """The blocks before and after those that nothing cuts, in one loop: each loop that begins

@@ -3,8 +3,8 @@
 ``python -m tests.backends.cuda.corpus [NAME …]`` compiles the rows of
 ``tests/backends/gpu_corpus.py`` (or those with NAME in their name) for every CUDA target and writes
 ``corpus.json`` beside this file: registers, spills, shared memory, and how often the instructions
-that matter occur; for what the back end does not cover, why. Rows that end in "wide" are the form
-that is preferred to Triton's kernel. ``test_corpus.py`` holds it.
+that matter occur; for what the back end does not cover, why. Rows that end in "wide" or "one warp"
+are the forms that are preferred to Triton's kernel. ``test_corpus.py`` holds it.
 """
 
 from __future__ import annotations
@@ -15,31 +15,38 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from tests.attention_forms import cached, module_of_form
 from tests.attention_programs import Attention
 from tests.backends.gpu_corpus import BOTH as ROWS
 from tests.backends.gpu_corpus import called_module
 from tilewright.backends.cuda.compile import compile_kernel
 from tilewright.backends.cuda.emit import emit_cuda
 from tilewright.backends.gpu.machine_code import resources
+from tilewright.frontend.attention.form import Form
 from tilewright.ir.core import Graph
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.parser import parse
 from tilewright.ir.target import Target, named_target
-from tilewright.passes.pipeline import TO_KERNELS, run_passes
+from tilewright.passes.pipeline import TO_KERNELS, kernel_passes, run_passes
 from tilewright.passes.to_threads.lower import threads_program
 from tilewright.passes.to_threads.roles import roles_program
+from tilewright.passes.to_tile.lower import gpu_program, gpu_programs_in_parts
 from tilewright.passes.to_tile.tables import with_tables
+from tilewright.runtime.cuda_kernel import own_blocks
 from tilewright.runtime.family import Variant
 from tilewright.runtime.gpu_choice import wide_program
 
 ARCHITECTURES = {"cuda-sm80": "sm_80", "cuda-sm90": "sm_90a", "cuda-sm100": "sm_100a"}
 COUNTED = ("HMMA", "HGMMA", "LDSM", "LDGSTS", "LDG.E.64", "LDG.E.128", "STL", "LDL")
 COUNTED += ("UTMALDG", "SYNCS")  # bulk copies, barriers in shared memory
+COUNTED += ("MOVM", "BAR", "LDS", "STS")
 TABLE = Path(__file__).with_suffix(".json")
 # kernels that only Triton makes, and what of them the back end lacks: none of these rows
 REFUSED: dict[str, str] = {}
 # few rows with keys and values in few bits: codes on their way take registers (docs/cuda.md)
-SPILLING = ("cache u8, u4, 16 rows", "cache u3, u5")
+SPILLING = ("D128 cache u8, u4, 16 rows", "D128 cache u3, u5")
 
 
 WIDE_FORMS = {
@@ -68,6 +75,39 @@ def wide_row(name: str) -> dict[str, Any]:
     return _row((program,), "cuda-sm90", roles_program)
 
 
+# few rows over caches in few bits, a warp alone: bits of keys and values, rows, and what is special
+ONE_WARP_FORMS: dict[str, tuple[Form, int]] = {
+    f"cache u{k}, u{v}, {rows} rows, one warp": (cached((k, v)), rows)
+    for k, v, rows in (
+        *((k, v, rows) for k, v in ((8, 4), (4, 4)) for rows in (8, 16)),
+        *((k, v, 8) for k, v in ((8, 8), (4, 8), (8, 2), (2, 2), (6, 6), (3, 3), (1, 1))),
+    )
+} | {
+    "cache u4 by channel, u2, one warp": (cached((4, 2), "channel"), 8),
+    "cache u8 by channel, u4, one warp": (cached((8, 4), "channel"), 8),
+    "cache f16 u8, u4, one warp": (cached((8, 4), dtype=torch.float16), 8),
+    "cache f16 u4, u4, causal, one warp": (cached((4, 4), dtype=torch.float16, causal=True), 8),
+    "cache u8, u4, D64, one warp": (cached((8, 4), width=64), 8),
+    "cache u8, u4, D96, causal, one warp": (cached((8, 4), width=96, causal=True), 8),
+    "cache u8, u4, D256, one warp": (cached((8, 4), width=256), 8),
+}
+ONE_WARP = [*ONE_WARP_FORMS]
+
+
+def one_warp_row(name: str, target: str) -> dict[str, Any]:
+    """A kernel whose threads unpack words of their own, as ``tilewright.runtime.gpu_choice``
+    prefers it: whole, and in parts."""
+    form, rows = ONE_WARP_FORMS[name]
+    where = named_target(target)
+    (graph,) = map(with_tables, run_passes(module_of_form(form), kernel_passes(where)).graphs)
+    units = tuple(len(getattr(p.type, "shape", ())) - 1 for p in graph.params)
+    variant = Variant(graph, rows, units, {})
+    blocks = own_blocks(variant, where)
+    assert blocks is not None, f"{name} is left to Triton"
+    given = graph, where, variant.unit_dims, blocks, rows
+    return _row((gpu_program(*given), gpu_programs_in_parts(*given)[0]), target, threads_program)
+
+
 def refusal(name: str) -> str | None:
     """What the error says for kernels that are not covered."""
     return next((text for word, text in REFUSED.items() if word in name), None)
@@ -76,6 +116,8 @@ def refusal(name: str) -> str | None:
 def measured(name: str, target: str) -> dict[str, Any]:
     """A row for a target: the most that one of its kernels takes, and instructions of all; on
     sm_90, beside the form for any memory, ``bulk``: that with a warp that copies in bulk."""
+    if name in ONE_WARP:
+        return one_warp_row(name, target)
     row = _measured(name, target, threads_program)
     if target == "cuda-sm90" and "refused" not in row:
         row["bulk"] = _measured(name, target, roles_program)
@@ -109,7 +151,7 @@ def _row(
 
 def main() -> None:
     """Writes the table, row by row."""
-    every = [*ROWS, *WIDE]
+    every = [*ROWS, *WIDE, *ONE_WARP]
     for name in every:
         if len(sys.argv) > 1 and not any(word in name for word in sys.argv[1:]):
             continue
