@@ -204,6 +204,16 @@ def test_rows_of_any_size_meet_bytes(rows: int, scales: int) -> None:
 
 
 @needs_compiler
+@pytest.mark.parametrize("bits", [(8, 4), (4, 2)])
+def test_weights_have_the_bits_of_f16(bits: tuple[int, int]) -> None:
+    """A single token's values come back, rounded to f16 once."""
+    case = Case(bits, 64, 1, 1, dtype="f16")
+    inputs = case.inputs()
+    want = case.exact(inputs)
+    np.testing.assert_allclose(emulated(case)[0], want, rtol=2**-10, atol=1e-6)
+
+
+@needs_compiler
 @pytest.mark.parametrize("parts", [2, 5])
 def test_parts_without_a_block(parts: int) -> None:
     """Three blocks of a cache whose memory ends with them; parts that have none read nothing."""
