@@ -8,14 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from tests.attention_forms import module_of
+from tests.attention_forms import cached, module_of, module_of_form
 from tests.attention_programs import Attention
+from tilewright.frontend.attention.form import Form
 from tilewright.gpu import using_backend, using_schedule
 from tilewright.ir.parser import parse
 from tilewright.ir.target import named_target
 from tilewright.passes.pipeline import TO_KERNELS, run_passes
 from tilewright.passes.to_tile.tables import with_tables
 from tilewright.runtime import gpu_choice
+from tilewright.runtime.cuda_kernel import own_blocks
 from tilewright.runtime.family import Variant
 from tilewright.runtime.gpu_choice import Wide, make_fastest, wide_program
 from tilewright.runtime.gpu_targets import pretended
@@ -70,6 +72,49 @@ def test_what_is_asked_for_is_not_chosen() -> None:
     assert pretended.backend == "gpu"
     with using_backend("triton"):
         assert pretended.backend == "triton"
+
+
+def blocks(form: Form | str, rows: int, target: str = "cuda-sm90") -> tuple[int, ...] | None:
+    """Rows, positions and work items at once of a form's blocks for one warp."""
+    module = module_of(form) if isinstance(form, str) else module_of_form(form)
+    (graph,) = map(with_tables, run_passes(module, TO_KERNELS).graphs)
+    units = tuple(len(getattr(p.type, "shape", ())) - 1 for p in graph.params)
+    found = own_blocks(Variant(graph, rows, units, {}), named_target(target))
+    return None if found is None else (found.rows, found.inner, found.warps, found.at_once)
+
+
+def test_few_rows_over_few_bits_have_one_warp() -> None:
+    u8_u4 = "cache u8, u4"
+    assert blocks(u8_u4, 8) == blocks(u8_u4, 8, "cuda-sm80") == (8, 32, 1, 12)
+    assert blocks(u8_u4, 16) == (16, 32, 1, 8)
+    assert blocks(u8_u4, 64) is blocks(u8_u4, 0) is None
+    assert blocks(u8_u4, 8, "hip-gfx942") is None
+    assert blocks("cache u3, u5", 8) == (8, 128, 1, 8)  # whole chunks of 32 codes in a thread
+    assert blocks("cache u3, u5", 16) is blocks("cache u3, u5", 8, "cuda-sm80") is None
+    assert blocks("cache u4 by channel, u2", 8) == (8, 64, 1, 8)
+    assert blocks(cached((8, 4), width=16), 8) is None  # a thread's part is 32 wide
+    assert blocks(cached((8, 8), width=256), 8) is None
+    for form in ("decode", "pages"):
+        assert blocks(form, 8) is None
+    with using_schedule(16, 64, 4, 2):
+        assert blocks(u8_u4, 8) is None
+
+
+@pytest.mark.parametrize("missing", [None, "no compiler"])
+def test_few_rows_over_few_bits_are_cuda_s(
+    missing: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    def maker(name: str) -> Any:
+        return lambda variant, target, **options: made.append(name) or (len, None)
+
+    monkeypatch.setattr(gpu_choice, "compiler_missing", lambda: missing)
+    monkeypatch.setattr(gpu_choice, "make_cuda", maker("cuda"))
+    monkeypatch.setattr(gpu_choice, "make_triton", maker("triton"))
+    for form, rows in (("cache u8, u4", 8), ("cache u8, u4", 64), ("decode", 8)):
+        make_fastest(variant(form, rows), SM90)
+    assert made == [missing and "triton" or "cuda", "triton", "triton"]
 
 
 def test_wide_blocks_where_they_fill_the_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,6 +76,7 @@ def gathering(expression: Any, start: int) -> Graph:
 @example(("+", ("%", "column", 16), ("*", "row", 64)), 0)
 @example(("%", "column", 6), 0)  # wraps inside of four neighbours
 @example(("/", "column", 3), 0)
+@example(("+", ("*", ("/", "column", 3), 4), "column"), 0)
 @example("row", 0)  # four times the same
 @example(("+", ("*", "row", 3), "column"), 0)  # rows begin anywhere
 @example(("%", ("+", "column", 2), 16), 0)
