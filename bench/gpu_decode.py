@@ -23,7 +23,7 @@ import torch.nn.functional as F
 
 import tilewright
 from tilewright.bench.gpu_timing import Suite, run_suite
-from tilewright.gpu import using_schedule
+from tilewright.gpu import using_backend, using_schedule
 
 HEADS, KEY_HEADS, WIDTH, KEYS = 32, 8, 128, 8192
 CACHES = {
@@ -39,11 +39,13 @@ TENSORS = {
     "16x128 8w 3s bulk": (16, 128, 8, 3, True),
     "16x64 4w 3s": (16, 64, 4, 3, False),
 }
-CODES = {
-    "16x64 8w 2s": (16, 64, 8, 2, False),
-    "16x64 4w 3s": (16, 64, 4, 3, False),
-    "16x128 8w 2s": (16, 128, 8, 2, False),
-    "16x32 4w 3s": (16, 32, 4, 3, False),
+# back end, and blocks instead of its own
+CODES: dict[str, tuple[str, tuple[Any, ...] | None]] = {
+    "triton": ("triton", None),
+    "triton 16x64 4w 3s": ("triton", (16, 64, 4, 3, False)),
+    "cuda 8x32 1w, 8 at once": ("cuda", (8, 32, 1, 2, False)),
+    "cuda 8x64 1w, 8 at once": ("cuda", (8, 64, 1, 2, False)),
+    "cuda 16x32 1w, 8 at once": ("cuda", (16, 32, 1, 2, False)),
 }
 DRY = (16, 32, 4, 2, False)
 Call = Callable[[], torch.Tensor]
@@ -91,11 +93,17 @@ class Problem:
         used = torch.full((self.batch,), count * size, device=self.device, dtype=torch.int32)
         return {**found, "block_table": table, "seqused_k": used}
 
-    def ours(self, *given: Any, schedule: tuple[Any, ...] | None = None, **options: Any) -> Call:
+    def ours(
+        self,
+        *given: Any,
+        schedule: tuple[Any, ...] | None = None,
+        backend: str = "gpu",
+        **options: Any,
+    ) -> Call:
         chosen = DRY if self.dry else schedule
 
         def call() -> torch.Tensor:
-            with using_schedule(*chosen) if chosen else nullcontext():
+            with using_backend(backend), using_schedule(*chosen) if chosen else nullcontext():
                 out = tilewright.attention(self.q, *given, enable_gqa=True, **options)
             assert isinstance(out, torch.Tensor)
             return out
@@ -187,8 +195,13 @@ def times(suite: Suite, batch: int) -> None:
             return
         cache = problem.cache(k, v)
         calls = {"default": problem.ours(cache)}
-        for title, schedule in {} if suite.dry else CODES.items():
-            calls[title] = problem.ours(cache, schedule=schedule)
+        several = len(CODES) if (k, v) == ("u8", "u4") else 1  # every form compiles for seconds
+        for title, (backend, blocks) in [] if suite.dry else [*CODES.items()][:several]:
+            calls[title] = problem.ours(cache, schedule=blocks, backend=backend)
+        exact = calls["default"]().double()
+        calls = {
+            n: c for n, c in calls.items() if check(suite, f"{name}{label}, {n}", c, exact, bound)
+        }
         size = problem.bytes() + cache.keys.nbytes + cache.values.nbytes
         record(suite, f"decode {name}{label}", calls, size, ours)
 

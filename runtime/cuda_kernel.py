@@ -193,8 +193,9 @@ def machine_code(source: CudaSource, architecture: str) -> bytes:
 
 
 def own_blocks(variant: Variant, target: Target) -> BlockSchedule | None:
-    """Blocks that suit programs of threads better than those of both back ends; None: the same."""
-    info = choosable(variant)
+    """Blocks that suit programs of threads better than those of both back ends; None: the same, and
+    where others are asked for."""
+    info = None if variant.choice else choosable(variant)
     return None if info is None else blocks_of_one_warp(info, target, variant.rows)
 
 

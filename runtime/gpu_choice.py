@@ -3,10 +3,10 @@ loops overlap.
 
 Measured on an H100 (bench/gpu_attention.py): attention with blocks of 128 x 128 whose products go
 on beside the exponentials takes 0.80 to 0.98 of the time of Triton's kernel (of windows 1.04).
-Products of few bits, experts and decode steps are Triton's, where it is faster; but not decode
-steps over caches in few bits: where one warp has a work item, its threads unpack words of their own
-(``blocks_of_one_warp``; sm_90, u8 keys and u4 values: 621 instructions for 32 tokens of all heads
-that share them, of which Triton's kernel has 1,980, with barriers between).
+Products of few bits, experts and decode steps are Triton's, where it is faster. Not measured yet:
+decode steps over caches in few bits, where a work item is one warp whose threads unpack words of
+their own (``blocks_of_one_warp``): for sm_90, heads of 128, u8 keys and u4 values that is 621
+instructions of a warp for 32 tokens, and 1,878 with 35 barriers in Triton's kernel.
 """
 
 from __future__ import annotations

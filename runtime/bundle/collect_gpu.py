@@ -22,7 +22,7 @@ from tilewright.passes.to_tile.lower import gpu_program
 from tilewright.runtime.bundle.collect import MetaForm, buffers, symbol_of
 from tilewright.runtime.bundle.keys import choice_key, stream_key
 from tilewright.runtime.bundle.manifest import Code, Image
-from tilewright.runtime.cuda_kernel import machine_code
+from tilewright.runtime.cuda_kernel import machine_code, own_blocks
 from tilewright.runtime.family import Variant
 from tilewright.runtime.report import VariantReport
 
@@ -45,7 +45,8 @@ class GpuCollector:
         key = choice_key(form, variant.choice)
         if key not in self.codes:
             units = {p.hint: u for p, u in zip(variant.graph.params, variant.units, strict=True)}
-            given = variant.graph, target, units, None, variant.rows, variant.choice
+            blocks = own_blocks(variant, target)
+            given = variant.graph, target, units, blocks, variant.rows, variant.choice
             whole = gpu_program(*given)
             program = threads_program(whole, target)
             for vectors in (True, False):

@@ -114,7 +114,7 @@ def test_few_rows_over_few_bits_are_cuda_s(
     monkeypatch.setattr(gpu_choice, "make_triton", maker("triton"))
     for form, rows in (("cache u8, u4", 8), ("cache u8, u4", 64), ("decode", 8)):
         make_fastest(variant(form, rows), SM90)
-    assert made == [missing and "triton" or "cuda", "triton", "triton"]
+    assert made == [(missing and "triton") or "cuda", "triton", "triton"]
 
 
 def test_wide_blocks_where_they_fill_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
