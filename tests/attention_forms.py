@@ -3,6 +3,8 @@ they cannot run here."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from tilewright.frontend.attention.build import build
@@ -48,6 +50,6 @@ def module_of(name: str) -> Module:
     return module_of_form(FORMS[name])
 
 
-def module_of_form(form: Form) -> Module:
+def module_of_form(form: Form, mask_mod: Callable[..., torch.Tensor] | None = None) -> Module:
     """The program of a form."""
-    return build(form, None, None, Closure(), torch.device("cpu")).module
+    return build(form, None, mask_mod, Closure(), torch.device("cpu")).module

@@ -12,6 +12,7 @@ from tilewright.ir.sizes import Size
 from tilewright.ir.target import Target
 from tilewright.ir.types import Axis, StreamType, TensorType
 from tilewright.passes.to_tile.kernel_info import KernelInfo, is_row_kernel
+from tilewright.passes.to_tile.mask_range import find_mask_range
 from tilewright.passes.to_tile.schedule import Schedule
 
 LEAST = 16  # rows, columns and terms of a product that matrix units take
@@ -134,7 +135,9 @@ def blocks_of_one_warp(info: KernelInfo, target: Target, rows: int) -> BlockSche
         fits = held <= (200 if target.cpu == "sm_80" else 230)
     else:
         fits = run <= 16 and bits[False] < 8
-    three = plain and narrow <= 116 and all(op.by == "token" for op in caches)
+    mask = find_mask_range(info)  # blocks on both sides of what is seen whole take more
+    one_side = not mask.tests and all(bound.upper for bound in mask.bounds)
+    three = plain and one_side and narrow <= 116 and all(op.by == "token" for op in caches)
     return BlockSchedule(few, inner, 1, 2, at_once=12 if three else 8) if fits else None
 
 

@@ -91,15 +91,21 @@ ONE_WARP_FORMS: dict[str, tuple[Form, int]] = {
     "cache u8, u4, D96, causal, one warp": (cached((8, 4), width=96, causal=True), 8),
     "cache u8, u4, D256, one warp": (cached((8, 4), width=256), 8),
 }
-ONE_WARP = [*ONE_WARP_FORMS]
+ONE_WARP = [*ONE_WARP_FORMS, "cache u8, u4, window, one warp"]
+
+
+def window(b: object, h: object, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
+    """Blocks on both sides of those that are seen whole."""
+    return (j >= i + 100) & (j <= i + 900)
 
 
 def one_warp_row(name: str, target: str) -> dict[str, Any]:
     """A kernel whose threads unpack words of their own, as ``tilewright.runtime.gpu_choice``
     prefers it: whole, and in parts."""
-    form, rows = ONE_WARP_FORMS[name]
+    form, rows = ONE_WARP_FORMS.get(name, (cached((8, 4)), 8))
     where = named_target(target)
-    (graph,) = map(with_tables, run_passes(module_of_form(form), kernel_passes(where)).graphs)
+    module = module_of_form(form, window if "window" in name else None)
+    (graph,) = map(with_tables, run_passes(module, kernel_passes(where)).graphs)
     units = tuple(len(getattr(p.type, "shape", ())) - 1 for p in graph.params)
     variant = Variant(graph, rows, units, {})
     blocks = own_blocks(variant, where)
