@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -16,6 +17,7 @@ from tilewright.passes.to_tile.lowbit.info import has_packed_weights
 from tilewright.passes.to_tile.lower import (
     gpu_program,
     gpu_programs_in_parts,
+    gpu_programs_with_spans,
     prepared,
     routing_programs,
 )
@@ -25,6 +27,7 @@ from tilewright.runtime.cuda.gpus import gpus, refuse_capture
 from tilewright.runtime.family import Call, Variant
 from tilewright.runtime.gpu_parts import InParts
 from tilewright.runtime.gpu_routing import routing_call
+from tilewright.runtime.gpu_spans import WithSpans
 from tilewright.runtime.gpu_targets import forced_schedule
 from tilewright.runtime.kernel import TORCH_DTYPES, refuse
 from tilewright.runtime.locks import GENERATORS
@@ -127,8 +130,14 @@ def make_gpu(
         call = routing_call(routing_programs(variant.graph, target, units), made)
     else:
         program = gpu_program(*given)
-        parts = InParts(variant.graph, program, lambda: gpu_programs_in_parts(*given), made)
-        call = parts.call
+        spans = gpu_programs_with_spans(*given)
+
+        def usual() -> Call:
+            return InParts(
+                variant.graph, program, partial(gpu_programs_in_parts, *given), made
+            ).call
+
+        call = WithSpans(variant.graph, spans, usual, made).call if spans else usual()
     rows = f"up to {variant.rows} rows" if variant.rows else "any number of rows"
     report = VariantReport(
         rows, target.name, backend, variant.units, variant.static_sizes, 0, False, 0.0

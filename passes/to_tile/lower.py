@@ -58,7 +58,11 @@ from tilewright.passes.to_tile.schedule import (
 from tilewright.passes.to_tile.single_row import with_a_loop
 from tilewright.passes.to_tile.state import LoweringState
 from tilewright.passes.to_tile.whole_blocks.lowbit.program import packed_program
-from tilewright.passes.to_tile.whole_blocks.lower import lower_in_parts, lower_whole_blocks
+from tilewright.passes.to_tile.whole_blocks.lower import (
+    lower_in_parts,
+    lower_whole_blocks,
+    lower_with_spans,
+)
 from tilewright.passes.to_tile.whole_blocks.routing.program import block_routing_programs
 from tilewright.passes.to_tile.whole_blocks.schedule import BlockSchedule, choose_blocks
 
@@ -206,6 +210,23 @@ def gpu_programs_in_parts(
     info, chosen = _on_blocks(graph, target, schedule, rows)
     chosen = with_choice(chosen, {} if has_packed_weights(info.graph) else choice)
     return _on_gpu(lambda: lower_in_parts(info, chosen, units, target, rows > 0) or ())
+
+
+def gpu_programs_with_spans(
+    graph: Graph,
+    target: Target,
+    units: dict[str, int],
+    schedule: BlockSchedule | None = None,
+    rows: int = 0,
+    choice: Choice = DEFAULT,
+) -> tuple[Graph, ...]:
+    """The same as two programs, the first of which finds the blocks that work items of the second
+    walk; none where each finds its own. For any number of rows."""
+    info, chosen = _on_blocks(graph, target, schedule, rows)
+    if rows or has_packed_weights(info.graph):
+        return ()
+    chosen = with_choice(chosen, choice)
+    return _on_gpu(lambda: lower_with_spans(info, chosen, units, target) or ())
 
 
 def _on_blocks(

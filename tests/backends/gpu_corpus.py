@@ -40,7 +40,12 @@ from tilewright.passes.to_tile.experts.grouped_form import PLAIN, FloatForm
 from tilewright.passes.to_tile.experts.packed_form import PackedForm, Stack
 from tilewright.passes.to_tile.kernel_info import analyse
 from tilewright.passes.to_tile.lowbit.info import WeightForm
-from tilewright.passes.to_tile.lower import gpu_program, gpu_programs_in_parts, prepared
+from tilewright.passes.to_tile.lower import (
+    gpu_program,
+    gpu_programs_in_parts,
+    gpu_programs_with_spans,
+    prepared,
+)
 from tilewright.passes.to_tile.tables import with_tables
 from tilewright.passes.to_tile.whole_blocks.experts.blocks import product_blocks
 from tilewright.passes.to_tile.whole_blocks.experts.choices import PlanForm
@@ -125,6 +130,13 @@ def called(name: str, target: Target) -> tuple[Graph, ...]:
     return kernels(called_module(name), target, 0)
 
 
+def found_before(name: str, target: Target) -> tuple[Graph, ...]:
+    """The same as two kernels: that which walks blocks, and that which finds them before."""
+    (graph,) = map(with_tables, run_passes(called_module(name), kernel_passes(target)).graphs)
+    units = {p.hint: len(getattr(p.type, "shape", ())) - 1 for p in graph.params}
+    return gpu_programs_with_spans(graph, target, units)[::-1]
+
+
 def called_module(name: str) -> Module:
     """The program of such a call."""
     plans.forget_plans()
@@ -207,6 +219,7 @@ BOTH: dict[str, Row] = {  # that CUDA C++ has, too
     "attention bf16 D128 16 rows": Row(attention(128, rows=16), few_rows),
     "attention bf16 D128 16 rows, in parts": Row(attention(128, rows=16, parts=True), few_rows),
     **{f"attention bf16 D128 {name}": Row(partial(called, name), products) for name in MASKS},
+    "attention bf16 D128 documents, in two": Row(partial(found_before, "documents"), products),
     **{
         f"attention bf16 D128 {name}, {rows or 'many'} rows": Row(
             partial(attention_form, name, rows), few_rows if rows == 16 else products

@@ -27,6 +27,7 @@ from tilewright.passes.to_tile.whole_blocks.parts import (
     can_be_shared_out,
 )
 from tilewright.passes.to_tile.whole_blocks.schedule import BlockSchedule, padded
+from tilewright.passes.to_tile.whole_blocks.spans import Spans
 from tilewright.passes.to_tile.whole_blocks.values import Scope, Values
 from tilewright.passes.to_tile.whole_blocks.walk import BlockLoops
 
@@ -60,6 +61,19 @@ def lower_in_parts(
     return _Program(info, schedule, units, partials).run(target), merge.run(target.name)
 
 
+def lower_with_spans(
+    info: KernelInfo, schedule: BlockSchedule, units: dict[str, int], target: Target
+) -> tuple[Graph, Graph] | None:
+    """The same as two programs (spans.py): the first leaves where work items walk in memory after
+    its inputs, which the second reads. None where every work item finds that for itself."""
+    info = _rows_chosen(info, False)
+    spans = None if is_row_kernel(info.graph) else Spans.of(info, find_mask_range(info))
+    if spans is None:
+        return None
+    first = _Program(info, schedule, units, spans=spans).find_spans(target)
+    return first, _Program(info, schedule, units, spans=spans).run(target)
+
+
 def _rows_chosen(info: KernelInfo, few: bool) -> KernelInfo:
     """The kernel with the rows of a work item: of one axis unless there are few."""
     if has_packed_weights(info.graph):
@@ -76,12 +90,16 @@ class _Program:
         schedule: BlockSchedule,
         units: dict[str, int],
         partials: Partials | None = None,
+        spans: Spans | None = None,
     ) -> None:
-        self.info, self.schedule, self.partials = info, schedule, partials
+        self.info, self.schedule, self.partials, self.spans = info, schedule, partials, spans
         given = kernel_parameters(info.graph, units)
         self.params, self.sinks = given.values, given.sinks
+        self.inputs = given.values[: len(given.values) - len(given.sinks)]
         if partials is not None:
-            self.params = (*given.values[: len(given.values) - len(given.sinks)], *partials.buffers)
+            self.params = (*self.inputs, *partials.buffers)
+        elif spans is not None:
+            self.params = (*self.inputs, spans.buffer, *given.values[len(self.inputs) :])
         self.state = LoweringState(info, schedule.plain(), given.buffers)
         self.build = self.state.build
 
@@ -115,8 +133,28 @@ class _Program:
         if parts is not None:
             attrs["shares"] = (info.inner.size, self.schedule.inner, self.schedule.at_once)
         body = Region(self.params, tuple(self.build.top.ops))
-        sizes = info.graph.sizes if parts is None else (*info.graph.sizes, *parts.count.names)
-        return Graph("tile", info.graph.name, sizes, body, attrs)
+        more = parts.count.names if parts is not None else ()
+        more = self.spans.blocks.names if self.spans is not None else more
+        return Graph("tile", info.graph.name, (*info.graph.sizes, *more), body, attrs)
+
+    def find_spans(self, target: Target) -> Graph:
+        """The program that leaves every block of rows' span in memory."""
+        info, spans = self.info, self.spans
+        assert spans is not None
+        mask = find_mask_range(info)
+        values = self._begin(mask)
+        spans.write(self.state, self._row_block, BlockLoops(values, mask).span())
+        attrs = {
+            "grid": spans.grid(self._row_block),
+            "outputs": 0,
+            "target": target.name,
+            "warps": 4,
+            "stages": 1,
+            "bulk": False,
+        }
+        body = Region((*self.inputs, spans.buffer), tuple(self.build.top.ops))
+        sizes = (*info.graph.sizes, *spans.blocks.names)
+        return Graph("tile", f"{info.graph.name}_spans", sizes, body, attrs)
 
     @property
     def _row_block(self) -> int:
@@ -159,7 +197,9 @@ class _Program:
         for value in self._row_values():
             values.tile(value, values.score_frame)
         count = self.partials.count if self.partials is not None else None
-        carried = BlockLoops(values, mask, count).run(builder.body, builder.start())
+        known = None if self.spans is None else self.spans.read(self.state, self._row_block)
+        loops = BlockLoops(values, mask, count, known)
+        carried = loops.run(builder.body, builder.start())
         if self.partials is not None:
             self.partials.store(values, carried)
         else:

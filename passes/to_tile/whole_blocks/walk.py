@@ -28,15 +28,22 @@ class BlockLoops:
     """Builds the loops of one work item; ``body`` builds a block of whole positions (no end), or
     one that masks or an end may cut."""
 
-    def __init__(self, values: Values, mask: MaskRange, parts: Size | None = None) -> None:
-        """``parts``: how many work items share out what is visible (parts.py)."""
+    def __init__(
+        self,
+        values: Values,
+        mask: MaskRange,
+        parts: Size | None = None,
+        known: Span | None = None,
+    ) -> None:
+        """``parts``: how many work items share out what is visible (parts.py); ``known``: what
+        ``span`` would find (spans.py)."""
         self.values, self.state, self.build = values, values.state, values.build
-        self.mask, self.parts = mask, parts
+        self.mask, self.parts, self.known = mask, parts, known
 
     def run(self, body: Body, start: Sequence[Value]) -> Carried:
         """All blocks, those that nothing cuts first; the last statistics."""
         b, size = self.build, self.state.schedule.inner_block
-        first, last, whole, past = self._span()
+        first, last, whole, past = self.known or self.span()
         blocks = b.div(b.maximum(b.sub(past, whole), 0), size)
         past = b.add(whole, b.mul(blocks, size))
         with b.loop(whole, past, size, tuple(start), self._hint) as loop:
@@ -73,7 +80,7 @@ class BlockLoops:
     def _hint(self) -> str:
         return f"{self.state.info.inner.name}_at"
 
-    def _span(self) -> Span:
+    def span(self) -> Span:
         """Where visible positions begin and end, and where those that are seen as a whole do."""
         b, info = self.build, self.state.info
         window = BlockRange(self.state, self.mask, Rows.all(self.state))

@@ -1,0 +1,102 @@
+"""Kernels whose work items look up which blocks they walk: once for all heads, where many would.
+
+Documents are such: which keys a block of queries sees follows from tables, and is the same for all
+heads and sequences. A kernel before the other finds it (passes/to_tile/whole_blocks/spans.py):
+another launch, so only where work items are many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+
+import torch
+
+from tilewright.ir.bind import bind_sizes
+from tilewright.ir.core import Graph
+from tilewright.ir.sizes import Size
+from tilewright.ir.types import BufferType
+from tilewright.runtime.cuda.repeat import bound
+from tilewright.runtime.gpu_parts import Call, MakeKernel, processors, work_items
+
+# Work items of a multiprocessor that look up for themselves: a look-up takes some microseconds, as
+# a launch does, and two or three items run at once.
+MOST = 4
+_MOST = 4096  # shapes whose memory is remembered
+
+
+class WithSpans:
+    """A kernel as two where many work items would look up the same. ``call`` is it."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        programs: tuple[Graph, ...],
+        usual: Callable[[], Call],
+        make: MakeKernel,
+    ) -> None:
+        """``programs`` are both, of the stream graph ``graph``; ``usual`` gives the call for few
+        work items, ``make`` compiles a program."""
+        self.graph, self.programs, self.make, self.make_usual = graph, programs, make, usual
+        self.known: dict[tuple[torch.Size, ...], tuple[int, ...] | None] = {}
+
+    @cached_property
+    def usual(self) -> Call:
+        """The call whose work items look up for themselves."""
+        return self.make_usual()
+
+    @cached_property
+    def calls(self) -> tuple[Call, ...]:
+        """Both kernels."""
+        return tuple(self.make(program) for program in self.programs)
+
+    def call(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The results, newly allocated."""
+        memory = self._memory(tensors)
+        if memory is None:
+            return self.usual(*tensors)
+        spans = torch.empty(memory, dtype=torch.int64, device=tensors[0].device)
+        first, second = self.calls
+        first(*tensors, spans)
+        return second(*tensors, spans)
+
+    def bind(self, *tensors: torch.Tensor) -> Call | None:
+        """What repeats a call with these tensors, and others of their shapes and strides."""
+        memory = self._memory(tensors)
+        if memory is None:
+            return bound(self.usual, tensors)
+        device, dtype = tensors[0].device, torch.int64
+        spans = torch.empty(memory, dtype=dtype, device=device)
+        first, second = (bound(call, (*tensors, spans)) for call in self.calls)
+        if first is None or second is None:
+            return None
+
+        def again(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            spans = torch.empty(memory, dtype=dtype, device=device)
+            first(*tensors, spans)
+            return second(*tensors, spans)
+
+        return again
+
+    def _memory(self, tensors: tuple[torch.Tensor, ...]) -> tuple[int, ...] | None:
+        """The shape of what the first kernel leaves to the second; None for few work items."""
+        shapes = tuple([x.shape for x in tensors])
+        if shapes not in self.known:
+            if len(self.known) >= _MOST:
+                self.known.clear()
+            self.known[shapes] = self._found(shapes, tensors[0].device)
+        return self.known[shapes]
+
+    def _found(
+        self, shapes: tuple[torch.Size, ...], device: torch.device
+    ) -> tuple[int, ...] | None:
+        sizes = bind_sizes(self.graph, [tuple(x) for x in shapes])
+        first, second = self.programs
+        if work_items(second, sizes) <= MOST * processors(device):
+            return None
+        (name,) = set(first.sizes) - set(self.graph.sizes)
+        rows, block = first.attrs["grid"][-1]
+        sizes[name] = -(-Size.of(rows).evaluate(sizes) // block)
+        memory = first.params[len(self.graph.params)].type
+        assert isinstance(memory, BufferType)
+        return tuple(size.evaluate(sizes) for size in memory.shape)
