@@ -6,13 +6,11 @@ eight matrix that the instruction hands out to a warp, or by the transposed one.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from tilewright.backends.cuda.pointwise import HALVES, c_type
-from tilewright.backends.cuda.shared import SharedOps
 from tilewright.backends.cuda.text import (
     added,
     atom,
@@ -23,42 +21,20 @@ from tilewright.backends.cuda.text import (
     times,
 )
 from tilewright.backends.cuda.tiles import Lazy, Packed, Shared, Tile
+from tilewright.backends.cuda.units import CALLS, Call, UnitOps, row_parts, row_step
 from tilewright.ir import ops_tile as t
 from tilewright.ir.core import Op, Region, Value
 from tilewright.ir.dtypes import F32
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.layout import Layout, column_spatial, spatial
 from tilewright.ir.layout_algebra import divide, permute
-from tilewright.ir.matrix_units import GROUP_ROWS, GROUP_WARPS, RUNS, UNITS, WARP
+from tilewright.ir.matrix_units import GROUP_ROWS, GROUP_WARPS, UNITS, WARP
 from tilewright.ir.ops_math import Const
 from tilewright.ir.ops_tile_threads import warp_parts
 from tilewright.ir.types import RegisterType
 
 MATRIX = spatial(8, 4).local(1, 2)  # [rows, columns] of memory that a warp's words hold
 TURNED = column_spatial(4, 8).local(2, 1)
-
-
-@dataclass(frozen=True)
-class Call:
-    """The function that makes a unit's product, and how many registers it takes of both sides and
-    of sums."""
-
-    text: str
-    left: int = 4
-    right: int = 2
-    sums: int = 4
-
-
-CALLS = {
-    "m16n8k16": Call("tw::mma_16816<{}>"),
-    "m16n8k16_fours": Call("tw::mma_fours_16816<{}>"),
-    "m16n8k8": Call("tw::mma_split_1688"),
-    "m16n8k8_fours": Call("tw::mma_split_fours", 8, 4),
-    **{
-        f"m16n8k16_turned{n}": Call(f"tw::mma_turned_16816<{{}}, {n}>", n // 2, n * n // 4, n)
-        for n in RUNS
-    },
-}
 SIDE = 8  # rows and columns of a matrix
 
 
@@ -99,12 +75,8 @@ class Matrices:
         return f"tw::ldmatrix_x{self.count}{'_trans' if self.turned else ''}({words}, {at});"
 
 
-class FragmentOps(SharedOps):
+class FragmentOps(UnitOps):
     """What of a program's writer concerns matrix units."""
-
-    def write_codes(self, op: t.Unpack, out: Tile, part: str, parts: int) -> None:
-        """Writes one of ``parts`` equal parts of a thread's codes into an array."""
-        raise NotImplementedError
 
     def matrices(self, op: t.Load) -> Matrices | None:
         """A load by ldmatrix; None if its layout does not divide by a matrix."""
@@ -163,7 +135,7 @@ class FragmentOps(SharedOps):
         call = replace(CALLS[unit.name], text=CALLS[unit.name].text.format(c_type(dtype)))
         lazy = self.values[op.b]
         if isinstance(lazy, Packed):
-            self._unpacked(lazy.op, parts, call, op)
+            self.unpacked_product(lazy.op, parts, call, op)
             return
         matrices = self.matrices(lazy.op) if isinstance(lazy, Lazy) else None
         streamed = matrices is not None and matrices.count == 4
@@ -183,40 +155,12 @@ class FragmentOps(SharedOps):
                 places = [added([times(f, str(call.right)), str(x)]) for x in range(call.right)]
                 values = ", ".join(self._shared_element(lazy.op, at) for at in places)
                 self.text.line(f"const float {side}[{call.right}] = {{{values}}};")
-                self._multiply(parts, call, out, a, f, side)
+                self.multiply(parts, call, out, a, f, side)
         else:
             b = b or self.tile(op.b)
             with self.text.each("f", parts[2].registers) as f:
                 right = f"tw::group<{call.right}>({b.name}, {times(f, str(call.right))})"
-                self._multiply(parts, call, out, a, f, right)
-
-    def _unpacked(
-        self, codes: t.Unpack, parts: tuple[Layout, ...], call: Call, op: t.MatrixProduct
-    ) -> None:
-        """A product whose right side is unpacked from words, one instruction's after the other."""
-        a, acc, out = self.tile(op.a), self.tile(op.acc), self.declare(op.result)
-        self.assign(out, acc)
-        with self.text.each("f", parts[2].registers) as f:
-            side = Tile(self.text.name("b"), codes.dtype, parts[2], False)
-            self.text.line(f"uint32_t {side.name}[{call.right}];")
-            self.write_codes(codes, side, f, parts[2].registers)
-            self._multiply(parts, call, out, a, f, side.name)
-
-    def _tile_rearrange(self, op: t.Rearrange) -> None:
-        """Sums in 16 bits as the left side of the next product with sides exchanged."""
-        x, layout = self.tile(op.x), op.layout
-        for run in RUNS:
-            unit = UNITS[f"m16n8k16_turned{run}"]
-            parts, turned = divide(x.layout, unit.c), divide(layout, unit.a)
-            if x.dtype in HALVES and parts is not None and parts == turned:
-                out, count = self.declare(op.result), run // 2
-                with self.text.each("i", parts.registers) as i:
-                    to, given = (
-                        f"tw::group<{count}>({y.name}, {times(i, str(count))})" for y in (out, x)
-                    )
-                    self.text.line(f"tw::turn<{run}>({to}, {given});")
-                return
-        raise UnsupportedError(f"{x.layout} as {layout} in the cuda back end", op.loc)
+                self.multiply(parts, call, out, a, f, right)
 
     def _tile_group_product(self, op: t.GroupProduct) -> None:
         self._group_begin(op)
@@ -346,9 +290,9 @@ class FragmentOps(SharedOps):
         ks = [right.index(0, f)[0] for f in range(right.registers)]
         turns = ks.count(0)
         in_order = ks == [f // turns for f in range(right.registers)] and turns % 2 == 0
-        rows = _row_parts(left)
+        rows = row_parts(left)
         order = [left.index(0, r) for r in range(left.registers)]
-        whole = order == [(r % rows * _row_step(left), r // rows) for r in range(left.registers)]
+        whole = order == [(r % rows * row_step(left), r // rows) for r in range(left.registers)]
         matrices = self.matrices(lazy.op) if in_order and whole else None
         if matrices is None or matrices.count != 4:
             return None
@@ -378,38 +322,7 @@ class FragmentOps(SharedOps):
             self.text.line(matrices.load(words, g))
             with self.text.each("f", 2) as f:
                 at = added([times(g, "2"), f])
-                self._multiply(parts, call, out, a, at, f"tw::group<2>({words}, {times(f, '2')})")
-
-    def _multiply(
-        self, parts: tuple[Layout, ...], call: Call, out: Tile, a: Tile, f: str, b: str
-    ) -> None:
-        """All products with one operand of the right side: its number ``f`` says which."""
-        acc, left, right = parts
-        k, n = (register_part(right, dim, f) for dim in (0, 1))
-        with self.text.each("m", _row_parts(acc)) as m:
-            at = times(_number(acc, (times(m, str(_row_step(acc))), n)), str(call.sums))
-            from_ = times(_number(left, (times(m, str(_row_step(left))), k)), str(call.left))
-            sums, words = f"tw::group<{call.sums}>({out.name}, {at})", f"tw::group<{call.left}>"
-            self.text.line(f"{call.text}({sums}, {words}({a.name}, {from_}), {b});")
-
-
-def _row_parts(layout: Layout) -> int:
-    """How many instructions' rows a warp has."""
-    return math.prod(size for dim, _, size in layout.digits()[0] if dim == 0)
-
-
-def _row_step(layout: Layout) -> int:
-    """How far apart a warp's rows lie, in rows of an instruction."""
-    return next((stride for dim, stride, _ in layout.digits()[0] if dim == 0), 1)
-
-
-def _number(layout: Layout, index: tuple[str, str]) -> str:
-    """The register of an instruction's tile [m, n]; dimensions are whole digits of registers."""
-    terms, place = [], 1
-    for dim, stride, size in layout.digits()[0]:
-        terms.append(times(digit(index[dim], stride, size, stride * size), str(place)))
-        place *= size
-    return added(terms)
+                self.multiply(parts, call, out, a, at, f"tw::group<2>({words}, {times(f, '2')})")
 
 
 def _slot_bytes(shared: Shared) -> int:

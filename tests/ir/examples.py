@@ -272,6 +272,17 @@ def _tile_examples() -> Iterator[Example]:
     yield _tile("tile.if", f"%r = math.abs %a\n{STORE}\n{once}{never}", T, want=-T)
 
 
+def _unpacking() -> Example:
+    unpack = (
+        "%i = tile.coordinate {dim = 1, layout = local(1, 8)}\n%j = math.cast %i {dtype = i32}\n"
+        "%k = math.const {value = 16909060, type = reg<1 x 1 x i32, local(1, 1)>}\n"  # 4, 3, 2, 1
+        '%w = math.mul %j, %k\n%r = tile.unpack %w {packing = "quads(8) lanes 16 group 8", '
+        f"dim = 0, dtype = f64, layout = local(4, 8)}}\n{STORE}"
+    )
+    bytes_ = np.array([[(4 - i) * j for j in range(8)] for i in range(4)])
+    return _tile("tile.unpack", unpack, T, want=bytes_)
+
+
 def _product_examples() -> Iterator[Example]:
     load = "tile.load %x, %c0, %c0 {{dims = [{0}, {1}], layout = {2}}}"
     column = load.format(0, 2, "local(4, 1, 1).replicate(8)")
@@ -326,14 +337,7 @@ def _product_examples() -> Iterator[Example]:
     )
     yield _tile("tile.scatter", scatter, T, want=T.T, out="8 x 4")
     yield from _indexed_examples()
-    unpack = (
-        "%i = tile.coordinate {dim = 1, layout = local(1, 8)}\n%j = math.cast %i {dtype = i32}\n"
-        "%k = math.const {value = 16909060, type = reg<1 x 1 x i32, local(1, 1)>}\n"  # 4, 3, 2, 1
-        '%w = math.mul %j, %k\n%r = tile.unpack %w {packing = "quads(8) lanes 16 group 8", '
-        f"dim = 0, dtype = f64, layout = local(4, 8)}}\n{STORE}"
-    )
-    bytes_ = np.array([[(4 - i) * j for j in range(8)] for i in range(4)])
-    yield _tile("tile.unpack", unpack, T, want=bytes_)
+    yield _unpacking()
     turned = "%r = tile.rearrange %a {layout = spatial(4, 2).local(1, 4)}"
     yield _tile("tile.rearrange", f"{turned}\n{STORE}", T, want=T)
 
