@@ -273,14 +273,12 @@ def _tile_examples() -> Iterator[Example]:
 
 
 def _unpacking() -> Example:
-    unpack = (
-        "%i = tile.coordinate {dim = 1, layout = local(1, 8)}\n%j = math.cast %i {dtype = i32}\n"
-        "%k = math.const {value = 16909060, type = reg<1 x 1 x i32, local(1, 1)>}\n"  # 4, 3, 2, 1
-        '%w = math.mul %j, %k\n%r = tile.unpack %w {packing = "quads(8) lanes 16 group 8", '
-        f"dim = 0, dtype = f64, layout = local(4, 8)}}\n{STORE}"
+    lines = (
+        "%w = math.const {value = 16909060, type = reg<1 x 8 x i32, local(1, 8)>}\n"  # 4, 3, 2, 1
     )
-    bytes_ = np.array([[(4 - i) * j for j in range(8)] for i in range(4)])
-    return _tile("tile.unpack", unpack, T, want=bytes_)
+    lines += '%r = tile.unpack %w {packing = "quads(8) lanes 16 group 8", dim = 0, dtype = f64, '
+    lines += f"layout = local(4, 8)}}\n{STORE}"
+    return _tile("tile.unpack", lines, T, want=np.outer([4, 3, 2, 1], np.ones(8)))
 
 
 def _product_examples() -> Iterator[Example]:
