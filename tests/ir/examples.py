@@ -273,9 +273,7 @@ def _tile_examples() -> Iterator[Example]:
 
 
 def _unpacking() -> Example:
-    lines = (
-        "%w = math.const {value = 16909060, type = reg<1 x 8 x i32, local(1, 8)>}\n"  # 4, 3, 2, 1
-    )
+    lines = "%w = math.const {value = 16909060, type = reg<1 x 8 x i32, local(1, 8)>}\n"
     lines += '%r = tile.unpack %w {packing = "quads(8) lanes 16 group 8", dim = 0, dtype = f64, '
     lines += f"layout = local(4, 8)}}\n{STORE}"
     return _tile("tile.unpack", lines, T, want=np.outer([4, 3, 2, 1], np.ones(8)))
