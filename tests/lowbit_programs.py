@@ -133,9 +133,7 @@ def draw(form: Form, lanes: int, rows: int, blocks: int, seed: int, x: Any = Non
         codes[bad[codes]] = 1  # kernels take codes of infinities and NaN for numbers
         groups = packing.groups(k)
         values = decoded(codes, dtype)
-        largest = float(np.abs(values).max()) + max(
-            abs(w.zero), (1 << packing.bits) * bool(w.zeros)
-        )
+        largest = np.abs(values).max(initial=1.0) + max(abs(w.zero), 1 << packing.bits)
         most = F16_MOST / largest if form.x == "f16" else np.inf  # weights become numbers of x's
         held, scales = draw_scales(rng, (n, groups), w.scales, most)
         zeros = np.full((n, groups), float(w.zero))

@@ -39,7 +39,6 @@ def test_rms_norm_without_eps_takes_that_of_its_arithmetic(dtype: torch.dtype) -
 
     x, w = (rows(7, 24) * 1e-3).to(dtype), rows(24).to(dtype)
     compiled = compile(norm)
-    assert not torch.is_grad_enabled() or not x.requires_grad
     torch.testing.assert_close(compiled(x, w), norm(x, w), rtol=2**-7, atol=0)
     assert len(compiled.explain().regions) == 1
 

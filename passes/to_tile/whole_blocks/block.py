@@ -162,32 +162,46 @@ class BlockBuilder:
     def _coded(
         self, op: s.Reduce, cache: CachedStream, scalar: Value, shared: Frame, acc: Value
     ) -> Value:
-        """A sum of codes: their scales are in the weights, and their zeros come off first. In f16 a
+        """A sum of codes: their scales are in the weights, and their zeros come off. In f16 a
         weight times a small scale has few bits left: there are two in bf16 for one in f16."""
-        b, values = self.build, self.values
-        block, dtype = values.code_block(cache, shared), values.code_dtype
+        b, values, hint = self.build, self.values, op.result.hint
+        block, given = values.code_block(cache, shared), values.code_dtype
         scale, zero = block.factors(1)
         scaled = values.memory.widened(b(m.Mul, scalar, scale, hint="weight"), self.frame.layout)
-        parts, wide = [scaled], scaled
-        if dtype != F32:
-            dtype = BF16
-            parts, wide = self._narrowed(scaled, 2 if values.code_dtype == F16 else 1)
-        less = b(t.Reduce, b(m.Mul, wide, zero, hint="less"), kind="sum", dim=1, hint="less")
-        acc, codes = b(m.Sub, acc, less, hint=op.result.hint), block.codes(dtype)
-        for part in parts:
-            acc = b(t.Product, acc, part, codes, hint=op.result.hint)
-        return acc
+        dtype = F32 if given == F32 else BF16
+        parts = [scaled] if given == F32 else self._narrowed(scaled, 2 if given == F16 else 1)
 
-    def _narrowed(self, x: Value, count: int) -> tuple[list[Value], Value]:
-        """A tile as the sum of so many in bf16, and that sum in f32."""
-        b, parts, total = self.build, [], None
+        def lessened(x: Value) -> Value:
+            wide = self._sum([self._wide(part) for part in parts])
+            less = b(m.Mul, wide, zero, hint="less")
+            less = b(t.Reduce, less, kind="sum", dim=1, hint="less")
+            return b(m.Sub, x, less, hint=hint)
+
+        acc = lessened(acc) if values.one_warp else acc  # with what rescales it, one operation
+        codes = block.codes(dtype)
+        for part in parts:
+            acc = b(t.Product, acc, part, codes, hint=hint)
+        return acc if values.one_warp else lessened(acc)
+
+    def _narrowed(self, x: Value, count: int) -> list[Value]:
+        """Tiles in bf16, so many, whose sum a tile is."""
+        parts: list[Value] = []
         for _ in range(count):
-            left = x if total is None else b(m.Sub, x, total, hint="rest")
-            parts.append(b(m.Cast, left, dtype=BF16, hint=x.hint))
-            wide = b(m.Cast, parts[-1], dtype=F32, hint=x.hint)
-            total = wide if total is None else b(m.Add, total, wide, hint=x.hint)
-        assert total is not None
-        return parts, total
+            rest = x
+            if parts:
+                rest = self.build(m.Sub, x, self._sum([self._wide(y) for y in parts]), hint="rest")
+            parts.append(self.build(m.Cast, rest, dtype=BF16, hint=x.hint))
+        return parts
+
+    def _wide(self, x: Value) -> Value:
+        same = getattr(x.type, "dtype", F32) == F32
+        return x if same else self.build(m.Cast, x, dtype=F32, hint=x.hint)
+
+    def _sum(self, parts: list[Value]) -> Value:
+        total, *rest = parts
+        for part in rest:
+            total = self.build(m.Add, total, part, hint=total.hint)
+        return total
 
     def _write(self, sink: s.Sink) -> None:
         if self.info.element(sink.x):

@@ -132,7 +132,7 @@ def blocks_of_one_warp(info: KernelInfo, target: Target, rows: int) -> BlockSche
     if few == LEAST:
         fits = plain and narrow <= 184
     elif _float_dtypes(info) == {BF16}:
-        fits = held <= (200 if target.cpu == "sm_80" else 230)
+        fits = held <= (210 if target.cpu == "sm_80" else 230)
     else:
         fits = run <= 16 and bits[False] < 8
     mask = find_mask_range(info)  # blocks on both sides of what is seen whole take more

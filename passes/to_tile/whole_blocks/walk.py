@@ -57,9 +57,9 @@ class BlockLoops:
 
     def _whole(self, first: Value) -> Value:
         """Where a block begins that nothing cuts: of codes a multiple of its size (``_aligned``),
-        said so that back ends see how much they may read at once."""
+        which is said where threads then read several scales at once."""
         b, size = self.build, self.state.schedule.inner_block
-        return b.mul(b.div(first, size), size) if cached(self.state) else first
+        return b.mul(b.div(first, size), size) if self.values.one_warp else first
 
     def _both_sides(self, span: Span, body: Body, carried: Carried) -> Carried:
         """The blocks before and after those that nothing cuts, in one loop: each loop that begins
