@@ -33,12 +33,7 @@ CACHES = {
     "u3 u3": ("u3", "u3"),
 }
 # rows, positions, warps, stages, bulk copies
-TENSORS = {
-    "16x64 4w 4s bulk": (16, 64, 4, 4, True),
-    "16x128 4w 2s bulk": (16, 128, 4, 2, True),
-    "16x128 8w 3s bulk": (16, 128, 8, 3, True),
-    "16x64 4w 3s": (16, 64, 4, 3, False),
-}
+TENSORS = {"16x128 4w 2s bulk": (16, 128, 4, 2, True), "16x64 4w 3s": (16, 64, 4, 3, False)}
 # back end, and blocks instead of its own
 CODES: dict[str, tuple[str, tuple[Any, ...] | None]] = {
     "triton": ("triton", None),
