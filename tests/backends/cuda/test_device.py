@@ -40,7 +40,8 @@ TW_KERNEL(k, 128, 2)(const uint32_t* x, uint32_t* y, int* count, float f, int n)
   h += tw::hfma2_bf16(h, a[0], b[0]) ^ tw::hmul2_bf16(h, a[1]) ^ tw::hadd2_bf16(h, a[2]);
   h += tw::hfma2_f16(h, a[0], b[1]) ^ tw::hmul2_f16(h, a[1]) ^ tw::hadd2_f16(h, a[2]);
   h += tw::hsub2_bf16(h, n) ^ tw::hsub2_f16(h, n) ^ tw::to_tf32(g) ^ tw::to_bf16(g).bits;
-  h += tw::movmatrix(h) + tw::shuffle(h, 3) + tw::pack(tw::to_bf16(f), tw::to_bf16(g)) + tw::atomic_add(count, 1);
+  h += tw::movmatrix(h);
+  h += tw::shuffle(h, 3) + tw::pack(tw::to_bf16(f), tw::to_bf16(g)) + tw::atomic_add(count, 1);
   v.words[0] += h + e[0] + e[1] + e[2] + e[3] + w.words[1];
   tw::global_store_vec<16>(y + 4 * t, v);
 }
