@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from tests.attention_forms import cached, module_of_form
 from tests.backends.cuda.running import run_emulated
+from tests.backends.cuda.test_operations import run
 from tilewright.backends.cuda.emit import emit_cuda
 from tilewright.frontend.attention.form import Form
 from tilewright.ir import ops_math as m
@@ -325,3 +326,12 @@ def test_lanes_unpack_their_own_words() -> None:
     for layout in bad:
         with pytest.raises(VerifyError, match="lanes have codes of other words"):
             b(t.Unpack, words, layout=layout, **attrs)
+
+
+@needs_compiler
+def test_movmatrix() -> None:
+    """Thread 4·r + c / 2 gives elements (r, c) and (r, c + 1), and gets (c, r) and (c + 1, r)."""
+    matrices = np.arange(2 * 64, dtype=np.uint16).reshape(2, 8, 8)
+    out = np.zeros((2, 32), np.uint32)
+    run("const uint32_t* x, uint32_t* y", "y[t] = tw::movmatrix(x[t]);", matrices, out, threads=64)
+    np.testing.assert_array_equal(out.view(np.uint16).reshape(2, 8, 8), matrices.swapaxes(1, 2))

@@ -224,14 +224,6 @@ def test_shuffles_and_votes() -> None:
         np.testing.assert_array_equal(out[2, m].view(np.uint32), np.repeat(votes, 32))
 
 
-def test_movmatrix() -> None:
-    """Thread 4·r + c / 2 gives elements (r, c) and (r, c + 1), and gets (c, r) and (c + 1, r)."""
-    matrices = np.arange(2 * 64, dtype=np.uint16).reshape(2, 8, 8)
-    out = np.zeros((2, 32), np.uint32)
-    run("const uint32_t* x, uint32_t* y", "y[t] = tw::movmatrix(x[t]);", matrices, out, threads=64)
-    np.testing.assert_array_equal(out.view(np.uint16).reshape(2, 8, 8), matrices.swapaxes(1, 2))
-
-
 @pytest.mark.parametrize("count", [1, 2, 4])
 @pytest.mark.parametrize("form", ["", "_trans"])
 def test_ldmatrix(count: int, form: str) -> None:
