@@ -8,7 +8,7 @@ say which warp and which registers every single multiplication takes. Layouts af
 ``…_fours`` are the same instructions (of f32: two of them) with k counted in another order, in
 which a thread has four neighbours of the left side: what words of packed codes unpack to.
 
-``…_turned8`` (4, 16, 32) are instructions with sides exchanged, for few rows: the product's rows
+``…_turned8`` (16, 32) are instructions with sides exchanged, for few rows: the product's rows
 are the instruction's eight columns. A thread has as many neighbours of k (whole chunks of codes)
 and half as many of the right side's columns (words side by side). Sums have to be turned before
 they are a left side, in 16 bits: ``movmatrix`` does that.
@@ -54,7 +54,7 @@ class MatrixUnit:
 _SUMS = local(2, 1).spatial(8, 4).local(1, 2)
 _FOURS = local(2, 1).spatial(8, 4).local(1, 4)
 _FOURS_RIGHT = column_spatial(4, 8).local(4, 1)
-RUNS = (4, 8, 16, 32)
+RUNS = (8, 16, 32)  # from 8 on, the words of four columns are read at once
 
 
 def _turned(run: int) -> MatrixUnit:

@@ -140,12 +140,5 @@ class Unpack(TileOp, name="tile.unpack", traits=("pure",)):
         return whole and merge_digits(above) == words.digits()[1]
 
     def reference(self, *words: Any) -> Any:
-        form, codes = self.form, []
-        given = [np.asarray(x).astype(np.int32).view(np.uint32) for x in words]
-        for number in range(form.chunk):
-            code = np.zeros(given[0].shape, np.uint32)
-            for piece in form.pieces(number):
-                field = (given[piece.word] >> piece.at) & ((1 << piece.width) - 1)
-                code |= (field << piece.low).astype(np.uint32)
-            codes.append(code)
-        return np.stack(codes, axis=self.dim + 1).reshape(self.layout.shape).astype(np.float64)
+        codes = self.form.codes(np.stack(words).astype(np.int32).view(np.uint32))
+        return np.moveaxis(codes, 0, self.dim + 1).reshape(self.layout.shape).astype(np.float64)

@@ -296,6 +296,14 @@ class Packing:
         split = padded.reshape(blocks, lanes, chunks, self.chunk)
         return np.ascontiguousarray(split.transpose(3, 0, 2, 1))
 
+    def codes(self, words: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+        """The codes [code of a chunk, ...] in words [word of a chunk, ...], of any chunks."""
+        out = np.zeros((self.chunk, *words.shape[1:]), np.uint32)
+        for at, piece in self._all_pieces:
+            field = (words[piece.word] >> np.uint32(piece.at)) & np.uint32((1 << piece.width) - 1)
+            out[at] |= field << np.uint32(piece.low)
+        return out
+
     def unpack(self, words: npt.ArrayLike, n: int, k: int) -> Codes:
         """The codes [n, k] in words [blocks, chunks, words, lanes]; exact."""
         given = np.ascontiguousarray(words).view(np.uint32)
@@ -305,13 +313,7 @@ class Packing:
                 f"{self} stores {n} x {k} codes as words {(blocks, chunks, count, lanes)}; "
                 f"the words have shape {given.shape}"
             )
-        given = self._as_words(given)
-        out = np.zeros((self.chunk, blocks, chunks, lanes), np.uint32)
-        for at, piece in self._all_pieces:
-            field = (given[:, :, piece.word] >> np.uint32(piece.at)) & np.uint32(
-                (1 << piece.width) - 1
-            )
-            out[at] |= field << np.uint32(piece.low)
+        out = self.codes(np.moveaxis(self._as_words(given), 2, 0))
         rows = out.transpose(1, 3, 2, 0).reshape(blocks * lanes, chunks * self.chunk)
         if self.order == TILES:
             return np.ascontiguousarray(rows[:n, :k]).astype(np.uint8)

@@ -44,10 +44,12 @@ _MOST = 4096  # shapes whose number of work items is remembered
 
 def make_fastest(variant: Variant, target: Target) -> tuple[Call, VariantReport]:
     """A form of a kernel for a GPU, by the back end that is faster there."""
-    if not (interpreting() or compiler_missing()) and own_blocks(variant, target) is not None:
-        return make_cuda(variant, target)
+    missing = compiler_missing()
+    blocks = None if missing or interpreting() else own_blocks(variant, target)
+    if blocks is not None:
+        return make_cuda(variant, target, schedule=blocks)
     usual, report = make_triton(variant, target)
-    program = None if compiler_missing() else wide_program(variant, target)
+    program = None if missing else wide_program(variant, target)
     if program is None:
         return usual, report
     wide, found = make_cuda(variant, target, schedule=WIDE, reports=report.machine)

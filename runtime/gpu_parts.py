@@ -23,8 +23,44 @@ from tilewright.passes.to_tile.whole_blocks.schedule import parts_of
 from tilewright.runtime.cuda.repeat import bound
 
 Call = Callable[..., tuple[torch.Tensor, ...]]
+Shapes = tuple[tuple[int, ...], ...]
 PRETENDED = 132  # multiprocessors of a GPU that Triton's interpreter stands for
 _MOST = 4096  # shapes whose parts are remembered
+
+
+class Pair:
+    """Two kernels, the first of which leaves something in memory for the second."""
+
+    def __init__(self, programs: tuple[Graph, ...], make: MakeKernel, dtype: torch.dtype) -> None:
+        """``dtype``: of what lies between."""
+        self.first, self.second = map(make, programs)
+        self.dtype = dtype
+
+    def __call__(
+        self, tensors: tuple[torch.Tensor, ...], memory: Shapes
+    ) -> tuple[torch.Tensor, ...]:
+        """The results; ``memory``: the shapes of what lies between."""
+        between = self._between(memory, tensors[0].device)
+        self.first(*tensors, *between)
+        return self.second(*tensors, *between)
+
+    def bind(self, tensors: tuple[torch.Tensor, ...], memory: Shapes) -> Call | None:
+        """What repeats a call with these tensors, and others of their shapes and strides."""
+        device = tensors[0].device
+        given = *tensors, *self._between(memory, device)
+        first, second = bound(self.first, given), bound(self.second, given)
+        if first is None or second is None:
+            return None
+
+        def again(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            between = self._between(memory, device)
+            first(*tensors, *between)
+            return second(*tensors, *between)
+
+        return again
+
+    def _between(self, memory: Shapes, device: torch.device) -> list[torch.Tensor]:
+        return [torch.empty(shape, dtype=self.dtype, device=device) for shape in memory]
 
 
 class InParts:
@@ -37,7 +73,7 @@ class InParts:
         one."""
         self.graph, self.program, self.pair, self.make = graph, whole, pair, make
         self.whole = make(whole)
-        self.known: dict[tuple[torch.Size, ...], tuple[int, tuple[tuple[int, ...], ...]]] = {}
+        self.known: dict[tuple[torch.Size, ...], tuple[int, Shapes]] = {}
 
     @cached_property
     def programs(self) -> tuple[Graph, ...]:
@@ -48,9 +84,9 @@ class InParts:
             return ()
 
     @cached_property
-    def calls(self) -> tuple[Call, ...]:
+    def both(self) -> Pair:
         """Both kernels."""
-        return tuple(self.make(program) for program in self.programs)
+        return Pair(self.programs, self.make, torch.float32)
 
     def call(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The results, newly allocated."""
@@ -62,35 +98,14 @@ class InParts:
             device = tensors[0].device if tensors else torch.device("cpu")
             found = self.known[shapes] = self._found(shapes, device)
         parts, memory = found
-        if parts < 2:
-            return self.whole(*tensors)
-        device = tensors[0].device
-        partial = [torch.empty(x, dtype=torch.float32, device=device) for x in memory]
-        first, second = self.calls
-        first(*tensors, *partial)
-        return second(*tensors, *partial)
+        return self.both(tensors, memory) if parts > 1 else self.whole(*tensors)
 
     def bind(self, *tensors: torch.Tensor) -> Call | None:
         """What repeats a call with these tensors, and others of their shapes and strides."""
         parts, memory = self._found(tuple(x.shape for x in tensors), tensors[0].device)
-        if parts < 2:
-            return bound(self.whole, tensors)
-        device, dtype = tensors[0].device, torch.float32
-        partial = [torch.empty(x, dtype=dtype, device=device) for x in memory]
-        first, second = (bound(call, (*tensors, *partial)) for call in self.calls)
-        if first is None or second is None:
-            return None
+        return self.both.bind(tensors, memory) if parts > 1 else bound(self.whole, tensors)
 
-        def again(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            partial = [torch.empty(x, dtype=dtype, device=device) for x in memory]
-            first(*tensors, *partial)
-            return second(*tensors, *partial)
-
-        return again
-
-    def _found(
-        self, shapes: tuple[torch.Size, ...], device: torch.device
-    ) -> tuple[int, tuple[tuple[int, ...], ...]]:
+    def _found(self, shapes: tuple[torch.Size, ...], device: torch.device) -> tuple[int, Shapes]:
         """How many parts for these shapes, and the shapes of their results."""
         if not self.programs:
             return 1, ()

@@ -17,7 +17,7 @@ from tilewright.ir.core import Graph
 from tilewright.ir.sizes import Size
 from tilewright.ir.types import BufferType
 from tilewright.runtime.cuda.repeat import bound
-from tilewright.runtime.gpu_parts import Call, MakeKernel, processors, work_items
+from tilewright.runtime.gpu_parts import Call, MakeKernel, Pair, processors, work_items
 
 # Work items of a multiprocessor that look up for themselves: a look-up takes some microseconds, as
 # a launch does, and two or three items run at once.
@@ -46,37 +46,19 @@ class WithSpans:
         return self.make_usual()
 
     @cached_property
-    def calls(self) -> tuple[Call, ...]:
+    def both(self) -> Pair:
         """Both kernels."""
-        return tuple(self.make(program) for program in self.programs)
+        return Pair(self.programs, self.make, torch.int64)
 
     def call(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The results, newly allocated."""
         memory = self._memory(tensors)
-        if memory is None:
-            return self.usual(*tensors)
-        spans = torch.empty(memory, dtype=torch.int64, device=tensors[0].device)
-        first, second = self.calls
-        first(*tensors, spans)
-        return second(*tensors, spans)
+        return self.usual(*tensors) if memory is None else self.both(tensors, (memory,))
 
     def bind(self, *tensors: torch.Tensor) -> Call | None:
         """What repeats a call with these tensors, and others of their shapes and strides."""
         memory = self._memory(tensors)
-        if memory is None:
-            return bound(self.usual, tensors)
-        device, dtype = tensors[0].device, torch.int64
-        spans = torch.empty(memory, dtype=dtype, device=device)
-        first, second = (bound(call, (*tensors, spans)) for call in self.calls)
-        if first is None or second is None:
-            return None
-
-        def again(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            spans = torch.empty(memory, dtype=dtype, device=device)
-            first(*tensors, spans)
-            return second(*tensors, spans)
-
-        return again
+        return bound(self.usual, tensors) if memory is None else self.both.bind(tensors, (memory,))
 
     def _memory(self, tensors: tuple[torch.Tensor, ...]) -> tuple[int, ...] | None:
         """The shape of what the first kernel leaves to the second; None for few work items."""

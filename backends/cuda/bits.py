@@ -12,7 +12,7 @@ from tilewright.backends.cuda.text import (
     register_bits,
     times,
 )
-from tilewright.backends.cuda.tiles import Packed, Tile, Writer
+from tilewright.backends.cuda.tiles import Tile, Writer
 from tilewright.ir import ops_tile as t
 from tilewright.ir.dtypes import DType
 from tilewright.ir.errors import UnsupportedError
@@ -85,30 +85,18 @@ class BitOps(Writer):
         self.fill(out, lambda r: self.element(x, added([times(r, "2"), str(op.at)])))
 
     def _tile_unpack(self, op: t.Unpack) -> None:
-        """Codes cut out of words; those of a single product as it goes on, where it can."""
-        users = self.users.get(op.result, [])
-        turned = [isinstance(u, t.MatrixProduct) and "_turned" in u.unit for u in users]
-        if turned == [True]:
-            self.values[op.result] = Packed(op)
-        else:
-            self.write_codes(op, self.declare(op.result), "0", 1)
-
-    def write_codes(self, op: t.Unpack, out: Tile, part: str, parts: int) -> None:
-        """Writes one of ``parts`` equal parts of a thread's codes, four at a time, as the bytes of
-        a word; of 16-bit floats two neighbours become numbers at once."""
-        form, words = op.form, [self.tile(v) for v in op.words]
-        assert isinstance(op.result.type, RegisterType)
-        one, layout, bit = words[0].layout, op.result.type.layout, form.chunk.bit_length() - 1
+        """Codes cut out of words four at a time, as the bytes of a word; of 16-bit floats two
+        neighbours become numbers at once."""
+        form, words, out = op.form, [self.tile(v) for v in op.words], self.declare(op.result)
+        one, bit = words[0].layout, form.chunk.bit_length() - 1
+        wide = 2 if out.dtype in HALVES else 1  # numbers in a register
         along = [form.chunk if d == op.dim else 1 for d in range(2)]
-        bits = register_bits(layout, one.local(*along))  # those of a chunk are the lowest
-        inner, outer = bits[:bit], bits[bit : len(bits) - parts.bit_length() + 1]
-        size, wide = one.registers // parts, 2 if op.dtype in HALVES else 1
-        fits = all(weight * parts < layout.registers for _, weight in (*inner, *outer))
-        if form.order != "quads" or not fits or (wide > 1 and inner[0][1] != 1):
-            raise UnsupportedError(f"{form} as {op.dtype} in {layout}", op.loc)
-        with self.text.each("i", size) as i:
-            here = added([i, times(part, str(size))])
-            names, at = [f"{x.name}[{here}]" for x in words], counted(i, joined(outer))
+        bits = register_bits(out.layout, one.local(*along))  # those of a chunk are the lowest
+        inner, outer = bits[:bit], joined(bits[bit:])
+        if form.order != "quads" or (wide > 1 and inner[0][1] != 1):
+            raise UnsupportedError(f"{form} as {out.dtype} in {out.layout}", op.loc)
+        with self.text.each("i", one.registers) as i:
+            names, at = [f"{x.name}[{i}]" for x in words], counted(i, outer)
             for quad in range(0, form.chunk, QUAD):
                 codes = self.bind("const uint32_t", "codes", _quad(form, quad, names))
                 for number in range(0, QUAD, wide):
@@ -116,7 +104,7 @@ class BitOps(Writer):
                     place = sum(d * w for d, (_, w) in zip(digits, inner, strict=True))
                     first = at if at == "0" or wide == 1 else f"{atom(at)} / {wide}"
                     first = added([first, str(place // wide)])
-                    text = _numbers(form, op.dtype, codes, number)
+                    text = _numbers(form, out.dtype, codes, number)
                     self.text.line(f"{out.name}[{first}] = {text};")
 
 

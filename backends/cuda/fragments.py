@@ -20,7 +20,7 @@ from tilewright.backends.cuda.text import (
     thread_part,
     times,
 )
-from tilewright.backends.cuda.tiles import Lazy, Packed, Shared, Tile
+from tilewright.backends.cuda.tiles import Lazy, Shared, Tile
 from tilewright.backends.cuda.units import CALLS, Call, UnitOps, row_parts, row_step
 from tilewright.ir import ops_tile as t
 from tilewright.ir.core import Op, Region, Value
@@ -134,9 +134,6 @@ class FragmentOps(UnitOps):
         assert parts is not None
         call = replace(CALLS[unit.name], text=CALLS[unit.name].text.format(c_type(dtype)))
         lazy = self.values[op.b]
-        if isinstance(lazy, Packed):
-            self.unpacked_product(lazy.op, parts, call, op)
-            return
         matrices = self.matrices(lazy.op) if isinstance(lazy, Lazy) else None
         streamed = matrices is not None and matrices.count == 4
         left = self._left_matrices(op, parts) if streamed else None

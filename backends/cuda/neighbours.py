@@ -13,29 +13,32 @@ from tilewright.ir.types import RegisterType
 class NeighbourOps(LineOps):
     """What of a program's writer concerns accesses of several elements at once."""
 
-    def divides(self, value: Value, width: int) -> bool:
-        """True for an index known to be a multiple of ``width``."""
+    def divides(self, value: Value, width: int, dim: int | None = None) -> bool:
+        """True for a number known to be a multiple of ``width``; with a dimension, for a tile that
+        has multiples of it at positions along that which are multiples of it."""
         op = self.made.get(value)
         if isinstance(op, m.Const):
             return int(op.value) % width == 0
+        if isinstance(op, t.Coordinate):
+            return bool(op.dim == dim)
         if isinstance(op, t.StrideOf):
             held = self.values[op.buffer]
             assert isinstance(held, Buffer)
             lines = self.vectors and op.dim != held.unit
             return lines and 16 * 8 // held.dtype.bits % width == 0
         if isinstance(op, m.Mul):
-            return any(self.divides(v, width) for v in op.operands)
-        if isinstance(op, m.Add | m.Sub | m.Min | m.Max):
-            return all(self.divides(v, width) for v in op.operands)
+            return any(self.divides(v, width, dim) for v in op.operands)
+        if isinstance(op, m.Add | m.Sub | m.Min | m.Max | m.Mod):
+            return all(self.divides(v, width, dim) for v in op.operands)
         if isinstance(op, m.Fma):
-            product = any(self.divides(v, width) for v in op.operands[:2])
-            return product and self.divides(op.operands[2], width)
+            product = any(self.divides(v, width, dim) for v in op.operands[:2])
+            return product and self.divides(op.operands[2], width, dim)
         if isinstance(op, t.Splat | m.Cast):
-            return self.divides(op.x, width)
+            return self.divides(op.x, width, dim)
         if isinstance(op, m.Select):  # a negative offset is never used
             other = self.made.get(op.rhs)
             gap = isinstance(other, m.Const) and other.value == -1
-            return self.divides(op.lhs, width) and (gap or self.divides(op.rhs, width))
+            return self.divides(op.lhs, width, dim) and (gap or self.divides(op.rhs, width, dim))
         loop = self.counters.get(value)
         return loop is not None and loop.step % width == 0 and self.divides(loop.lo, width)
 
@@ -51,7 +54,7 @@ class NeighbourOps(LineOps):
         while width > 1 and not (
             self.divides(op.offset, width)
             and self._step(op.offsets, dim, width) == 1
-            and self._begins_at(op.offsets, dim, width)
+            and self.divides(op.offsets, width, dim)
         ):
             width //= 2
         return width
@@ -79,7 +82,7 @@ class NeighbourOps(LineOps):
         if first == second == 0:
             return 0
         by = self._number(op.rhs) if isinstance(op, m.Mod | m.Div) else None
-        whole = by is not None and by % width == 0 and self._begins_at(op.operands[0], dim, width)
+        whole = by is not None and by % width == 0 and self.divides(op.operands[0], width, dim)
         if not whole or first not in (0, 1):
             return None
         return first if isinstance(op, m.Mod) else 0
@@ -96,19 +99,3 @@ class NeighbourOps(LineOps):
             assert isinstance(held, Buffer)
             return 1 if op.dim == held.unit else None
         return None
-
-    def _begins_at(self, value: Value, dim: int, width: int) -> bool:
-        """Whether a tile has multiples of ``width`` at positions along a dimension that are
-        multiples of it."""
-        op = self.made.get(value)
-        if isinstance(op, t.Coordinate):
-            return bool(op.dim == dim)
-        if isinstance(op, m.Add | m.Sub | m.Min | m.Max):
-            return all(self._begins_at(v, dim, width) for v in op.operands)
-        if isinstance(op, m.Mul):
-            return any(self._begins_at(v, dim, width) for v in op.operands)
-        if isinstance(op, m.Mod):
-            return all(self._begins_at(v, dim, width) for v in op.operands)
-        if isinstance(op, m.Cast):
-            return self._begins_at(op.x, dim, width)
-        return self.divides(value, width)

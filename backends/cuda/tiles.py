@@ -80,13 +80,6 @@ class Lazy:
     op: t.Load
 
 
-@dataclass(frozen=True)
-class Packed:
-    """Codes that are unpacked in the course of the product that takes them."""
-
-    op: t.Unpack
-
-
 class Writer:
     """The state of a program's writer, and what all of its parts use."""
 

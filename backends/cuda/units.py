@@ -1,4 +1,4 @@
-"""Instructions of matrix units: their calls, and products whose right side they unpack."""
+"""Instructions of matrix units: their calls, and sums as the left side of the next product."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tilewright.ir import ops_tile as t
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.layout import Layout
 from tilewright.ir.layout_algebra import divide
-from tilewright.ir.matrix_units import RUNS, UNITS
+from tilewright.ir.matrix_units import GROUP_UNIT, RUNS, UNITS, turned
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,6 @@ CALLS = {
 class UnitOps(SharedOps):
     """What of a program's writer concerns instructions of matrix units."""
 
-    def write_codes(self, op: t.Unpack, out: Tile, part: str, parts: int) -> None:
-        """Writes one of ``parts`` equal parts of a thread's codes into an array."""
-        raise NotImplementedError
-
     def multiply(
         self, parts: tuple[Layout, ...], call: Call, out: Tile, a: Tile, f: str, b: str
     ) -> None:
@@ -58,25 +54,13 @@ class UnitOps(SharedOps):
             sums, words = f"tw::group<{call.sums}>({out.name}, {at})", f"tw::group<{call.left}>"
             self.text.line(f"{call.text}({sums}, {words}({a.name}, {from_}), {b});")
 
-    def unpacked_product(
-        self, codes: t.Unpack, parts: tuple[Layout, ...], call: Call, op: t.MatrixProduct
-    ) -> None:
-        """A product whose right side is unpacked from words, one instruction's after the other."""
-        a, acc, out = self.tile(op.a), self.tile(op.acc), self.declare(op.result)
-        self.assign(out, acc)
-        with self.text.each("f", parts[2].registers) as f:
-            side = Tile(self.text.name("b"), codes.dtype, parts[2], False)
-            self.text.line(f"uint32_t {side.name}[{call.right}];")
-            self.write_codes(codes, side, f, parts[2].registers)
-            self.multiply(parts, call, out, a, f, side.name)
-
     def _tile_rearrange(self, op: t.Rearrange) -> None:
         """Sums in 16 bits as the left side of the next product with sides exchanged."""
         x, layout = self.tile(op.x), op.layout
         for run in RUNS:
-            unit = UNITS[f"m16n8k16_turned{run}"]
-            parts, turned = divide(x.layout, unit.c), divide(layout, unit.a)
-            if x.dtype in HALVES and parts is not None and parts == turned:
+            unit = turned(UNITS[GROUP_UNIT], run)
+            parts = divide(x.layout, unit.c)
+            if x.dtype in HALVES and parts is not None and parts == divide(layout, unit.a):
                 out, count = self.declare(op.result), run // 2
                 with self.text.each("i", parts.registers) as i:
                     to, given = (

@@ -33,8 +33,6 @@ from tilewright.passes.to_threads.layouts import (
     words_of,
 )
 
-WORDS_AT_ONCE = 8  # neighbours: a thread then reads the words of four columns at once
-
 Families = dict[Value, set[str]]
 MadeBy = Callable[[Value], Op | None]
 # the family of a block's copies, if threads copy it into shared memory when it is needed in others
@@ -66,14 +64,14 @@ def run_of(graph: Graph, made: MadeBy) -> int:
         return 0
     if not all(op is not None and op.dim == 0 for op in unpacked):
         return 0
-    run = max(WORDS_AT_ONCE, *(op.form.chunk for op in unpacked if op is not None))
+    run = max(RUNS[0], *(op.form.chunk for op in unpacked if op is not None))
     return run if run in RUNS and all(_counts_in(op, run) for op in products) else 0
 
 
 def _counts_in(op: t.Product, run: int) -> bool:
     a, b = op.a.type, op.b.type
     assert isinstance(a, RegisterType) and isinstance(b, RegisterType)
-    unit = UNITS[f"{GROUP_UNIT}_turned{run}"]
+    unit = turned(UNITS[GROUP_UNIT], run)
     whole = a.shape[0] % unit.m == 0 and all(n % unit.n == 0 for n in b.shape)
     return whole and a.dtype in unit.terms
 
@@ -122,10 +120,11 @@ def find_families(
     return finder.found
 
 
-def made_together(op: t.Product, made: MadeBy) -> Made | None:
+def made_together(op: t.Product, made: MadeBy, run: int = 0) -> Made | None:
     """How threads make a product's right side together, if it is unpacked from words: every warp
-    needs all of it, but no code is to be unpacked in every warp."""
-    found = _unpacks(op, made)
+    needs all of it, but no code is to be unpacked in every warp. One warp (``run_of``) makes none.
+    """
+    found = None if run else _unpacks(op, made)
     if found is None:
         return None
     rows, columns = _shape(op.b)
@@ -199,7 +198,7 @@ class _Finder:
             unit = unit_of(op, self.made, self.run).name
             self._need((op.acc,), ROWS)
             self._need((op.a,), left_family(op, unit, self.made))
-            made = None if self.run else made_together(op, self.made)
+            made = made_together(op, self.made, self.run)
             self._need((op.b,), terms_of(unit) if made is None else made.family)
         elif isinstance(op, t.Unpack):
             for family in sorted(self.found.get(op.result, ())):
@@ -232,7 +231,7 @@ def block_layouts(graph: Graph, made: MadeBy, wanted: int = 0, run: int = 0) -> 
     warps = wanted or int(graph.attrs.get("warps", 4))
     products = [op for op in graph.body.walk() if isinstance(op, t.Product)]
     if run:
-        return BlockLayouts(warps, UNITS[f"{GROUP_UNIT}_turned{run}"].c)
+        return BlockLayouts(warps, turned(UNITS[GROUP_UNIT], run).c)
     coded = any(unit_of(op, made).name.endswith("_fours") for op in products)
     least = wanted or (1 if coded else min(warps, GROUP_WARPS))
     for op in products:

@@ -218,7 +218,7 @@ class Lowering(CopiesAhead, WordsAhead):
         if op.b in self.slots and op.b in self.grouped:
             staged, slot = self.slots[op.b]
             return self.staging.group_product(acc, a, staged, slot, op.result.hint)
-        together = None if self.run_length else made_together(op, self.made.get)
+        together = made_together(op, self.made.get, self.run_length)
         if together is None:
             b = self.at(op.b, terms_of(unit))
         else:

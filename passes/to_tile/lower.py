@@ -222,9 +222,9 @@ def gpu_programs_with_spans(
 ) -> tuple[Graph, ...]:
     """The same as two programs, the first of which finds the blocks that work items of the second
     walk; none where each finds its own. For any number of rows."""
-    info, chosen = _on_blocks(graph, target, schedule, rows)
-    if rows or has_packed_weights(info.graph):
+    if rows or has_packed_weights(graph):
         return ()
+    info, chosen = _on_blocks(graph, target, schedule, rows)
     chosen = with_choice(chosen, choice)
     return _on_gpu(lambda: lower_with_spans(info, chosen, units, target) or ())
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from tilewright.ir.core import Value
 from tilewright.ir.dtypes import BF16, BOOL, DType
+from tilewright.ir.matrix_units import RUNS
 from tilewright.ir.ops_cache import CachedStream
 from tilewright.ir.ops_stream import Gather, Source
 from tilewright.ir.sizes import Size
@@ -119,14 +120,14 @@ def blocks_of_one_warp(info: KernelInfo, target: Target, rows: int) -> BlockSche
     bits = {op.form.keys: op.form.bits for op in caches}
     if target.gpu != "cuda" or not 0 < rows <= LEAST or len(bits) != 2 or reads_masks(info):
         return None
-    wide, run = widest(info), max(8, *(op.form.packing.chunk for op in caches))
+    wide, run = widest(info), max(RUNS[0], *(op.form.packing.chunk for op in caches))
     inner = 4 * run
     if bytes_read(info) > 2 or any(padded(a.size) % inner for a in elements(info)):
         return None
     sums, scores = few * wide // 32, few * inner // 32
     words = sum(bits.values()) * inner * wide // 1024
     held = sums + sums // 2 + words + scores + scores // 2  # in a thread; with bf16 rows
-    plain = run == 8 and _float_dtypes(info) == {BF16}
+    plain = run == RUNS[0] and _float_dtypes(info) == {BF16}
     plain = plain and all(a.size.constant == padded(a.size) for a in elements(info))
     narrow = held + 2 * bits[False]
     if few == LEAST:
