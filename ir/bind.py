@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tilewright.ir.core import Graph
+from tilewright.ir.core import Graph, Value
 from tilewright.ir.errors import BindError
 from tilewright.ir.sizes import Size
 from tilewright.ir.types import BufferType, TensorType
 
 Shape = tuple[int, ...]
+Equation = tuple[Value, int, Size, int]  # a parameter, its dimension, what it must be, and is
 
 
 def bind_sizes(
@@ -30,7 +31,7 @@ def bind_sizes(
             raise BindError(f"{graph.name} has no size {name} (it has: {listed})")
         if number < 0:
             raise BindError(f"{graph.name}: size {name} = {number} is negative")
-    pending: list[tuple[str, Size, int]] = []
+    pending: list[Equation] = []
     for param, shape in zip(graph.params, shapes, strict=True):
         type_ = param.type
         if not isinstance(type_, TensorType | BufferType):
@@ -39,7 +40,7 @@ def bind_sizes(
             rule = f"has {len(type_.shape)} dimensions, the input has {len(shape)}"
             raise BindError(f"%{param.hint}: {type_} {rule} ({_shape(shape)})")
         for at, (size, number) in enumerate(zip(type_.shape, shape, strict=True)):
-            pending.append((f"dimension {at} of %{param.hint}: {type_}", size, number))
+            pending.append((param, at, size, number))
     _solve(values, pending)
     missing = [n for n in graph.sizes if n not in values]
     if missing:
@@ -47,7 +48,7 @@ def bind_sizes(
     return values
 
 
-def _solve(values: dict[str, int], pending: list[tuple[str, Size, int]]) -> None:
+def _solve(values: dict[str, int], pending: list[Equation]) -> None:
     """Fills ``values`` from equations size = number, those with one unknown name first.
 
     An equation 0 * N = 0 says nothing about N, which counts as 0 if no other one does.
@@ -55,14 +56,12 @@ def _solve(values: dict[str, int], pending: list[tuple[str, Size, int]]) -> None
     any_value_fits = False
     while pending:
         rest = []
-        for where, size, number in pending:
-            unknown = [n for n in size.names if n not in values]
+        for equation in pending:
+            unknown = [n for n in equation[2].names if n not in values]
             if not unknown:
-                _check(values, where, size, number)
-            elif len(unknown) > 1 or not _assign(
-                values, unknown[0], where, size, number, any_value_fits
-            ):
-                rest.append((where, size, number))
+                _check(values, equation)
+            elif len(unknown) > 1 or not _assign(values, unknown[0], equation, any_value_fits):
+                rest.append(equation)
         if len(rest) == len(pending):
             if any_value_fits:
                 return
@@ -70,18 +69,19 @@ def _solve(values: dict[str, int], pending: list[tuple[str, Size, int]]) -> None
         pending = rest
 
 
-def _check(values: dict[str, int], where: str, size: Size, number: int) -> None:
+def _check(values: dict[str, int], equation: Equation) -> None:
+    _, _, size, number = equation
     wanted = size.evaluate(values)
     if wanted != number:
         known = ", ".join(f"{n} = {values[n]}" for n in sorted(size.names))
         detail = f" ({known})" if known else ""
+        where = _where(equation)
         raise BindError(f"{where} must be {size} = {wanted}{detail}, the input has {number}")
 
 
-def _assign(
-    values: dict[str, int], name: str, where: str, size: Size, number: int, any_value_fits: bool
-) -> bool:
+def _assign(values: dict[str, int], name: str, equation: Equation, any_value_fits: bool) -> bool:
     """Solve size = factor * name + rest = number for ``name``; False if that has to wait."""
+    _, _, size, number = equation
     factor_size, rest_size = size.split(name)
     if name in factor_size.names:
         return False
@@ -93,9 +93,15 @@ def _assign(
     if factor == 0 or rest % factor or rest // factor < 0:
         more = f" more than {rest_size}" if rest_size.terms else ""
         rule = f"a multiple of {factor}{more}"
+        where = _where(equation)
         raise BindError(f"{where} must be {size}, {rule}, the input has {number}")
     values[name] = rest // factor
     return True
+
+
+def _where(equation: Equation) -> str:
+    param, at, _, _ = equation
+    return f"dimension {at} of %{param.hint}: {param.type}"
 
 
 def _shape(shape: Shape) -> str:

@@ -5,7 +5,6 @@ A size is never negative, so ``N + 2 >= 2`` and ``N*M >= 0`` hold for all values
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -85,7 +84,13 @@ class Size:
 
     def evaluate(self, values: Mapping[str, int]) -> int:
         """The value for given values of all names; KeyError names a missing one."""
-        return sum(c * math.prod(values[n] for n in monomial) for monomial, c in self.terms)
+        total = 0
+        for monomial, coefficient in self.terms:
+            term = coefficient
+            for name in monomial:
+                term *= values[name]
+            total += term
+        return total
 
     def substitute(self, values: Mapping[str, SizeLike]) -> Size:
         """Replace names by sizes; names not in ``values`` stay."""

@@ -7,7 +7,8 @@ torch's products of bf16 and f16 sum in f32 and round once at the end; so does
 and so do sums along an axis, and other arithmetic on them. Then a value narrowed and widened again
 keeps its f32 form (more precise than asked), unless a product takes it: there the narrow form lets
 the dot instruction of 16-bit floats be used. Nor where something is chosen by it: numbers that
-rounding made equal are ties, and have to stay so.
+rounding made equal are ties, and have to stay so. Nor where the 16 bits are a result: what is
+computed from them here and by the caller must agree.
 """
 
 from __future__ import annotations
@@ -59,15 +60,15 @@ def keep_wide(graph: Graph) -> Graph:
     """cast(cast(x: f32, 16 bit), f32) -> x, unless a product takes it or something is chosen"""
     if any(isinstance(op, TopK | SortOrder) for op in graph.body.ops):
         return graph
-    uses = graph.uses()
+    uses, results = graph.uses(), set(graph.results)
 
     def rule(b: Rewriter, op: Op) -> Value | None:
         if not isinstance(op, m.Cast) or op.dtype != F32:
             return None
-        inner = b.producer(op.x, m.Cast)
-        original = b.original.results[0] if b.original else op.result
-        product = any(isinstance(user, t.Contract) for user in uses.get(original, []))
-        if inner is None or product or not _narrow(op.x):
+        inner, original = b.producer(op.x, m.Cast), b.original or op
+        product = any(isinstance(user, t.Contract) for user in uses.get(original.results[0], []))
+        seen = original.operands[0] in results
+        if inner is None or product or seen or not _narrow(op.x):
             return None
         wide = inner.operands[0]
         assert isinstance(wide.type, TensorType)

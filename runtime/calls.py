@@ -15,8 +15,11 @@ The native ABI: ``void kernel(int64_t *args)`` runs once on every worker, and ``
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from types import CodeType
+from typing import Any
 
 import torch
 
@@ -24,7 +27,7 @@ from tilewright.ir.bind import bind_sizes
 from tilewright.ir.core import Graph, Region, Value, size_names
 from tilewright.ir.errors import BindError
 from tilewright.ir.sizes import Size
-from tilewright.ir.types import BufferType
+from tilewright.ir.types import BufferType, TensorType
 
 COUNTER_BYTES = 64  # a counter has its cache line to itself: all workers write to it
 ARGUMENTS_AT = 2 * COUNTER_BYTES
@@ -329,6 +332,49 @@ def key_source(
     lines += ["    if rows >= longest or inner >= longest:", "        too_long(rows, inner)"]
     chosen = "".join(f"{c} if rows <= {c} else " for c in classes if c)
     return "\n".join([*lines, f"    return units, static, {chosen}0", ""])
+
+
+def sizes_function(graph: Graph) -> Callable[..., dict[str, int]]:
+    """A function of tensors that gives the values of a graph's size names, as ``bind_sizes`` does,
+    for tensors of which it is known that they fit."""
+    signature = tensor_signature(graph)
+    inputs, binding = signature.inputs, _bind(signature)
+    lines = [
+        "def sizes(*tensors):",
+        f"    {tuple_text([f't{i}' for i in range(len(inputs))])} = tensors",
+    ]
+    for i, type_ in enumerate(inputs):
+        lines.append(f"    {dimensions_text('n', i, type_)} = t{i}.shape")
+    lines += indented(binding.statements(), 4)
+    values = [f"{name!r}: {name_text(name)}" for name in graph.sizes]
+    lines.append(f"    return {{{', '.join(values)}}}")
+    names = {"solve": signature.solve}
+    return defined("\n".join(lines), f"sizes of kernel {graph.name}", "sizes", names)
+
+
+def defined(text: str, what: str, wanted: str, names: dict[str, Any]) -> Callable[..., Any]:
+    """The function ``wanted`` that a text of this module defines, with ``names`` around it.
+    ``what`` it is stands in tracebacks."""
+    exec(_code(text, what), names)
+    function: Callable[..., Any] = names[wanted]
+    return function
+
+
+@lru_cache(maxsize=1024)
+def _code(text: str, what: str) -> CodeType:
+    """Texts of calls that are bound are the same again and again (cuda/repeat.py)."""
+    return compile(text, f"<{what}>", "exec")
+
+
+def tensor_signature(graph: Graph) -> Signature:
+    """What a stream graph takes, without outputs and grid."""
+    inputs = tuple(
+        BufferType(p.type.shape, p.type.dtype)
+        for p in graph.params
+        if isinstance(p.type, TensorType)
+    )
+    hints = tuple(p.hint for p in graph.params)
+    return Signature(graph.name, inputs, hints, 0, graph.sizes, (), 0)
 
 
 def _unit_text(number: int, type_: BufferType) -> str:

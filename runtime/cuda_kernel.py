@@ -26,10 +26,11 @@ from tilewright.passes.to_threads.roles import roles_program
 from tilewright.passes.to_tile.whole_blocks.schedule import BlockSchedule, blocks_of_one_warp
 from tilewright.runtime.backends import kernel_cache
 from tilewright.runtime.calls import launched_call_source
-from tilewright.runtime.cuda.calls import direct_call_source, element_bytes
+from tilewright.runtime.cuda.calls import ADDRESSES, element_bytes
 from tilewright.runtime.cuda.descriptions import Descriptions, Key
 from tilewright.runtime.cuda.driver import Image, Tiling
 from tilewright.runtime.cuda.gpus import gpus, refuse_capture
+from tilewright.runtime.cuda.repeat import Bound
 from tilewright.runtime.cuda.start import Layout, Start, starter
 from tilewright.runtime.family import Call, Variant
 from tilewright.runtime.fingerprint import cache_key
@@ -64,8 +65,7 @@ class CudaKernel(GpuKernel):
             text = launched_call_source(self.signature, source.strides, self.place)
             self.call = self.compiled(text, empty=torch.empty, launch=self._emulate)
         else:
-            text = direct_call_source(self.signature, source.strides, copied, self.place)
-            self.call = self.compiled(text, **self.started_by(self._start))
+            self.call = self.direct(source.strides, copied, self)
 
     def source(self, vectors: bool) -> CudaSource:
         """The kernel's text, with or without accesses of 16 bytes."""
@@ -75,7 +75,7 @@ class CudaKernel(GpuKernel):
 
     # ---- on a GPU
 
-    def _start(
+    def start(
         self, device: int, items: int, values: tuple[int, ...], low: int, keys: tuple[Key, ...]
     ) -> None:
         """Starts the kernel on the device's current stream; ``low``: low bits of addresses and of
@@ -89,6 +89,18 @@ class CudaKernel(GpuKernel):
         vectors = low == 0
         start = self.starts.get((device, vectors)) or self._load(device, vectors)
         start(items, gpus.stream(device), values, ())
+
+    def bound(
+        self, device: int, values: tuple[int, ...], low: int, keys: tuple[Key, ...]
+    ) -> Bound | None:
+        """What starts this call again with other addresses (``Starts``)."""
+        if low > ADDRESSES:
+            return None
+        bulk = None if low or not keys else self.bulk_starts.get(device)
+        if bulk is not None and bulk[1].find(keys) is not None:
+            return bulk[0], bulk[1].by_address(keys)
+        start = self.starts.get((device, low == 0))
+        return None if start is None else (start, ())
 
     def _load_bulk(self, device: int) -> tuple[Start, Descriptions]:
         """The form in which a warp of its own copies in bulk."""

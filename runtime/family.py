@@ -23,7 +23,7 @@ from tilewright.ir.ops_lowbit import StreamDequantize
 from tilewright.ir.ops_stream import Gather
 from tilewright.ir.sizes import Size
 from tilewright.ir.target import Target
-from tilewright.ir.types import BufferType, StreamType, TensorType
+from tilewright.ir.types import StreamType, TensorType
 from tilewright.passes.specialise import specialise
 from tilewright.passes.to_tile.choices import Choice
 from tilewright.passes.to_tile.kernel_info import KernelInfo, analyse, is_routing, is_row_kernel
@@ -39,7 +39,7 @@ from tilewright.passes.to_tile.whole_blocks.lowbit.schedule import (
     ROW_CLASSES as PRODUCT_ROW_CLASSES,
 )
 from tilewright.passes.to_tile.whole_blocks.schedule import row_classes as block_row_classes
-from tilewright.runtime.calls import Signature, key_source
+from tilewright.runtime.calls import defined, key_source, tensor_signature
 from tilewright.runtime.cuda.repeat import bound
 from tilewright.runtime.determinism import NONE, Level
 from tilewright.runtime.kernel import TORCH_DTYPES
@@ -195,13 +195,7 @@ class KernelFamily:
 
     def _key_function(self) -> Callable[..., Key]:
         """Reads the key off the inputs, written as Python for this kernel's shapes."""
-        inputs = tuple(
-            BufferType(p.type.shape, p.type.dtype)
-            for p in self.graph.params
-            if isinstance(p.type, TensorType)
-        )
-        hints = tuple(p.hint for p in self.graph.params)
-        signature = Signature(self.graph.name, inputs, hints, 0, self.graph.sizes, (), 0)
+        signature = tensor_signature(self.graph)
         names: dict[str, object] = {
             "unit": _unit,
             "solve": signature.solve,
@@ -211,10 +205,7 @@ class KernelFamily:
         empty = None if self.empty is None else EMPTY
         facts = self.static_names, self.row_count, self.inner, self.classes, empty
         source = key_source(signature, *facts)
-        exec(compile(source, f"<key of kernel {self.graph.name}>", "exec"), names)
-        function = names["key"]
-        assert callable(function)
-        return function
+        return defined(source, f"key of kernel {self.graph.name}", "key", names)
 
     def _make(self, key: Key) -> Call:
         with self.guard.lock:

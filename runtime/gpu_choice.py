@@ -15,7 +15,6 @@ import torch
 
 from tilewright.backends.cuda.compile import compiler_missing
 from tilewright.backends.triton.build import interpreting
-from tilewright.ir.bind import bind_sizes
 from tilewright.ir.core import Graph
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.ops_tile_roles import Roles
@@ -28,6 +27,7 @@ from tilewright.passes.to_tile.whole_blocks.schedule import (
     reads_masks,
     widest,
 )
+from tilewright.runtime.calls import sizes_function
 from tilewright.runtime.cuda.repeat import bound
 from tilewright.runtime.cuda_kernel import make_cuda, own_blocks
 from tilewright.runtime.family import Call, Variant
@@ -82,7 +82,8 @@ class Wide:
     ``call`` is it."""
 
     def __init__(self, graph: Graph, program: Graph, wide: Call, usual: Call) -> None:
-        self.graph, self.program, self.wide, self.usual = graph, program, wide, usual
+        self.program, self.wide, self.usual = program, wide, usual
+        self.sizes = sizes_function(graph)
         self.known: dict[object, Call] = {}
 
     def call(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -105,10 +106,11 @@ class Wide:
     def _suits(self, tensors: tuple[torch.Tensor, ...]) -> bool:
         """Whether work items fill the device, and rows lie so that they are copied in bulk (but for
         addresses, which change from call to call)."""
-        sizes = bind_sizes(self.graph, [tuple(x.shape) for x in tensors])
         strides = [x.stride() for x in tensors if x.dim() > 2]
         bulk = all(each[-1] == 1 and _whole(each[:-1]) for each in strides)
-        return bulk and work_items(self.program, sizes) >= processors(tensors[0].device)
+        return bulk and work_items(self.program, self.sizes(*tensors)) >= processors(
+            tensors[0].device
+        )
 
 
 def _whole(steps: tuple[int, ...]) -> bool:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import torch
 
@@ -22,8 +22,11 @@ from tilewright.passes.to_tile.lower import (
     routing_programs,
 )
 from tilewright.passes.to_tile.whole_blocks.schedule import BlockSchedule
-from tilewright.runtime.calls import Signature
+from tilewright.runtime.calls import Signature, defined
+from tilewright.runtime.cuda.calls import Strides, again_source, direct_call_source
+from tilewright.runtime.cuda.descriptions import Key
 from tilewright.runtime.cuda.gpus import gpus, refuse_capture
+from tilewright.runtime.cuda.repeat import Bound, Repeat
 from tilewright.runtime.family import Call, Variant
 from tilewright.runtime.gpu_parts import InParts
 from tilewright.runtime.gpu_routing import routing_call
@@ -32,6 +35,21 @@ from tilewright.runtime.gpu_targets import forced_schedule
 from tilewright.runtime.kernel import TORCH_DTYPES, refuse
 from tilewright.runtime.locks import GENERATORS
 from tilewright.runtime.report import MachineReport, VariantReport
+
+
+class Starts(Protocol):
+    """The compiled forms of a kernel. ``start`` starts one (``direct_call_source``); ``bound``
+    gives what starts it again with other addresses, all of them multiples of 16 bytes, and a
+    function for each tensor copied in bulk that describes it at an address; None where such a call
+    takes another form."""
+
+    def start(
+        self, device: int, items: int, values: tuple[int, ...], low: int, keys: tuple[Key, ...], /
+    ) -> None: ...
+
+    def bound(
+        self, device: int, values: tuple[int, ...], low: int, keys: tuple[Key, ...], /
+    ) -> Bound | None: ...
 
 
 class GpuKernel:
@@ -50,6 +68,21 @@ class GpuKernel:
         hints = tuple(p.hint for p in program.params)
         count = int(program.attrs["outputs"])
         self.signature = Signature(program.name, types, hints, count, sizes, grid, 0)
+
+    def direct(self, strides: Strides, copied: Sequence[int], forms: Starts) -> Call:
+        """The call of a kernel that the driver starts, and ``bind``, which gives what repeats it.
+        ``copied``: buffers that the bulk copy engine may read."""
+        text = direct_call_source(self.signature, strides, copied, self.place)
+        names = self.started_by(forms.start)
+        call = self.compiled(text, **names)
+        plain, bulk = (
+            self.compiled(again_source(self.signature, some), "bind", call=call, **names)
+            for some in ((), copied)
+        )
+        vars(call)["bind"] = Repeat(
+            lambda **other: self.compiled(text, **(names | other)), plain, bulk, forms.bound
+        )
+        return call
 
     def started_by(self, start: Callable[..., None]) -> dict[str, Any]:
         """The names of a call that the driver starts (``direct_call_source``)."""
@@ -71,9 +104,7 @@ class GpuKernel:
         }
         for i, type_ in enumerate(self.signature.params):
             names[f"dtype{i}"] = TORCH_DTYPES[type_.dtype.name]
-        exec(compile(text, f"<call of kernel {self.name}>", "exec"), names)
-        made: Callable[..., Any] = names[wanted]
-        return made
+        return defined(text, f"call of kernel {self.name}", wanted, names)
 
     def _elsewhere(self, device: int, tensors: tuple[torch.Tensor, ...]) -> Any:
         """A call with tensors on a device that is not the current one."""

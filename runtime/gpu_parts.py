@@ -14,12 +14,12 @@ from functools import cache, cached_property
 
 import torch
 
-from tilewright.ir.bind import bind_sizes
 from tilewright.ir.core import Graph
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.sizes import Size
 from tilewright.ir.types import BufferType
 from tilewright.passes.to_tile.whole_blocks.schedule import parts_of
+from tilewright.runtime.calls import sizes_function
 from tilewright.runtime.cuda.repeat import bound
 
 Call = Callable[..., tuple[torch.Tensor, ...]]
@@ -72,7 +72,7 @@ class InParts:
         """``whole`` and ``pair`` are the programs of the stream graph ``graph``, ``make`` compiles
         one."""
         self.graph, self.program, self.pair, self.make = graph, whole, pair, make
-        self.whole = make(whole)
+        self.whole, self.sizes = make(whole), sizes_function(graph)
         self.known: dict[tuple[torch.Size, ...], tuple[int, Shapes]] = {}
 
     @cached_property
@@ -95,21 +95,20 @@ class InParts:
         if found is None:
             if len(self.known) >= _MOST:
                 self.known.clear()
-            device = tensors[0].device if tensors else torch.device("cpu")
-            found = self.known[shapes] = self._found(shapes, device)
+            found = self.known[shapes] = self._found(tensors)
         parts, memory = found
         return self.both(tensors, memory) if parts > 1 else self.whole(*tensors)
 
     def bind(self, *tensors: torch.Tensor) -> Call | None:
         """What repeats a call with these tensors, and others of their shapes and strides."""
-        parts, memory = self._found(tuple(x.shape for x in tensors), tensors[0].device)
+        parts, memory = self._found(tensors)
         return self.both.bind(tensors, memory) if parts > 1 else bound(self.whole, tensors)
 
-    def _found(self, shapes: tuple[torch.Size, ...], device: torch.device) -> tuple[int, Shapes]:
-        """How many parts for these shapes, and the shapes of their results."""
-        if not self.programs:
+    def _found(self, tensors: tuple[torch.Tensor, ...]) -> tuple[int, Shapes]:
+        """How many parts for tensors of these shapes, and the shapes of their results."""
+        if not self.programs or not tensors:
             return 1, ()
-        sizes = bind_sizes(self.graph, [tuple(x) for x in shapes])
+        sizes, device = self.sizes(*tensors), tensors[0].device
         first, _ = self.programs
         items = work_items(self.program, sizes)
         inner, block, at_once = first.attrs["shares"]

@@ -12,10 +12,10 @@ from functools import cached_property
 
 import torch
 
-from tilewright.ir.bind import bind_sizes
 from tilewright.ir.core import Graph
 from tilewright.ir.sizes import Size
 from tilewright.ir.types import BufferType
+from tilewright.runtime.calls import sizes_function
 from tilewright.runtime.cuda.repeat import bound
 from tilewright.runtime.gpu_parts import Call, MakeKernel, Pair, processors, work_items
 
@@ -38,6 +38,7 @@ class WithSpans:
         """``programs`` are both, of the stream graph ``graph``; ``usual`` gives the call for few
         work items, ``make`` compiles a program."""
         self.graph, self.programs, self.make, self.make_usual = graph, programs, make, usual
+        self.sizes = sizes_function(graph)
         self.known: dict[tuple[torch.Size, ...], tuple[int, ...] | None] = {}
 
     @cached_property
@@ -66,13 +67,11 @@ class WithSpans:
         if shapes not in self.known:
             if len(self.known) >= _MOST:
                 self.known.clear()
-            self.known[shapes] = self._found(shapes, tensors[0].device)
+            self.known[shapes] = self._found(tensors)
         return self.known[shapes]
 
-    def _found(
-        self, shapes: tuple[torch.Size, ...], device: torch.device
-    ) -> tuple[int, ...] | None:
-        sizes = bind_sizes(self.graph, [tuple(x) for x in shapes])
+    def _found(self, tensors: tuple[torch.Tensor, ...]) -> tuple[int, ...] | None:
+        sizes, device = self.sizes(*tensors), tensors[0].device
         first, second = self.programs
         if work_items(second, sizes) <= MOST * processors(device):
             return None

@@ -25,6 +25,7 @@ from tilewright.runtime.calls import (
     COUNTER_BYTES,
     Signature,
     call_source,
+    defined,
     frame_format,
 )
 from tilewright.runtime.memory_limit import no_memory
@@ -113,9 +114,7 @@ class Kernel:
         }
         for i, type_ in enumerate(self.signature.params):
             names[f"dtype{i}"] = _torch_dtype(self.name, type_)
-        exec(compile(self.source, f"<call of kernel {self.name}>", "exec"), names)
-        call: Callable[..., tuple[torch.Tensor, ...]] = names["call"]
-        return call
+        return defined(self.source, f"call of kernel {self.name}", "call", names)
 
     def _take_frame(self) -> Frame:
         try:

@@ -15,10 +15,8 @@ from tilewright.ir.core import Graph
 from tilewright.ir.target import Target
 from tilewright.passes.to_tile.whole_blocks.schedule import BlockSchedule, blocks_of_planes
 from tilewright.runtime.calls import launched_call_source
-from tilewright.runtime.cuda.calls import again_source, direct_call_source
 from tilewright.runtime.cuda.forms import Forms
 from tilewright.runtime.cuda.gpus import gpus
-from tilewright.runtime.cuda.repeat import Repeat
 from tilewright.runtime.family import Call, Variant
 from tilewright.runtime.gpu_kernel import GpuKernel, choosable, make_gpu
 from tilewright.runtime.report import MachineReport, VariantReport
@@ -42,10 +40,10 @@ class TritonKernel(GpuKernel):
             "num_stages": int(program.attrs["stages"]),
         }
         super().__init__(program, self.source.sizes, "is_cpu" if interpreting() else gpus.place)
-        direct = gpus.direct and not interpreting()
-        self.call: Call = self._direct() if direct else self._launched()
+        by_driver = gpus.direct and not interpreting()
+        self.call: Call = self._by_driver() if by_driver else self._launched()
 
-    def _direct(self) -> Call:
+    def _by_driver(self) -> Call:
         """The function of a call that the CUDA driver starts."""
         source = (
             emit_source(self.program, SYMBOL, bulk=True) if self.program.attrs.get("bulk") else None
@@ -53,14 +51,7 @@ class TritonKernel(GpuKernel):
         bulk = source if source is not None and source.blocks else None
         forms = Forms(self.program, self.source, bulk, self.options, self.reports)
         copied = [i for i, _ in bulk.blocks] if bulk else []
-        text = direct_call_source(self.signature, self.source.strides, copied, self.place)
-        names = self.started_by(forms.start)
-        call = self.compiled(text, **names)
-        factory = self.compiled(again_source(self.signature, copied), "bind", call=call, **names)
-        vars(call)["bind"] = Repeat(
-            lambda **other: self.compiled(text, **(names | other)), factory, forms
-        )
-        return call
+        return self.direct(self.source.strides, copied, forms)
 
     def _launched(self) -> Call:
         """The function of a call that Triton starts."""

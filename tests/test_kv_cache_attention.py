@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import tilewright
 from tests.cache_programs import tolerance
 from tests.frontend.attention_oracle import Expected, attend, attend_used
-from tilewright.frontend.attention import plans
+from tilewright.frontend.attention import api, plans
 from tilewright.ir.errors import BindError, UnsupportedError
 
 DOCUMENT = torch.arange(400) // 37
@@ -145,8 +145,37 @@ def test_appending_compiles_nothing() -> None:
     assert [len(step.family.forms) for step in plan.program.steps] == forms
 
 
+def test_forms_that_were_called_go_straight_to_their_kernel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first: list[object] = []
+    whole = api._first_call
+    monkeypatch.setattr(api, "_first_call", lambda *facts: first.append(facts) or whole(*facts))
+    for options in CACHES:
+        cache = filled(40, **options)
+        for more in ({}, {"is_causal": True}, {"scale": 0.25}):
+            tilewright.attention(random(2, 4, 2, 32), cache, enable_gqa=True, **more)
+            count = len(first)
+            for rows in (2, 1, 20):
+                cache.append(random(2, 2, 3, 32), random(2, 2, 3, 32))
+                q = random(2, 4, rows, 32, seed=rows)
+                want = attend(q, *cache.dequantize(), **{"bottom_right": True, **more})
+                for keys in ((cache,), cache.view()):
+                    got = tilewright.attention(q, *keys, enable_gqa=True, **more)
+                    assert_near(got, want, q, cache)
+            assert len(first) == count
+    q = random(2, 4, 2, 32)
+    cache = filled(40)
+    tilewright.attention(q, cache, enable_gqa=True)
+    for change in ({"scale": 1}, {"score_mod": lambda s, b, h, i, j: s}, {"return_max": True}):
+        count = len(first)
+        tilewright.attention(q, cache, enable_gqa=True, **change)
+        assert len(first) == count + 1
+
+
 def test_what_a_cache_cannot_do_is_said() -> None:
     cache, q = filled(8), random(2, 4, 1, 32)
+    tilewright.attention(q, cache, enable_gqa=True)  # known forms are checked as well
     offsets = torch.tensor([0, 2])
     with pytest.raises(BindError, match="leave v out"):
         tilewright.attention(q, cache, cache.values)
@@ -164,3 +193,13 @@ def test_what_a_cache_cannot_do_is_said() -> None:
         tilewright.attention(q[..., :16], cache, enable_gqa=True)
     with pytest.raises(BindError, match="q's batch"):
         tilewright.attention(q[:1], cache, enable_gqa=True)
+    with pytest.raises(BindError, match="no multiple of 2 key heads"):
+        tilewright.attention(q[:, :3], cache, enable_gqa=True)
+    with pytest.raises(BindError, match="4 dimensions"):
+        tilewright.attention(q[0], cache, enable_gqa=True)
+    with pytest.raises(BindError, match="same heads and length"):
+        tilewright.attention(q, cache.keys, filled(9).values, enable_gqa=True)
+    with pytest.raises(UnsupportedError, match="requires gradients"):
+        tilewright.attention(q.clone().requires_grad_(), cache, enable_gqa=True)
+    with pytest.raises(UnsupportedError, match="negated"):
+        tilewright.attention(torch._neg_view(q), cache, enable_gqa=True)

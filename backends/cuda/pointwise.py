@@ -45,6 +45,7 @@ _FLOAT: dict[type[Op], str] = {
     m.Erf: "erff({0})",
     m.Sqrt: "sqrtf({0})",
     m.Rsqrt: "tw::rsqrt({0})",
+    m.Round: "rintf({0})",
     m.Sigmoid: "tw::divide(1.0f, 1.0f + tw::exp2({0} * -1.4426950408889634f))",
 }
 INTEGER_FORMS: dict[type[Op], str] = {

@@ -30,6 +30,14 @@ def floor_div(a, b):
     quotient = a // b
     return quotient - ((a % b != 0) & ((a < 0) != (b < 0))).to(quotient.dtype)
 """,
+    "nearest": """@triton.jit
+def nearest(x):
+    # beside such a number there is no place for a fraction; those beyond it are integers
+    large = 4503599627370496.0 if x.dtype == tl.float64 else 8388608.0
+    size = tl.abs(x)
+    whole = tl.where(size < large, (size + large) - large, size)
+    return tl.where(x < 0.0, -whole, whole)
+""",
     "widened": """@triton.jit
 def widened(x):
     return (x.to(tl.int16, bitcast=True).to(tl.int32) << 16).to(tl.float32, bitcast=True)
@@ -56,6 +64,7 @@ _FLOAT: dict[type[Op], str] = {
     m.Erf: "tl.erf({0})",
     m.Sqrt: "tl.sqrt({0})",
     m.Rsqrt: "tl.rsqrt({0})",
+    m.Round: "nearest({0})",
     m.Sigmoid: "1.0 / (1.0 + tl.exp2({0} * -1.4426950408889634))",
 }
 _INTEGER: dict[type[Op], str] = {

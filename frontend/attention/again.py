@@ -15,6 +15,7 @@ import torch
 from torch._C import _functorch
 
 from tilewright.frontend.attention.form import DENSE
+from tilewright.frontend.attention.low_bit import cached_inputs, side_of
 from tilewright.frontend.attention.plans import (
     STARTS,
     Interpreted,
@@ -24,6 +25,8 @@ from tilewright.frontend.attention.plans import (
 )
 from tilewright.ir.errors import BindError, UnsupportedError
 from tilewright.runtime.determinism import in_force
+from tilewright.runtime.kv_cache.cache import KVCache
+from tilewright.runtime.kv_cache.tokens import CachedTokens
 
 Function = Callable[..., Any]
 _Tensor = torch.Tensor
@@ -137,6 +140,45 @@ def _by_plan(
         return None
     facts = DENSE, dtype, groups, (width, wide), scale, causal, lse, largest, *_REST
     return _results(facts, (q, k, v), score_mod, mask_mod, key)
+
+
+def cached_again(
+    q: Any,
+    k: Any,
+    v: Any,
+    score_mod: Function | None,
+    mask_mod: Function | None,
+    options: tuple[bool, float | None, bool, bool, bool],
+) -> Sequence[torch.Tensor] | None:
+    """``called_again`` for q [B, H, N, D] over a ``KVCache``, or its keys and values, without
+    functions."""
+    if type(q) is not _Tensor or _transformed() is not None or not score_mod is mask_mod is None:
+        return None
+    if type(k) is KVCache and v is None:
+        k, v = k.view()
+    if not (type(k) is type(v) is CachedTokens) or (_gradients() and q.requires_grad):
+        return None
+    causal, scale, grouped, lse, largest = options
+    keys, values, (batch, key_heads, *_) = k.form, v.form, k.words.shape
+    fits = q.dim() == 4 and q.shape[0] == batch and q.shape[3] == keys.width and keys.keys
+    if not fits or v.words.shape[:2] != (batch, key_heads) or v.length != k.length:
+        return None
+    heads = q.shape[1]
+    if values.keys or heads % key_heads or (heads != key_heads and not grouped):
+        return None
+    if scale is not None and type(scale) is not float:
+        return None
+    facts = DENSE, q.dtype, heads // key_heads or 1, (keys.width, values.width), scale
+    facts = (*facts, causal, lse, largest, *_REST[:-2], side_of(k), side_of(v, k))
+    plan = known_plan(facts)
+    if plan is None or isinstance(plan.program, Interpreted):
+        return None
+    given = {"q": q, **cached_inputs("k", k), **cached_inputs("v", v)}
+    try:
+        results: Sequence[torch.Tensor] = plan.program(*map(given.__getitem__, plan.given))
+    except (BindError, UnsupportedError):  # said again, with what to do
+        return None
+    return results
 
 
 def _results(

@@ -14,7 +14,7 @@ from torch._C._dynamo.eval_frame import (
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.compiler import is_dynamo_compiling
 
-from tilewright.frontend.attention.again import called_again
+from tilewright.frontend.attention.again import cached_again, called_again
 from tilewright.frontend.attention.form import DENSE, PAGED, RAGGED, Form
 from tilewright.frontend.attention.low_bit import (
     cached_inputs,
@@ -117,7 +117,8 @@ def _in_force(
         if isinstance(k, torch.Tensor) and isinstance(v, torch.Tensor) and _is_traced(q):
             return _as_operator(q, k, v, functions, lengths, options)
     elif lengths[0] is lengths[1] is lengths[2] is lengths[3] is None:
-        found = called_again(q, k, v, *functions, options)
+        again = called_again if type(k) is torch.Tensor else cached_again
+        found = again(q, k, v, *functions, options)
         if found is not None:
             return found[0] if len(found) == 1 else tuple(found)
     return _first_call(q, k, v, functions, lengths, options)

@@ -84,7 +84,7 @@ def cached_inputs(name: str, x: CachedTokens) -> dict[str, torch.Tensor]:
     named = (f"{name}_{part}" for part in _PARTS)
     found = dict(zip(named, x.tensors(), strict=False))
     if x.form.by == "channel":  # says how many tokens there are, and is never read
-        found["tokens"] = torch.zeros(1, dtype=torch.uint8, device=x.words.device).expand(x.length)
+        found["tokens"] = torch.empty(1, dtype=torch.uint8, device=x.words.device).expand(x.length)
     return found
 
 

@@ -22,6 +22,7 @@ from tilewright.runtime.calls import (
 )
 
 Strides = Sequence[tuple[int, int]]
+ADDRESSES = 15  # above the low bits of strides in ``low`` are those of addresses
 
 
 def direct_call_source(

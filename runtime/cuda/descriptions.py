@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from tilewright.runtime.cuda.driver import Tiling
@@ -47,6 +47,24 @@ class Descriptions:
                     del known[old]
             known[key] = description
         return description
+
+    def by_address(self, keys: Sequence[Key]) -> tuple[Callable[[int], bytes], ...]:
+        """A function for each tensor of ``keys``, which were found before, that describes one of
+        its sizes and strides at another address."""
+        return tuple(self._by_address(number, key) for number, key in enumerate(keys))
+
+    def _by_address(self, number: int, key: Key) -> Callable[[int], bytes]:
+        here = {key[0]: self.known[number][key]}
+
+        def describe(address: int) -> bytes:
+            found = here.get(address)
+            if found is None:
+                if len(here) >= MOST:
+                    here.clear()
+                found = here[address] = self.encoded(number, (address, *key[1:]))
+            return found
+
+        return describe
 
     def encoded(self, number: int, key: Key) -> bytes:
         """A new description by the driver."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import getitem
 from typing import Any
@@ -18,16 +18,16 @@ from tilewright.backends.triton.emit import TritonSource
 from tilewright.ir.core import Graph
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.types import BufferType
-from tilewright.runtime.cuda.calls import element_bytes
+from tilewright.runtime.cuda.calls import ADDRESSES, element_bytes
 from tilewright.runtime.cuda.descriptions import MOST, Descriptions, Key
 from tilewright.runtime.cuda.driver import Image, Tiling
 from tilewright.runtime.cuda.gpus import gpus, refuse_capture
+from tilewright.runtime.cuda.repeat import Bound
 from tilewright.runtime.cuda.start import Layout, Start, starter
 from tilewright.runtime.locks import Guard
 from tilewright.runtime.report import MachineReport
 
 BULK = 90  # compute capability from which there is a bulk copy engine
-ADDRESSES = 15  # above the low bits of strides in ``low`` are those of addresses
 # Triton's numbers of element types inside descriptors are not quite the driver's
 _MAP_TYPES = {8: 10, 9: 8, 10: 9}
 
@@ -89,41 +89,20 @@ class Forms:
             self._other(device, odd, True).start(items, gpus.stream(device), values, ())
 
     def bound(
-        self, device: int, values: tuple[int, ...], keys: tuple[Key, ...]
-    ) -> tuple[Start, tuple[Callable[[int], bytes], ...]] | None:
-        """What starts this call again with other addresses, all of them multiples of 16 bytes, and
-        a function for each tensor copied in bulk that describes it at an address. None where such a
-        call takes another form."""
-        pointers = len(self.sizes)
-        if any(p % 16 for p in values[:pointers]):
+        self, device: int, values: tuple[int, ...], low: int, keys: tuple[Key, ...]
+    ) -> Bound | None:
+        """What starts this call again with other addresses (``Starts``)."""
+        if low > ADDRESSES:
             return None
-        odd = self._odd(values)
-        form = self.forms.get((device, odd))
-        if form is None or max(values[pointers:], default=0) >= 1 << 31:
+        form = self.forms.get((device, self._odd(values)))
+        if form is None or max(values[len(self.sizes) :], default=0) >= 1 << 31:
             return None
         descriptions = form.descriptions
         if not descriptions.tilings:
             return form.start, ()
         if descriptions.find(keys) is None:
             return None
-        each = [self._describer(descriptions, n, key) for n, key in enumerate(keys)]
-        return form.start, tuple(each)
-
-    def _describer(
-        self, descriptions: Descriptions, number: int, key: Key
-    ) -> Callable[[int], bytes]:
-        """Descriptions of tensors with the sizes and strides of ``key``, by address."""
-        here = {key[0]: descriptions.known[number][key]}
-
-        def describe(address: int) -> bytes:
-            found = here.get(address)
-            if found is None:
-                if len(here) >= MOST:
-                    here.clear()
-                found = here[address] = descriptions.encoded(number, (address, *key[1:]))
-            return found
-
-        return describe
+        return form.start, descriptions.by_address(keys)
 
     def _odd(self, values: Sequence[int]) -> int:
         """A bit for every buffer whose address or strides are no multiples of 16 bytes."""

@@ -12,21 +12,28 @@ from typing import Any
 
 import torch
 
-from tilewright.runtime.cuda.forms import Forms
 from tilewright.runtime.cuda.gpus import gpus
+from tilewright.runtime.cuda.start import Start
 
 Call = Callable[..., tuple[torch.Tensor, ...]]
+# what starts a kernel, and a function for each tensor copied in bulk that describes it by address
+Bound = tuple[Start, tuple[Callable[[int], bytes], ...]]
 _MOST = 1024  # kinds of calls that are remembered
 
 
 class Repeat:
-    """Binds a kernel's calls. ``compiled`` makes its function with other names in it, ``factory``
-    is ``again_source``'s."""
+    """Binds a kernel's calls. ``compiled`` makes its function with other names in it, ``plain`` and
+    ``bulk`` are ``again_source``'s for forms without and with bulk copies, ``started`` says what
+    starts such a call (None: nothing that may be kept)."""
 
     def __init__(
-        self, compiled: Callable[..., Call], factory: Callable[..., Call], forms: Forms
+        self,
+        compiled: Callable[..., Call],
+        plain: Callable[..., Call],
+        bulk: Callable[..., Call],
+        started: Callable[..., Bound | None],
     ) -> None:
-        self.compiled, self.factory, self.forms = compiled, factory, forms
+        self.compiled, self.plain, self.bulk, self.started = compiled, plain, bulk, started
 
     def __call__(self, *tensors: torch.Tensor) -> Call | None:
         """What repeats a call with these tensors that was made before; None where it cannot."""
@@ -41,14 +48,15 @@ class Repeat:
         outputs = look(*tensors)
         if not seen:
             return None
-        device, items, values, _, keys = seen[0]
-        found = self.forms.bound(device, values, keys)
+        device, items, values, low, keys = seen[0]
+        found = self.started(device, values, low, keys)
         if found is None:
             return None
         start, describers = found
         shapes = [(tuple(x.shape), tuple(x.stride())) for x in outputs]
         rest = values[len(tensors) + len(outputs) :]
-        return self.factory(device, start, gpus.stream, items, rest, *shapes, *describers)
+        factory = self.bulk if describers else self.plain
+        return factory(device, start, gpus.stream, items, rest, *shapes, *describers)
 
 
 def bound(call: object, tensors: tuple[torch.Tensor, ...]) -> Call | None:

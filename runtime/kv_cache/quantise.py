@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 
 from tilewright.ir.cache_form import CacheForm
-from tilewright.ir.errors import BindError
+from tilewright.ir.errors import BackendMissingError, BindError, UnsupportedError
+from tilewright.runtime.bundle.active import bundle_in_use
+from tilewright.runtime.determinism import in_force
+from tilewright.runtime.kernel import FLOATS
 from tilewright.runtime.kv_cache.words import split
+from tilewright.runtime.locks import GENERATORS
 
 FARTHEST = 8  # a group's values are taken to spread over 1/8 of their magnitude at least
 
@@ -19,7 +24,7 @@ class Coded:
 
     codes: torch.Tensor
     scales: torch.Tensor
-    zeros: torch.Tensor | None
+    zeros: torch.Tensor | None = None
 
 
 def quantise(
@@ -31,32 +36,63 @@ def quantise(
     Symmetric: code - 2^(bits-1) is between -(2^(bits-1) - 1) and 2^(bits-1) - 1, no zeros.
     Raises BindError for NaN and infinities.
     """
+    if x.dtype not in FLOATS:
+        x = x.float()
     dim = 3 if form.by == "token" else 2
     groups, length = -(-x.shape[dim] // form.group), x.shape[dim]
-    wide = x.float()
     short = groups * form.group - length
     if short:  # repeats the last number, which changes neither the least nor the largest
-        last = wide.narrow(dim, length - 1, 1)
-        shape = list(wide.shape)
+        last = x.narrow(dim, length - 1, 1)
+        shape = list(x.shape)
         shape[dim] = short
-        wide = torch.cat((wide, last.expand(shape)), dim)
-    parted = split(wide, dim, (groups, form.group))
-    # not aminmax, which wakes all threads even for one token
-    low, high = parted.amin(dim + 1, keepdim=True), parted.amax(dim + 1, keepdim=True)
+        x = torch.cat((x, last.expand(shape)), dim)
+    parted = split(x, dim, (groups, form.group))
+    codes, *beside = _by_kernel(parted, form, symmetric, scale_dtype) or _by_torch(
+        parted.float(), form, symmetric, scale_dtype, name
+    )
+    codes = codes.flatten(dim, dim + 1)
+    return Coded(
+        codes.narrow(dim, 0, length) if short else codes, *(_beside(each, form) for each in beside)
+    )
+
+
+def _by_kernel(
+    x: torch.Tensor, form: CacheForm, symmetric: bool, dtype: torch.dtype
+) -> tuple[torch.Tensor, ...] | None:
+    """``_by_torch`` as one kernel; None where there is none, and for numbers that codes cannot
+    hold. Bundles hold no such kernels, and take none."""
+    if bundle_in_use() is not None:
+        return None
+    with GENERATORS.lock:
+        from tilewright.runtime.kv_cache.coder import coder
+
+    info = torch.finfo(dtype)
+    # numbers on a GPU are not looked at, which would wait for it
+    limits = 1 + info.eps, info.tiny, info.max, math.inf if x.is_cpu else info.max
+    try:
+        results = coder(form, symmetric, x.dtype, dtype, limits, in_force())(x)
+    except (UnsupportedError, BackendMissingError):
+        return None
+    return results if not x.is_cpu or float(results[1].amax()) < math.inf else None
+
+
+def _by_torch(
+    x: torch.Tensor, form: CacheForm, symmetric: bool, dtype: torch.dtype, name: str
+) -> tuple[torch.Tensor, ...]:
+    """Codes, scales and zeros of groups in float32, which run along dimension 4, by channel 3."""
+    dim = 4 if form.by == "token" else 3
+    low, high = x.amin(dim, keepdim=True), x.amax(dim, keepdim=True)
     levels = (1 << form.bits) - 1
     if symmetric:
         half = 1 << (form.bits - 1)
-        scale = _stored(torch.maximum(-low, high) / max(half - 1, 1), scale_dtype, name)
-        codes = (parted / scale).round().clamp(-half, half - 1) + half
-        zero = None
-    else:
-        size = torch.maximum(high - low, torch.maximum(-low, high) / FARTHEST)
-        scale = _stored(size / levels, scale_dtype, name)
-        zero = (-low / scale).to(scale_dtype).float()
-        codes = (parted / scale + zero).round().clamp(0, levels)
-    codes = codes.to(torch.uint8).flatten(dim, dim + 1).narrow(dim, 0, length)
-    scales = _beside(scale, form, scale_dtype)
-    return Coded(codes, scales, None if zero is None else _beside(zero, form, scale_dtype))
+        scale = _stored(torch.maximum(-low, high) / max(half - 1, 1), dtype, name)
+        codes = (x / scale.float()).round().clamp(-half, half - 1) + half
+        return codes.to(torch.uint8), scale
+    size = torch.maximum(high - low, torch.maximum(-low, high) / FARTHEST)
+    scale = _stored(size / levels, dtype, name)
+    zero = (-low / scale.float()).to(dtype)
+    codes = (x / scale.float() + zero.float()).round().clamp(0, levels)
+    return codes.to(torch.uint8), scale, zero
 
 
 def _stored(scale: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
@@ -71,11 +107,11 @@ def _stored(scale: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
             raise BindError(f"{name} has NaN or infinite numbers; codes cannot hold them")
         largest = float(scale.max())
         raise BindError(f"{name}: a scale of {largest:.3g} is no {dtype}; use scale_dtype=float32")
-    return raised.clamp_min(info.tiny).to(dtype).float()
+    return raised.clamp_min(info.tiny).to(dtype)
 
 
-def _beside(numbers: torch.Tensor, form: CacheForm, dtype: torch.dtype) -> torch.Tensor:
+def _beside(numbers: torch.Tensor, form: CacheForm) -> torch.Tensor:
     """[batch, heads, groups of channels, tokens] or [batch, heads, groups of tokens, channels]"""
     if form.by == "token":  # [batch, heads, tokens, groups, 1]
-        return numbers.squeeze(4).transpose(2, 3).to(dtype)
-    return numbers.squeeze(3).to(dtype)
+        return numbers.squeeze(4).transpose(2, 3)
+    return numbers.squeeze(3)

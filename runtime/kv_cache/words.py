@@ -24,11 +24,14 @@ def quads(codes: torch.Tensor, planes: tuple[int, ...]) -> torch.Tensor:
     """
     wide, low, found = codes.contiguous().view(torch.int32), 0, []
     for width in planes:
-        fields = 8 // width
-        mask = int.from_bytes(bytes([(1 << width) - 1] * QUAD), "little", signed=True)
-        plane = split((wide >> low) & mask, -1, (wide.shape[-1] // fields, fields))
-        moved = plane << (width * torch.arange(fields, dtype=torch.int32, device=wide.device))
-        found.append(moved.sum(-1, dtype=torch.int32))  # no two have a bit in common
+        fields, plane = 8 // width, wide >> low if low else wide
+        if len(planes) > 1:
+            plane = plane & int.from_bytes(bytes([(1 << width) - 1] * QUAD), "little", signed=True)
+        parted = split(plane, -1, (wide.shape[-1] // fields, fields)).unbind(-1)
+        word = parted[0]
+        for field in range(1, fields):
+            word = word | parted[field] << width * field
+        found.append(word)
         low += width
     return torch.cat(found, -1) if len(found) > 1 else found[0]
 
@@ -37,12 +40,15 @@ def key_words(form: CacheForm, codes: torch.Tensor) -> torch.Tensor:
     """Codes [batch, heads, tokens, width] as [batch, heads, tokens, columns / 16]: a lane each."""
     p = form.packing
     groups, chunks = p.groups(form.width), p.chunks(form.width)
-    short = groups * p.group - form.width
-    even = torch.nn.functional.pad(codes, (0, short))
-    even = split(even, -1, (groups, p.group))
-    padded = torch.nn.functional.pad(even, (0, p.padded_group - p.group)).flatten(-2)
-    padded = torch.nn.functional.pad(padded, (0, chunks * p.chunk - padded.shape[-1]))
+    even = split(_padded(codes, groups * p.group), -1, (groups, p.group))
+    padded = _padded(_padded(even, p.padded_group).flatten(-2), chunks * p.chunk)
     return quads(split(padded, -1, (chunks, p.chunk)), p.planes).flatten(-2)
+
+
+def _padded(codes: torch.Tensor, count: int) -> torch.Tensor:
+    """With zeros behind, up to so many in the last dimension."""
+    short = count - codes.shape[-1]
+    return torch.nn.functional.pad(codes, (0, short)) if short else codes
 
 
 def write_keys(form: CacheForm, words: torch.Tensor, codes: torch.Tensor, start: int) -> None:
@@ -70,7 +76,7 @@ def write_values(form: CacheForm, words: torch.Tensor, codes: torch.Tensor, star
     p, tokens = form.packing, codes.shape[2]
     if tokens <= FEW:
         for at in range(tokens):
-            _write_value(form, words, codes[:, :, at].int(), start + at)
+            _write_value(form, words, codes[:, :, at], start + at)
         return
     first, before = divmod(start, p.chunk)
     chunks = -(-(before + tokens) // p.chunk)
@@ -82,12 +88,17 @@ def write_values(form: CacheForm, words: torch.Tensor, codes: torch.Tensor, star
 
 
 def _write_value(form: CacheForm, words: torch.Tensor, codes: torch.Tensor, token: int) -> None:
-    """One token's codes [batch, heads, width], int32."""
+    """One token's codes [batch, heads, width]: a byte of every word of its row, or some bits."""
     row, at = divmod(token, form.packing.chunk)
-    for piece in form.packing.pieces(at):
-        column = piece.word * form.padded
-        bits = (codes >> piece.low) & ((1 << piece.width) - 1)
-        words[:, :, row, column : column + form.width] |= bits << piece.at
+    pieces = list(form.packing.pieces(at))
+    bytes_ = words[:, :, row].view(torch.uint8)
+    for piece in pieces:
+        lane, up = divmod(piece.at, 8)
+        bits = codes >> piece.low if piece.low else codes
+        if len(pieces) > 1:
+            bits = bits & ((1 << piece.width) - 1)
+        first = QUAD * piece.word * form.padded + lane
+        bytes_[:, :, first : first + QUAD * form.width : QUAD] |= bits << up if up else bits
 
 
 def clear_from(form: CacheForm, words: torch.Tensor, length: int) -> None:

@@ -28,6 +28,7 @@ from tilewright.backends.triton.build import compile_ahead, triton_module
 from tilewright.backends.triton.emit import emit_source
 from tilewright.bench.gpu_attention_cases import MASKS
 from tilewright.frontend.attention import plans
+from tilewright.ir.cache_form import CacheForm
 from tilewright.ir.core import Graph, Module
 from tilewright.ir.dtypes import BF16, F16, F32, I64
 from tilewright.ir.dtypes import TABLE as TABLE_OF_DTYPES
@@ -56,6 +57,7 @@ from tilewright.passes.to_tile.whole_blocks.experts.packed import (
 from tilewright.passes.to_tile.whole_blocks.experts.plan import plan_program
 from tilewright.passes.to_tile.whole_blocks.experts.products import product_program
 from tilewright.passes.to_tile.whole_blocks.schedule import blocks_of_planes
+from tilewright.runtime.kv_cache.coder import quantising
 from tilewright.runtime.lowbit.form import LinearForm
 from tilewright.runtime.lowbit.gpu_programs import GpuForm, tile_programs
 
@@ -174,6 +176,13 @@ def low_bit(dtype: str, rows: int, parts: int, target: Target) -> tuple[Graph, .
     return tuple(x for x in (made.main, made.finish) if x is not None)
 
 
+def new_tokens(bits: int, by: str, target: Target) -> tuple[Graph, ...]:
+    """What a cache makes of new keys in bf16."""
+    form = CacheForm("lanes", bits, 128, by, 128)
+    limits = 1 + 2**-10, 2**-14, 65504.0, 65504.0
+    return kernels(Module((quantising(form, False, BF16, F16, limits),)), target, 0)
+
+
 def expert_products(rows: int, target: Target) -> tuple[Graph, ...]:
     gated = FloatForm(2816, 704, BF16, BF16, 2, GateFunction("silu"), chosen=True, out=BF16)
     down = FloatForm(704, 2816, BF16, BF16, scaled=True, out=BF16)
@@ -233,6 +242,8 @@ BOTH: dict[str, Row] = {  # that CUDA C++ has, too
         for dtype in ("u4", "u8", "u3", "f6e3m2")
         for rows in (16, 0)
     },
+    "new tokens of a cache, u8": Row(partial(new_tokens, 8, "token"), nothing),
+    "new tokens of a cache, u4 by channel": Row(partial(new_tokens, 4, "channel"), nothing),
     "experts 16 rows": Row(partial(expert_products, 16), few_rows),
     "experts 128 rows": Row(partial(expert_products, 128), products),
     **{

@@ -15,6 +15,7 @@ from tilewright.frontend.attention import varlen
 from tilewright.frontend.attention.plans import GATHERED, INTERPRETED
 from tilewright.runtime.gpu_parts import InParts
 from tilewright.runtime.gpu_targets import using_schedule
+from tilewright.runtime.kv_cache import quantise
 
 ERRORS = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
@@ -179,6 +180,19 @@ def test_low_bit_caches(k: str, v: str, options: Any, inner: int, dtype: torch.d
         got = attended(inner, q, cache, is_causal=True)
         keys, values = cache.dequantize()
         close(got, plain(q, keys, values, causal(queries, length)), dtype)
+
+
+@pytest.mark.parametrize("by", ["token", "channel"])
+def test_new_tokens_of_a_cache(by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(2, 1, 2, 34, 16)
+    caches = [tilewright.KVCache(1, 2, 16, k="u8", v="i4", k_by=by, tokens=32) for _ in range(2)]
+    want = caches[0].append(*x).dequantize()
+    monkeypatch.setattr(quantise, "_by_torch", None)
+    with using_schedule(16, 16, 2, 2):
+        caches[1].append(*x)
+    for got, exact in zip(caches[1].dequantize(), want, strict=True):
+        # numbers between two codes may become either
+        assert float((got - exact).abs().max()) < 0.5 and float((got - exact).abs().mean()) < 1e-3
 
 
 def test_one_side_of_a_cache() -> None:

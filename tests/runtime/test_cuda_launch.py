@@ -173,11 +173,13 @@ def test_repeated_calls_are_bound_and_right(driver: FakeDriver) -> None:
             assert float((got.double() - want).abs().max()) < 2e-2 * (round_ + 1)
         calls = len(driver.launches)
         q, k, v = inputs()
-        odd = torch.randn(k.numel() + 1).bfloat16()[1:].view(k.shape)
-        got = tilewright.attention(q, odd, v, is_causal=True, enable_gqa=True)
-        want = FORM.reference(q, odd, v, None)
-        assert isinstance(got, torch.Tensor) and float((got.double() - want).abs().max()) < 2e-2
-        assert len(driver.launches) == calls + 1
+        odd = torch.randn(k.numel() + 1).bfloat16()[1:].view(k.shape)  # an address, then strides
+        wide = torch.randn(1, 2, 20, 17).bfloat16()[..., :16]
+        for other in (odd, odd, odd, wide, wide, wide, wide):
+            got = tilewright.attention(q, other, v, is_causal=True, enable_gqa=True)
+            want = FORM.reference(q, other, v, None)
+            assert isinstance(got, torch.Tensor) and float((got.double() - want).abs().max()) < 2e-2
+        assert len(driver.launches) == calls + 7
     forget()
 
 

@@ -17,12 +17,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from tilewright.ir.bind import bind_sizes
+from tilewright.ir.core import Graph, Region, Value
 from tilewright.ir.dtypes import F32
 from tilewright.ir.errors import BindError, UnsupportedError
 from tilewright.ir.sizes import Size, SizeLike, parse_size
-from tilewright.ir.types import BufferType
+from tilewright.ir.types import BufferType, TensorType
 from tilewright.runtime import kernel as kernel_module
 from tilewright.runtime import threads
+from tilewright.runtime.calls import sizes_function
 from tilewright.runtime.kernel import Kernel
 from tilewright.runtime.native import NativeFunction
 
@@ -345,6 +348,23 @@ def test_sizes_agree_with_bind_sizes(texts: list[list[str]], data: st.DataObject
     else:
         found = dict(zip(names, words, strict=True))
         assert [[s.evaluate(found) for s in t.shape] for t in types] == shapes
+
+
+@given(
+    st.lists(st.lists(st.sampled_from(SIZES), max_size=3), min_size=1, max_size=3),
+    st.fixed_dictionaries({name: st.integers(1, 5) for name in "NMK"}),
+)
+def test_sizes_of_tensors_that_fit(texts: list[list[str]], values: dict[str, int]) -> None:
+    """What ``bind_sizes`` finds is found without looking for mistakes."""
+    types = [TensorType(tuple(map(parse_size, t)), F32) for t in texts]
+    names = tuple(sorted({n for t in types for s in t.shape for n in s.names}))
+    graph = Graph("graph", "f", names, Region(tuple(Value(t, "x") for t in types), ()))
+    shapes = [tuple(s.evaluate(values) for s in t.shape) for t in types]
+    try:
+        sizes = sizes_function(graph)
+    except BindError:
+        return
+    assert sizes(*map(torch.empty, shapes)) == bind_sizes(graph, shapes)
 
 
 def fits(types: list[BufferType], shapes: list[list[int]]) -> bool:

@@ -1,0 +1,102 @@
+"""Calls of CUDA C++ kernels that come again: what repeats one starts the very form with the very
+values that the call itself does, for other tensors of its kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from tests.attention_programs import Attention
+from tests.backends.gpu_corpus import kernels
+from tests.runtime.fake_gpu import fake_gpu
+from tilewright.ir.parser import parse
+from tilewright.ir.target import named_target
+from tilewright.runtime.cuda.repeat import bound
+from tilewright.runtime.cuda_kernel import CudaKernel
+
+pytest.importorskip("triton")
+SM90 = named_target("cuda-sm90")
+Started = tuple[str, int, tuple[int, ...], int]  # form, work items, values, tensors copied in bulk
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Started]]:
+    """What was started, by kernels that are never compiled."""
+    found: list[Started] = []
+
+    def loaded(self: CudaKernel, device: int, source: Any, form: str) -> Any:
+        def start(items: int, stream: int, values: Any, maps: Any = ()) -> None:
+            found.append((form, items, tuple(values), len(maps)))
+
+        return start
+
+    monkeypatch.setattr(CudaKernel, "_loaded", loaded)
+    with fake_gpu():
+        yield found
+
+
+def kernel(width: int) -> CudaKernel:
+    (program,) = kernels(parse(Attention(width, width, "bf16").text()), SM90, 0)
+    return CudaKernel(program, SM90, [])
+
+
+def tensors(width: int, apart: int = 0, offset: int = 0) -> list[torch.Tensor]:
+    """Attention's; with ``apart`` elements between rows, ``offset`` elements behind a boundary."""
+    made = []
+    for heads in (4, 2, 2):
+        memory = torch.zeros(heads * 40 * (width + apart) + 64)
+        memory = memory.bfloat16()[offset:]
+        made.append(memory[: heads * 40 * (width + apart)].view(1, heads, 40, -1)[..., :width])
+    return made
+
+
+def without_outputs(found: Started, inputs: int) -> Started:
+    """Results lie where the allocator puts them."""
+    form, items, values, maps = found
+    return form, items, (*values[:inputs], *values[inputs + 1 :]), maps
+
+
+@pytest.mark.parametrize(("width", "apart"), [(64, 0), (64, 4), (20, 0)])
+def test_what_repeats_a_call_starts_what_it_does(
+    started: list[Started], width: int, apart: int
+) -> None:
+    made = kernel(width)
+    assert bound(made.call, tuple(tensors(width, apart))) is None  # nothing is loaded yet
+    made.call(*tensors(width, apart))
+    again = bound(made.call, tuple(tensors(width, apart)))
+    assert again is not None
+    for _ in range(2):
+        other = tensors(width, apart)
+        started.clear()
+        outs = made.call(*other), again(*other)
+        first, second = (without_outputs(x, 3) for x in started)
+        assert first == second
+        assert [x.data_ptr() for x in other] == list(second[2][:3])
+        (a,), (b,) = outs
+        assert (a.shape, a.stride(), a.dtype) == (b.shape, b.stride(), b.dtype)
+
+
+def test_odd_addresses_take_another_form(started: list[Started]) -> None:
+    made = kernel(64)
+    made.call(*tensors(64))
+    again = bound(made.call, tuple(tensors(64)))
+    assert again is not None and "one element" not in started[-1][0]
+    odd = tensors(64, offset=1)
+    again(*odd)
+    assert "one element" in started[-1][0]
+    assert bound(made.call, tuple(odd)) is None  # the next ones may lie well
+
+
+def test_bulk_copies_are_repeated(started: list[Started], monkeypatch: pytest.MonkeyPatch) -> None:
+    made = kernel(64)
+    assert made.bulk is not None
+    made.call(*tensors(64))
+    assert started[-1][3] > 0
+    again = bound(made.call, tuple(tensors(64)))
+    assert again is not None
+    monkeypatch.setattr(CudaKernel, "start", None)  # the kernel's own way is not taken
+    again(*tensors(64))
+    assert started[-1][3] == started[0][3]
