@@ -168,9 +168,9 @@ def cached_again(
         return None
     if scale is not None and type(scale) is not float:
         return None
-    facts = DENSE, q.dtype, heads // key_heads or 1, (keys.width, values.width), scale
-    facts = (*facts, causal, lse, largest, *_REST[:-2], side_of(k), side_of(v, k))
-    plan = known_plan(facts)
+    groups, widths = heads // key_heads or 1, (keys.width, values.width)
+    fields = DENSE, q.dtype, groups, widths, scale, causal, lse, largest, *_REST[:-2]
+    plan = known_plan((*fields, side_of(k), side_of(v, k)))
     if plan is None or isinstance(plan.program, Interpreted):
         return None
     given = {"q": q, **cached_inputs("k", k), **cached_inputs("v", v)}
