@@ -34,7 +34,6 @@ from tilewright.runtime.determinism import (
 from tilewright.runtime.family import Call, KernelFamily
 from tilewright.runtime.gpu_targets import (
     GPU_BACKENDS,
-    chosen_by_caller,
     device_target,
     forced_schedule,
     pretended,
@@ -45,7 +44,7 @@ from tilewright.runtime.report import KernelReport, ProgramReport
 from tilewright.runtime.routing import with_few_tokens, with_shared_counts
 from tilewright.runtime.targets import program_target, require_runnable
 from tilewright.runtime.tracing.recorder import now
-from tilewright.runtime.tuned import TUNED
+from tilewright.runtime.tuned import depends_on
 from tilewright.runtime.verification.first_calls import CheckedCall, checked_option
 
 
@@ -282,12 +281,6 @@ class _AsAWholeError(Exception):
 
 def _as_a_whole(*_: torch.Tensor) -> NoReturn:
     raise _AsAWholeError
-
-
-def depends_on() -> object:
-    """What repeated calls on a device depend on besides their tensors."""
-    TUNED.look()
-    return chosen_by_caller(), TUNED.number
 
 
 __all__ = ["Program", "ProgramReport", "Step", "depends_on", "kinds", "now", "pretended"]

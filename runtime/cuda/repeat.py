@@ -67,31 +67,17 @@ def bound(call: object, tensors: tuple[torch.Tensor, ...]) -> Call | None:
     return found
 
 
-class Repeated:
-    """``call`` of tensors on a device, bound by dtypes, shapes and strides when these come again.
+class Kinds:
+    """Calls by their kind: bound when one comes for the second time."""
 
-    ``choose`` gives the call for the first tensor's device; ``also`` something that it depends on
-    besides.
-    """
-
-    def __init__(self, choose: Callable[[torch.Tensor], Call], also: Callable[[], object]) -> None:
-        self.choose, self.also = choose, also
+    def __init__(self) -> None:
         self.known: dict[object, Call] = {}
         self.seen: dict[object, None] = {}
 
-    def bound(self, kind: object) -> Call | None:
-        """What repeats calls of a kind, with ``also`` (``kinds``), if any came twice."""
-        return self.known.get(kind)
-
-    def __call__(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        try:
-            kind = kinds(len(tensors))(*tensors), self.also()
-            again = self.known.get(kind)
-        except (AttributeError, RuntimeError):  # no tensors, or such without strides
-            return self.choose(tensors[0])(*tensors)
-        if again is not None:
-            return again(*tensors)
-        call = self.choose(tensors[0])
+    def first(
+        self, kind: object, call: Call, tensors: tuple[torch.Tensor, ...]
+    ) -> tuple[torch.Tensor, ...]:
+        """The results of a call whose kind is not known yet; the second such is kept."""
         results = call(*tensors)
         if kind in self.seen:
             del self.seen[kind]
@@ -103,6 +89,32 @@ class Repeated:
                 self.seen.clear()
             self.seen[kind] = None
         return results
+
+
+class Repeated:
+    """``call`` of tensors on a device, bound by dtypes, shapes and strides when these come again.
+
+    ``choose`` gives the call for the first tensor's device; ``also`` something that it depends on
+    besides.
+    """
+
+    def __init__(self, choose: Callable[[torch.Tensor], Call], also: Callable[[], object]) -> None:
+        self.choose, self.also = choose, also
+        self.kinds = Kinds()
+
+    def bound(self, kind: object) -> Call | None:
+        """What repeats calls of a kind, with ``also`` (``kinds``), if any came twice."""
+        return self.kinds.known.get(kind)
+
+    def __call__(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        try:
+            kind = kinds(len(tensors))(*tensors), self.also()
+            again = self.kinds.known.get(kind)
+        except (AttributeError, RuntimeError):  # no tensors, or such without strides
+            return self.choose(tensors[0])(*tensors)
+        if again is not None:
+            return again(*tensors)
+        return self.kinds.first(kind, self.choose(tensors[0]), tensors)
 
 
 @cache

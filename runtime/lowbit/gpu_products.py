@@ -27,6 +27,7 @@ from tilewright.passes.to_tile.whole_blocks.lowbit.program import (
 from tilewright.passes.to_tile.whole_blocks.lowbit.schedule import ProductSchedule, parts_of
 from tilewright.passes.to_tile.whole_blocks.schedule import BlockSchedule
 from tilewright.runtime.cuda.counters import counters
+from tilewright.runtime.cuda.repeat import bound
 from tilewright.runtime.family import Call, Variant
 from tilewright.runtime.gpu_parts import MakeKernel, processors
 from tilewright.runtime.once import Once
@@ -97,6 +98,10 @@ class PackedCall:
         """The results, newly allocated."""
         return self.forms[self.parts(tensors)](*tensors)
 
+    def bind(self, *tensors: torch.Tensor) -> Call | None:
+        """What repeats a call with these tensors, and others of their shapes and strides."""
+        return self.forms[self.parts(tensors)].bind(tensors)
+
     def parts(self, tensors: tuple[torch.Tensor, ...]) -> int:
         """How many work items share out k for these inputs."""
         blocks, rows = tensors[self.words].shape[0], self._rows(tensors)
@@ -156,6 +161,19 @@ class _Form:
         more = self.between(tensors) if self.between else ()
         made = self.main(*tensors, *tables, *more)
         return made if self.finish is None else self.finish(*made, *tensors)
+
+    def bind(self, tensors: tuple[torch.Tensor, ...]) -> Call | None:
+        """What repeats a call of one kernel."""
+        tables = [table_on(table, tensors[0].device) for table in self.programs.tables]
+        between = self.between or _nothing
+        main = bound(self.main, (*tensors, *tables, *between(tensors)))
+        if main is None or self.finish is not None:
+            return None
+        return lambda *tensors: main(*tensors, *tables, *between(tensors))
+
+
+def _nothing(_: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+    return []
 
 
 @cache

@@ -1,5 +1,5 @@
-"""Calls of CUDA C++ kernels that come again: what repeats one starts the very form with the very
-values that the call itself does, for other tensors of its kind."""
+"""Calls on GPUs that come again: what repeats one starts the very form with the very values that
+the call itself does, for other tensors of its kind."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ from typing import Any
 import pytest
 import torch
 
+import tilewright
 from tests.attention_programs import Attention
 from tests.backends.gpu_corpus import kernels
 from tests.runtime.fake_gpu import fake_gpu
+from tilewright.gpu import using_schedule
 from tilewright.ir.parser import parse
 from tilewright.ir.target import named_target
 from tilewright.runtime.cuda.repeat import bound
 from tilewright.runtime.cuda_kernel import CudaKernel
+from tilewright.runtime.family import KernelFamily
+from tilewright.runtime.gpu_targets import pretended
 
 pytest.importorskip("triton")
 SM90 = named_target("cuda-sm90")
@@ -100,3 +104,43 @@ def test_bulk_copies_are_repeated(started: list[Started], monkeypatch: pytest.Mo
     monkeypatch.setattr(CudaKernel, "start", None)  # the kernel's own way is not taken
     again(*tensors(64))
     assert started[-1][3] == started[0][3]
+
+
+# ---- products with quantised weights
+
+
+def test_products_that_come_again_look_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The third product of a kind starts what the first did, with x and the results elsewhere."""
+    generator = torch.Generator().manual_seed(0)
+    w, bias = torch.randn(64, 256, generator=generator), torch.randn(64, generator=generator)
+    weight = tilewright.QuantizedTensor.from_float(w, "u4", group=128)
+    looked: list[object] = []
+    whole = KernelFamily.__call__
+    monkeypatch.setattr(
+        KernelFamily, "__call__", lambda self, *given: looked.append(self) or whole(self, *given)
+    )
+    with fake_gpu() as driver, torch.no_grad():
+        driver.runs = False
+        for rows, beside in ((1, None), (1, bias), (3, None), (3, bias)):
+            for residual in (None, torch.zeros(rows, 64).bfloat16()):
+                started = []
+                for count in range(1, 6):
+                    x = torch.randn(rows, 256).bfloat16()
+                    y = tilewright.linear(x, weight, beside, residual=residual)
+                    assert y.shape == (rows, 64) and y.dtype == torch.bfloat16
+                    assert len(looked) == min(count, 2)
+                    values = list(driver.launches[-1].values)
+                    assert x.data_ptr() in values and y.data_ptr() in values
+                    places = x.data_ptr(), y.data_ptr()
+                    started.append([v if v not in places else places.index(v) for v in values])
+                assert len(set(map(len, started))) == 1
+                differing = [len(set(map(str, at))) > 1 for at in zip(*started, strict=True)]
+                assert sum(differing) <= 2  # sums of parts, and the interpreter's counters
+                looked.clear()
+        x = torch.randn(1, 257).bfloat16()[:, 1:]  # an odd address
+        tilewright.linear(x, weight)
+        assert len(looked) == 0 and x.contiguous().data_ptr() % 16
+        with using_schedule(16, 128, 4, 2):
+            monkeypatch.setattr(pretended, "on", True)
+            tilewright.linear(torch.zeros(1, 256).bfloat16(), weight)
+        assert len(looked) == 1
