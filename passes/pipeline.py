@@ -11,6 +11,7 @@ from tilewright.ir.target import Target, named_target
 from tilewright.passes.canonicalise import canonicalise
 from tilewright.passes.decompose import decompose
 from tilewright.passes.expand_math import expand_math
+from tilewright.passes.extremes import extremes
 from tilewright.passes.halves import join_halves
 from tilewright.passes.partition import partition
 from tilewright.passes.precision import precision
@@ -31,7 +32,8 @@ class Pass:
 
 
 TO_KERNELS: tuple[Pass, ...] = (
-    Pass("decompose", decompose),  # first: later passes know only the parts of composite ops
+    Pass("extremes", extremes),
+    Pass("decompose", decompose),  # later passes know only the parts of composite ops
     Pass("join_halves", join_halves),
     Pass("raise_counts", raise_counts),
     Pass("precision", precision),

@@ -71,9 +71,7 @@ def quantising(
         size = b(m.Max, b(m.Sub, high, low, hint="range"), least, hint="size")
         step = b(m.Div, size, number(levels), hint="step")
     up, least, largest, beyond = map(number, limits)
-    # 0, or NaN where a number is infinite or NaN, which the least and the largest need not show
-    odd = b(t.Reduce, b(m.Sub, wide, wide), kind="sum", axis=axis, keep=True, hint="odd")
-    raised = b(m.Add, b(m.Mul, step, up, hint="raised"), odd, hint="raised")
+    raised = b(m.Mul, step, up, hint="raised")
     fits = b(m.Compare, raised, largest, relation="le", hint="fits")
     held = b(m.Select, fits, b(m.Max, raised, least, hint="normal"), beyond, hint="held")
     scale = b(m.Cast, held, dtype=scales, hint="scales")
