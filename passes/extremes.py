@@ -51,7 +51,7 @@ def _exponentials(value: Value, uses: Mapping[Value, Sequence[Op]]) -> bool:
     waiting, seen = [value], {value}
     while waiting:
         for user in uses.get(waiting.pop(), ()):
-            if isinstance(user, m.Exp | m.Exp2 | m.Sigmoid):
+            if isinstance(user, m.Exp | m.Exp2):
                 return True
             fresh = [x for x in user.results if x not in seen]
             waiting += fresh

@@ -32,8 +32,8 @@ class Pass:
 
 
 TO_KERNELS: tuple[Pass, ...] = (
+    Pass("decompose", decompose),  # first: later passes know only the parts of composite ops
     Pass("extremes", extremes),
-    Pass("decompose", decompose),  # later passes know only the parts of composite ops
     Pass("join_halves", join_halves),
     Pass("raise_counts", raise_counts),
     Pass("precision", precision),
