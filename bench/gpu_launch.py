@@ -1,8 +1,9 @@
 """What a call costs the host: ``python -m tilewright.bench.gpu_launch OUT``.
 
-Calls of small attention one after another, without waiting for the device, beside torch's
-scaled_dot_product_attention, in interleaved rounds: microseconds of host time a call. Then the same
-inside a CUDA graph, whose replays must give the same numbers. ``--dry`` runs on the CPU.
+Calls of small attention, of caches and of a product in few bits one after another, without waiting
+for the device, beside torch's scaled_dot_product_attention, in interleaved rounds: microseconds of
+host time a call. Then attention inside a CUDA graph, whose replays must give the same numbers.
+``--dry`` runs on the CPU.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch.nn.functional as F
 import tilewright
 
 SHAPE = (1, 8, 64, 64)
+LAYERS = 32  # calls with one length, before a length that was never seen
 Call = Callable[[], Any]
 
 
@@ -31,8 +33,14 @@ def calls(device: torch.device) -> dict[str, Call]:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     q, k, v = (torch.randn(SHAPE, device=device).to(dtype) for _ in range(3))
     slopes = torch.exp2(-torch.arange(SHAPE[1], device=device, dtype=torch.float32))
-    lengths = [torch.randn(1, 8, n, 64, device=device).to(dtype) for n in range(64, 192)]
-    state = {"at": 0}
+    several = [torch.randn(1, 8, n, 64, device=device).to(dtype) for n in range(64, 320)]
+    lengths, fresh = several[:128], several[128:]
+    state = {"at": 0, "layer": 0}
+    row, token = (torch.randn(1, 8, 1, 128, device=device).to(dtype) for _ in range(2))
+    cache = tilewright.KVCache(1, 8, 128, k="u8", v="u4", capacity=4096, device=device)
+    cache.append(*torch.randn(2, 1, 8, 1000, 128, device=device).to(dtype))
+    weight = tilewright.QuantizedTensor.from_float(torch.randn(512, 512), "u4").to(device)
+    x = torch.randn(1, 512, device=device).to(dtype)
 
     def alibi(score: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
         return score + slopes[h] * (j - i)
@@ -42,10 +50,19 @@ def calls(device: torch.device) -> dict[str, Call]:
         keys = lengths[state["at"]]
         return tilewright.attention(q, keys, keys)
 
+    def layers() -> Any:
+        state["layer"] += 1
+        keys = fresh[state["layer"] // LAYERS % len(fresh)]
+        return tilewright.attention(q, keys, keys)
+
     return {
         "tilewright, causal": lambda: tilewright.attention(q, k, v, is_causal=True),
         "tilewright, score_mod": lambda: tilewright.attention(q, k, v, score_mod=alibi),
         "tilewright, another length each time": growing,
+        f"tilewright, {LAYERS} layers of a new length": layers,
+        "tilewright, a cache of u8 keys and u4 values": lambda: tilewright.attention(row, cache),
+        "tilewright, a token for that cache": lambda: cache.append(token, token),
+        "tilewright, a product with u4 weights": lambda: tilewright.linear(x, weight),
         "torch, causal": lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True),
     }
 
