@@ -97,10 +97,10 @@ def _by_cuda(program: Graph, target: Target) -> Resources:
     from tilewright.backends.cuda.emit import emit_cuda
     from tilewright.backends.gpu.machine_code import usage
     from tilewright.passes.to_threads.lower import threads_program
-    from tilewright.runtime.cuda_kernel import SYMBOL, bulk_source, machine_code
+    from tilewright.runtime.cuda_kernel import SYMBOL, machine_code, roles_or_why
 
-    source, _ = bulk_source(program, target)
-    source = source or emit_cuda(threads_program(program, target), SYMBOL)
+    roles, _ = roles_or_why(program, target)
+    source = emit_cuda(roles or threads_program(program, target), SYMBOL)
     registers, spills = usage(machine_code(source, architecture_of(target.cpu)))
     return Resources(registers, spills, source.shared_bytes)
 

@@ -8,6 +8,7 @@ races, reads of what nobody wrote and accesses out of bounds.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from tilewright.runtime.cuda.calls import ADDRESSES, element_bytes
 from tilewright.runtime.cuda.descriptions import Descriptions, Key
 from tilewright.runtime.cuda.driver import Image, Tiling
 from tilewright.runtime.cuda.gpus import gpus, refuse_capture
+from tilewright.runtime.cuda.odd import OddBuffers
 from tilewright.runtime.cuda.repeat import Bound
 from tilewright.runtime.cuda.start import Layout, Start, starter
 from tilewright.runtime.family import Call, Variant
@@ -38,6 +40,7 @@ from tilewright.runtime.gpu_kernel import GpuKernel, choosable, make_gpu
 from tilewright.runtime.report import MachineReport, VariantReport
 
 SYMBOL = "tilewright_kernel"
+Started = tuple[Start, Descriptions]
 _MAP_TYPES = {8: 0, 16: 1, 32: 2, 64: 4}  # CUtensorMapDataType of plain bits: zeros are zeros
 
 
@@ -53,25 +56,32 @@ class CudaKernel(GpuKernel):
         self, whole: Graph, target: Target, reports: list[MachineReport], emulated: bool = False
     ) -> None:
         self.program, self.reports = threads_program(whole, target), reports
-        self.bulk, self.why = bulk_source(whole, target)
-        self.sources: dict[bool, CudaSource] = {}
-        self.starts: dict[tuple[int, bool], Start] = {}
-        self.bulk_starts: dict[int, tuple[Start, Descriptions]] = {}
-        source = self.source(True)
-        copied = [x.buffer for x in self.bulk.maps] if self.bulk else []
+        self.roles, self.why = roles_or_why(whole, target)
+        self.sources: dict[tuple[bool, int], CudaSource] = {}
+        self.starts: dict[tuple[int, bool, int], Started] = {}
+        source = self.source(False, 0)
+        self.copied = [x.buffer for x in self.source(True, 0).maps] if self.roles else []
+        self.copied_bits = bits(self.copied)
         super().__init__(self.program, source.sizes, "is_cpu" if emulated else gpus.place)
         self.widths = [element_bytes(x) for x in self.signature.params]
+        self.odd = OddBuffers(self.widths, source.strides)
         if emulated:
             text = launched_call_source(self.signature, source.strides, self.place)
             self.call = self.compiled(text, empty=torch.empty, launch=self._emulate)
         else:
-            self.call = self.direct(source.strides, copied, self)
+            self.call = self.direct(source.strides, self.copied, self)
 
-    def source(self, vectors: bool) -> CudaSource:
-        """The kernel's text, with or without accesses of 16 bytes."""
-        if vectors not in self.sources:
-            self.sources[vectors] = emit_cuda(self.program, SYMBOL, vectors)
-        return self.sources[vectors]
+    def source(self, bulk: bool, odd: int) -> CudaSource:
+        """The kernel's text, with or without a warp that copies in bulk, for buffers of which
+        ``odd`` ones (a bit for each) do not lie at multiples of 16 bytes."""
+        program = self.roles if bulk else self.program
+        assert program is not None
+        if odd:  # how buffers lie that are read one element at once makes no other text
+            odd &= bits(self.source(bulk, 0).wide)
+        if (bulk, odd) not in self.sources:
+            buffers = [i for i in range(len(program.params)) if odd >> i & 1]
+            self.sources[bulk, odd] = emit_cuda(program, SYMBOL, buffers)
+        return self.sources[bulk, odd]
 
     # ---- on a GPU
 
@@ -80,14 +90,16 @@ class CudaKernel(GpuKernel):
     ) -> None:
         """Starts the kernel on the device's current stream; ``low``: low bits of addresses and of
         strides in bytes; ``keys``: the tensors that may be copied in bulk."""
-        if keys and not low:
-            start, descriptions = self.bulk_starts.get(device) or self._load_bulk(device)
+        odd = self.odd(values, low)
+        if keys and not odd & self.copied_bits:
+            form = device, True, odd
+            start, descriptions = self.starts.get(form) or self._load(*form)
             found = descriptions.find(keys)
             if found is not None:
                 start(items, gpus.stream(device), values, found)
                 return
-        vectors = low == 0
-        start = self.starts.get((device, vectors)) or self._load(device, vectors)
+        form = device, False, odd
+        start, _ = self.starts.get(form) or self._load(*form)
         start(items, gpus.stream(device), values, ())
 
     def bound(
@@ -96,27 +108,34 @@ class CudaKernel(GpuKernel):
         """What starts this call again with other addresses (``Starts``)."""
         if low > ADDRESSES:
             return None
-        bulk = None if low or not keys else self.bulk_starts.get(device)
-        if bulk is not None and bulk[1].find(keys) is not None:
+        odd = self.odd(values, low)
+        bulk = self.starts.get((device, True, odd))
+        if bulk is not None and keys and bulk[1].find(keys) is not None:
             return bulk[0], bulk[1].by_address(keys)
-        start = self.starts.get((device, low == 0))
-        return None if start is None else (start, ())
+        plain = self.starts.get((device, False, odd))
+        return None if plain is None else (plain[0], ())
 
-    def _load_bulk(self, device: int) -> tuple[Start, Descriptions]:
-        """The form in which a warp of its own copies in bulk."""
-        source = self.bulk
-        assert source is not None
-        start = self._loaded(device, source, "bulk copies by a warp of its own")
-        tilings = [_tiling(x, self.signature.params[x.buffer].dtype) for x in source.maps]
-        self.bulk_starts[device] = start, Descriptions(tilings, whole=False)
-        return self.bulk_starts[device]
+    def _load(self, device: int, bulk: bool, odd: int) -> Started:
+        source, used = self.source(bulk, odd), odd & bits(self.source(bulk, 0).wide)
+        if used != odd:
+            made = self.starts.get((device, bulk, used)) or self._load(device, bulk, used)
+        else:
+            tilings = [_tiling(x, self.signature.params[x.buffer].dtype) for x in source.maps]
+            start = self._loaded(device, source, self._words(bulk, odd))
+            made = start, Descriptions(tilings, whole=False)
+        self.starts[device, bulk, odd] = made
+        return made
 
-    def _load(self, device: int, vectors: bool) -> Start:
-        form = "16 bytes at once" if vectors else "one element at once"
-        form = f"{form} ({self.why})" if self.why and vectors else form
-        start = self._loaded(device, self.source(vectors), form)
-        self.starts[device, vectors] = start
-        return start
+    def _words(self, bulk: bool, odd: int) -> str:
+        """A form in words."""
+        words = ["bulk copies by a warp of its own" if bulk else "16 bytes at once"]
+        if odd and odd == bits(self.source(bulk, 0).wide):
+            words = ["one element at once"]
+        elif odd:
+            names = [p.hint for i, p in enumerate(self.program.params) if odd >> i & 1]
+            words.append(f"{', '.join(names)} one element at once")
+        why = f" ({self.why})" if self.why and not bulk else ""
+        return f"{'; '.join(words)}{why}"
 
     def _loaded(self, device: int, source: CudaSource, form: str) -> Start:
         refuse_capture(self.name)
@@ -146,12 +165,12 @@ class CudaKernel(GpuKernel):
     ) -> None:
         """Runs the kernel's threads on the CPU."""
         arrays = [memory_of(x) for x in tensors]
-        odd = any(x.data_ptr() % 16 for x in tensors)
-        for (buffer, _), step in zip(self.source(True).strides, strides, strict=True):
-            odd = odd or step * self.widths[buffer] % 16 != 0
-        source, maps = self.source(not odd), list[TensorMap]()
-        if self.bulk and not odd and all(min(*x.shape, *x.stride()) > 0 for x in tensors):
-            source = self.bulk
+        values = *(x.data_ptr() for x in tensors), *strides
+        odd = self.odd(values, ADDRESSES + 1)
+        source, maps = self.source(False, odd), list[TensorMap]()
+        some = all(min(*tensors[i].shape, *tensors[i].stride()) > 0 for i in self.copied)
+        if self.copied and not odd & self.copied_bits and some:
+            source = self.source(True, odd)
             maps = [
                 TensorMap(
                     arrays[x.buffer],
@@ -178,12 +197,19 @@ def memory_of(x: torch.Tensor) -> Any:
     return flat.view(numbers).numpy() if size else np.zeros(0, np.uint8)
 
 
-def bulk_source(whole: Graph, target: Target) -> tuple[CudaSource | None, str]:
-    """The kernel with a warp that copies in bulk; None, and why, where there is none."""
+def roles_or_why(whole: Graph, target: Target) -> tuple[Graph | None, str]:
+    """The program with a warp that copies in bulk; None, and why, where there is none."""
     try:
-        return emit_cuda(roles_program(whole, target), SYMBOL), ""
+        made = roles_program(whole, target)
+        emit_cuda(made, SYMBOL)
     except UnsupportedError as error:
         return None, error.message
+    return made, ""
+
+
+def bits(buffers: Iterable[int]) -> int:
+    """A bit for every buffer."""
+    return sum(1 << i for i in set(buffers))
 
 
 def _tiling(x: BulkMap, dtype: DType) -> Tiling:

@@ -8,7 +8,7 @@ compiler for the host, their emulation.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,22 +60,23 @@ class CudaSource:
     strides: tuple[tuple[int, int], ...]
     sizes: tuple[str, ...]
     maps: tuple[BulkMap, ...] = ()
+    wide: frozenset[int] = frozenset()  # buffers that must lie at multiples of 16 bytes
 
 
-def emit_cuda(graph: Graph, symbol: str, vectors: bool = True) -> CudaSource:
+def emit_cuda(graph: Graph, symbol: str, odd: Collection[int] = ()) -> CudaSource:
     """The text of a program of threads (passes/to_threads).
 
-    ``vectors``: buffers start, and have strides, at multiples of 16 bytes, so that threads move up
-    to 16 bytes at once. Raises UnsupportedError for operations that it lacks.
+    Buffers start, and have strides, at multiples of 16 bytes, but for ``odd`` ones: threads move up
+    to 16 bytes of the others at once. Raises UnsupportedError for operations that it lacks.
     """
-    return _Program(graph, symbol, vectors).run()
+    return _Program(graph, symbol, odd).run()
 
 
 class _Program(BitOps, ControlOps, FragmentOps, MemoryOps, RoleOps, ScanOps):
     """Writes one kernel."""
 
-    def __init__(self, graph: Graph, symbol: str, vectors: bool) -> None:
-        self.graph, self.symbol, self.vectors = graph, symbol, vectors
+    def __init__(self, graph: Graph, symbol: str, odd: Collection[int]) -> None:
+        self.graph, self.symbol, self.odd, self.wide = graph, symbol, odd, set()
         self.made = {v: op for op in graph.body.walk() for v in op.results}
         loops = [op for op in graph.body.walk() if isinstance(op, t.For)]
         self.counters = {op.regions[0].params[0]: op for op in loops}
@@ -124,6 +125,7 @@ class _Program(BitOps, ControlOps, FragmentOps, MemoryOps, RoleOps, ScanOps):
             tuple(self.strides),
             tuple(self.sizes),
             tuple(self.maps),
+            frozenset(self.wide | {x.buffer for x in self.maps}),
         )
 
     # ---- arguments and position
@@ -132,9 +134,11 @@ class _Program(BitOps, ControlOps, FragmentOps, MemoryOps, RoleOps, ScanOps):
         """Pointers, and numbers."""
         made = parameters(self.graph, self.text)
         self.pointers, self.strides, self.sizes = made.pointers, made.strides, made.sizes
-        for name, (param, steps) in zip(made.pointers, made.steps.items(), strict=True):
-            assert isinstance(param.type, BufferType)
-            self.values[param] = Buffer(name, param.type.dtype, steps, param.type.unit)
+        named = zip(made.pointers, made.steps.items(), strict=True)
+        for number, (name, (param, steps)) in enumerate(named):
+            type_, lines = param.type, number not in self.odd
+            assert isinstance(type_, BufferType)
+            self.values[param] = Buffer(number, name, type_.dtype, steps, type_.unit, lines)
         return made.declared
 
     def _position(self) -> None:

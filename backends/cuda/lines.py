@@ -92,14 +92,21 @@ class LineOps(Writer):
         if bits == 16 and not op.result.type.dtype.is_float:
             return 1
         width = min(digits[0][2], 16 * 8 // bits)
-        while width > 1 and not self._aligned(op, op.rest, width):
+        held = self.values[op.source]
+        while width > 1 and not self._aligned(held, op, op.rest, width):
             width //= 2
-        return width if width * bits >= 32 else 1
+        return self.at_once(held, width) if width * bits >= 32 else 1
 
-    def _aligned(self, op: Lines, limits: tuple[Value, ...], width: int) -> bool:
+    def at_once(self, held: Buffer, width: int) -> int:
+        """How many elements of a buffer are moved at once."""
+        if width > 1:
+            self.wide.add(held.number)
+        return width
+
+    def _aligned(self, held: Buffer, op: Lines, limits: tuple[Value, ...], width: int) -> bool:
         """True if lines begin at, and end before, multiples of ``width`` elements."""
         given = op.offset, op.offsets, *limits
-        return self.vectors and all(self.divides(v, width) for v in given)
+        return held.lines and all(self.divides(v, width) for v in given)
 
     def _tile_copy_lines(self, op: t.CopyLines) -> None:
         shared, layout = self.values[op.target], op.layout
@@ -108,7 +115,9 @@ class LineOps(Writer):
         base, offsets, left = self._line_places(op, limits)
         size = shared.dtype.bits // 8
         width = SWIZZLED_BYTES // size
-        aligned = self._aligned(op, limits, width)
+        held = self.values[op.source]
+        aligned = self._aligned(held, op, limits, width)
+        self.at_once(held, width if aligned else 1)
         owner = self.owner(layout)
         if owner:
             self.text.line(f"if ({owner}) {{")
@@ -154,8 +163,9 @@ class LineOps(Writer):
         digits, width = layout.digits()[0], 1
         if dtype in HALVES and digits and digits[0][:2] == (op.dim, 1):
             width = min(digits[0][2], 8)
-            while width > 1 and not self._aligned(op, (), width):
+            while width > 1 and not self._aligned(held, op, (), width):
                 width //= 2
+            self.at_once(held, width)
         with self.text.each("i", layout.registers // width) as i:
             register = times(i, str(width))
             at, inside = self._line_element(op, layout, offsets, register)

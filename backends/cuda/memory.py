@@ -96,7 +96,7 @@ class MemoryOps(NeighbourOps):
         side by side, where memory has them side by side, too, and no limit cuts them."""
         held = self.values[memory]
         assert isinstance(held, Buffer)
-        if not self.vectors or held.unit < 0 or held.dtype == BOOL:
+        if not held.lines or held.unit < 0 or held.dtype == BOOL:
             return 1
         dim = op.dims[held.unit]
         digits = layout.digits()[0]
@@ -108,7 +108,7 @@ class MemoryOps(NeighbourOps):
         ends = [v for v, (d, _) in zip(op.rest[len(op.dims) :], op.bounds, strict=True) if d == dim]
         while width > 1 and not all(self.divides(v, width) for v in (first, *ends)):
             width //= 2
-        return width
+        return self.at_once(held, width)
 
     def _tile_load(self, op: t.Load) -> None:
         if isinstance(self.values[op.source], Shared):
@@ -282,11 +282,14 @@ class MemoryOps(NeighbourOps):
 
     def _copies_lines(self, op: CopyAsync, held: Buffer, column_dim: int, width: int) -> bool:
         """True if 16 bytes of a row are 16 aligned bytes of the caller's memory."""
-        if not self.vectors or held.unit < 0 or op.dims[held.unit] != column_dim:
+        if not held.lines or held.unit < 0 or op.dims[held.unit] != column_dim:
             return False
         ends = op.rest[len(op.dims) + len(op.to) :]
         limits = [v for v, (d, _) in zip(ends, op.bounds, strict=True) if d == column_dim]
-        return all(self.divides(v, width) for v in (op.rest[held.unit], *limits))
+        if not all(self.divides(v, width) for v in (op.rest[held.unit], *limits)):
+            return False
+        self.at_once(held, width)
+        return True
 
     def _copy_elements(
         self,

@@ -24,8 +24,11 @@ class NeighbourOps(LineOps):
         if isinstance(op, t.StrideOf):
             held = self.values[op.buffer]
             assert isinstance(held, Buffer)
-            lines = self.vectors and op.dim != held.unit
-            return lines and 16 * 8 // held.dtype.bits % width == 0
+            whole = 16 * 8 // held.dtype.bits % width == 0
+            if not whole or not held.lines or op.dim == held.unit:
+                return False
+            self.wide.add(held.number)
+            return True
         if isinstance(op, m.Mul):
             return any(self.divides(v, width, dim) for v in op.operands)
         if isinstance(op, m.Add | m.Sub | m.Min | m.Max | m.Mod):
@@ -47,7 +50,7 @@ class NeighbourOps(LineOps):
         held = self.values[op.source]
         assert isinstance(held, Buffer) and isinstance(op.result.type, RegisterType)
         digits = op.result.type.layout.digits()[0]
-        if not self.vectors or held.dtype.bits != 32 or not digits or digits[0][1] != 1:
+        if not held.lines or held.dtype.bits != 32 or not digits or digits[0][1] != 1:
             return 1
         dim, _, width = digits[0]
         width = min(width, 4)
@@ -57,7 +60,7 @@ class NeighbourOps(LineOps):
             and self.divides(op.offsets, width, dim)
         ):
             width //= 2
-        return width
+        return self.at_once(held, width)
 
     def _step(self, value: Value, dim: int, width: int) -> int | None:
         """How a tile grows along a dimension within groups of ``width`` positions, the first a

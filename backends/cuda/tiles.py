@@ -17,12 +17,15 @@ from tilewright.ir.types import SWIZZLED_BYTES, RegisterType, SharedType
 
 @dataclass(frozen=True)
 class Buffer:
-    """Memory of the caller: its pointer, and a stride for every dimension (a name or "1")."""
+    """Memory of the caller: its pointer, and a stride for every dimension (a name or "1").
+    ``lines``: it starts, and has strides, at multiples of 16 bytes."""
 
+    number: int
     pointer: str
     dtype: DType
     strides: tuple[str, ...]
     unit: int
+    lines: bool
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class Writer:
 
     graph: Graph
     text: CText
-    vectors: bool
+    wide: set[int]  # buffers whose lines are made use of
     values: dict[Value, Any]
     made: dict[Value, Op]
     users: dict[Value, list[Op]]

@@ -67,7 +67,7 @@ class GpuCollector:
     ) -> Code:
         form, alone = keys
         symbol = symbol_of(whole.name, choice_key(form, {**variant.choice, "vectors": vectors}))
-        source = emit_cuda(program, symbol, vectors)
+        source = emit_cuda(program, symbol, () if vectors else range(len(program.params)))
         architecture = architecture_of(self.target.cpu)
         cubin, ptx = f"{symbol}.cubin", f"{symbol}.ptx"
         self.files[cubin] = machine_code(source, architecture)

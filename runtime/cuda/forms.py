@@ -19,9 +19,10 @@ from tilewright.ir.core import Graph
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.types import BufferType
 from tilewright.runtime.cuda.calls import ADDRESSES, element_bytes
-from tilewright.runtime.cuda.descriptions import MOST, Descriptions, Key
+from tilewright.runtime.cuda.descriptions import Descriptions, Key
 from tilewright.runtime.cuda.driver import Image, Tiling
 from tilewright.runtime.cuda.gpus import gpus, refuse_capture
+from tilewright.runtime.cuda.odd import OddBuffers
 from tilewright.runtime.cuda.repeat import Bound
 from tilewright.runtime.cuda.start import Layout, Start, starter
 from tilewright.runtime.locks import Guard
@@ -55,23 +56,15 @@ class Forms:
         self.reports = reports
         self.forms: dict[tuple[int, int], Form] = {}  # by device and odd buffers
         self.others: dict[tuple[int, int, bool], Form] = {}  # without bulk copies, perhaps wide
-        self.sizes = [
-            element_bytes(p.type) for p in program.params if isinstance(p.type, BufferType)
-        ]
-        self.strided = len(self.sizes) + len(plain.strides)  # where strides end among values
-        self.odd_strides: dict[tuple[int, ...], int] = {}  # of buffers that lie well
+        types = [p.type for p in program.params if isinstance(p.type, BufferType)]
+        self.odd = OddBuffers([element_bytes(x) for x in types], plain.strides)
         self.guard = Guard()
 
     def start(
         self, device: int, items: int, values: tuple[int, ...], low: int, keys: tuple[Key, ...]
     ) -> None:
         """Starts the kernel on the device's current stream; the device is the current one."""
-        odd = 0
-        if low > ADDRESSES:
-            odd = self._odd(values)
-        elif low:
-            key = values[len(self.sizes) : self.strided]
-            odd = self.odd_strides.get(key) or self._odd_strides(key, values)
+        odd = self.odd(values, low)
         form = self.forms.get((device, odd)) or self._first(device, odd)
         descriptions: Sequence[bytes] = ()
         if form.descriptions.tilings:
@@ -94,8 +87,8 @@ class Forms:
         """What starts this call again with other addresses (``Starts``)."""
         if low > ADDRESSES:
             return None
-        form = self.forms.get((device, self._odd(values)))
-        if form is None or max(values[len(self.sizes) :], default=0) >= 1 << 31:
+        form = self.forms.get((device, self.odd(values, low)))
+        if form is None or max(values[len(self.odd.widths) :], default=0) >= 1 << 31:
             return None
         descriptions = form.descriptions
         if not descriptions.tilings:
@@ -103,22 +96,6 @@ class Forms:
         if descriptions.find(keys) is None:
             return None
         return form.start, descriptions.by_address(keys)
-
-    def _odd(self, values: Sequence[int]) -> int:
-        """A bit for every buffer whose address or strides are no multiples of 16 bytes."""
-        odd, first = 0, len(self.sizes)
-        for i in range(first):
-            odd |= (values[i] % 16 != 0) << i
-        for at, (buffer, _) in enumerate(self.plain.strides, first):
-            odd |= (values[at] * self.sizes[buffer] % 16 != 0) << buffer
-        return odd
-
-    def _odd_strides(self, key: tuple[int, ...], values: Sequence[int]) -> int:
-        """The same where all addresses are such multiples: kept by strides."""
-        if len(self.odd_strides) >= MOST:
-            self.odd_strides.clear()
-        found = self.odd_strides[key] = self._odd(values)
-        return found
 
     def _first(self, device: int, odd: int) -> Form:
         """The form that is tried first."""

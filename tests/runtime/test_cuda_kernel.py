@@ -42,6 +42,30 @@ def test_strides_of_odd_numbers_and_odd_addresses() -> None:
     assert float((got.double() - form.reference(q, k, v, None)).abs().max()) < BOUNDS["bf16"]
 
 
+@pytest.mark.parametrize("places", [(0,), (1,), (0, 2)])
+def test_some_that_lie_badly(places: tuple[int, ...]) -> None:
+    """By their addresses, or by their strides: the others are read 16 bytes at once (what is not at
+    a multiple of them is refused), beside biases and logarithms of rows of any length."""
+    torch.manual_seed(2)
+    bias = torch.randn(1, 69)
+
+    def biased(s, b, h, i, j):  # type: ignore[no-untyped-def]
+        return s + bias[b, j]
+
+    for gap, offset in ((0, 1), (3, 0)):
+        tensors = [torch.randn(1, 2, 69, 64).bfloat16() for _ in range(3)]
+        for place in places:
+            memory = torch.zeros(2 * 69 * (64 + gap) + 8, dtype=torch.bfloat16)[offset:]
+            odd = memory[: 2 * 69 * (64 + gap)].view(1, 2, 69, 64 + gap)[..., :64]
+            tensors[place] = odd.copy_(tensors[place])
+        with using_backend("cuda-host"):
+            got, lse = tilewright.attention(*tensors, score_mod=biased, return_lse=True)
+        q, k, v = (x.double() for x in tensors)
+        scores = q @ k.mT / 8 + bias.double()
+        assert float((got.double() - torch.softmax(scores, -1) @ v).abs().max()) < BOUNDS["bf16"]
+        assert float((lse - scores.logsumexp(-1)).abs().max()) < 1e-4
+
+
 def test_nothing_to_do() -> None:
     program = Program(parse(Attention(16, 16, "bf16").text()), backend="cuda-host")
     q, k = torch.randn(1, 2, 0, 16).bfloat16(), torch.randn(1, 2, 5, 16).bfloat16()

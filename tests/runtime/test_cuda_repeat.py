@@ -13,7 +13,8 @@ import tilewright
 from tests.attention_programs import Attention
 from tests.backends.gpu_corpus import kernels
 from tests.runtime.fake_gpu import fake_gpu
-from tilewright.gpu import using_schedule
+from tilewright.frontend.attention.plans import forget_plans
+from tilewright.gpu import using_backend, using_schedule
 from tilewright.ir.parser import parse
 from tilewright.ir.target import named_target
 from tilewright.runtime.cuda.repeat import bound
@@ -94,9 +95,33 @@ def test_odd_addresses_take_another_form(started: list[Started]) -> None:
     assert bound(made.call, tuple(odd)) is None  # the next ones may lie well
 
 
+def test_only_buffers_that_lie_badly_are_read_by_elements(started: list[Started]) -> None:
+    forget_plans()
+    q, k, v = (torch.randn(1, 2, 129, 64).bfloat16() for _ in range(3))
+    bias = torch.zeros(1, 129)  # rows of 516 bytes, as those of the logarithms
+
+    def biased(score: Any, b: Any, h: Any, i: Any, j: Any) -> Any:
+        return score + bias[b, j]
+
+    odd = torch.zeros(q.numel() + 1).bfloat16()[1:].view(q.shape)
+    bulk = "bulk copies by a warp of its own"
+    with using_backend("cuda"), torch.no_grad():
+        tilewright.attention(q, k, v, return_lse=True)
+        assert started[-1][0] == bulk
+        tilewright.attention(odd, k, v)
+        assert started[-1][0] == f"{bulk}; q one element at once"
+        tilewright.attention(q, k, odd)
+        assert started[-1][0].startswith("16 bytes at once; v one element at once")
+        tilewright.attention(odd, odd, odd)
+        assert started[-1][0].startswith("16 bytes at once; q, k, v one element at once")
+        tilewright.attention(q, k, v, score_mod=biased)
+        assert started[-1][0].startswith(bulk)
+    forget_plans()
+
+
 def test_bulk_copies_are_repeated(started: list[Started], monkeypatch: pytest.MonkeyPatch) -> None:
     made = kernel(64)
-    assert made.bulk is not None
+    assert made.roles is not None
     made.call(*tensors(64))
     assert started[-1][3] > 0
     again = bound(made.call, tuple(tensors(64)))

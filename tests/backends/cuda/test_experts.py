@@ -37,7 +37,7 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g
 
 
 def emulated(threads: Graph, arrays: list[Any], sizes: dict[str, int]) -> list[np.ndarray]:
-    source = emit_cuda(threads, "kernel", vectors=False)
+    source = emit_cuda(threads, "kernel", range(len(threads.params)))
     return run_emulated(threads, source, arrays, {n: sizes[n] for n in source.sizes})
 
 

@@ -39,7 +39,9 @@ def check(
     problem = draw(form, LANES, rows, blocks, 1)
     graph = threads_of(form, rows, schedule, target)
     width = {"f32": 4}.get(form.x, 2)
-    source = emit_cuda(graph, "product", vectors=form.length * width % 16 == 0)
+    source = emit_cuda(
+        graph, "product", range(len(graph.params)) if form.length * width % 16 else ()
+    )
     made = programs(form, rows, schedule, target=target)
     inputs = [*problem.inputs, *(np.asarray(values, "f4") for values in made.tables)]
     sizes = bind_sizes(stream(form), [np.shape(x) for x in problem.inputs], None)

@@ -26,7 +26,7 @@ def compiled(form: Attention, target: str, vectors: bool = True) -> Resources:
     units = {p.hint: len(p.type.shape) - 1 for p in graph.params}  # type: ignore[union-attr]
     whole = gpu_program(graph, named_target(target), units)
     program = plan_shared(lower_threads(whole), 227 << 10)
-    source = emit_cuda(program, "attention", vectors)
+    source = emit_cuda(program, "attention", () if vectors else range(len(program.params)))
     return resources(compile_kernel(source.text, ARCHITECTURES[target], "attention"))
 
 

@@ -231,7 +231,7 @@ def test_parts_without_a_block(parts: int) -> None:
 
 def emulated(case: Case, apart: int = 0) -> Any:
     _, threads = programs(case)
-    source = emit_cuda(threads, "kernel", vectors=not apart)
+    source = emit_cuda(threads, "kernel", range(len(threads.params)) if apart else ())
     (got,) = run_emulated(threads, source, case.inputs(), case.sizes, apart=apart)
     return got
 
