@@ -121,6 +121,11 @@ class DeviceError(TilewrightError):
     code = "TW013"
 
 
+class LoadingError(DeviceError):
+    """Machine code for a GPU could not be made, or the driver does not take it: another back end's
+    may do."""
+
+
 class KernelCompileError(TilewrightError):
     """A compiler refused generated code: its output, with the lines that it complains about."""
 

@@ -15,12 +15,18 @@ import numpy as np
 import torch
 
 from tilewright.backends.cuda.bulk import BulkMap
-from tilewright.backends.cuda.compile import architecture_of, compile_kernel
+from tilewright.backends.cuda.compile import architecture_of, compile_kernel, compiler_version
 from tilewright.backends.cuda.emit import CudaSource, emit_cuda
 from tilewright.backends.cuda.host import TensorMap, run_on_host
 from tilewright.ir.core import Graph
 from tilewright.ir.dtypes import DType
-from tilewright.ir.errors import UnsupportedError
+from tilewright.ir.errors import (
+    BackendMissingError,
+    DeviceError,
+    KernelCompileError,
+    LoadingError,
+    UnsupportedError,
+)
 from tilewright.ir.target import Target
 from tilewright.passes.to_threads.lower import threads_program
 from tilewright.passes.to_threads.roles import roles_program
@@ -140,9 +146,12 @@ class CudaKernel(GpuKernel):
     def _loaded(self, device: int, source: CudaSource, form: str) -> Start:
         refuse_capture(self.name)
         capability = gpus.capability(device)
-        code = machine_code(source, architecture_of(f"sm_{capability}"))
-        image = Image(code, SYMBOL, source.threads, source.shared_bytes)
-        loaded = gpus.driver.load(image, device)
+        try:
+            code = machine_code(source, architecture_of(f"sm_{capability}"))
+            image = Image(code, SYMBOL, source.threads, source.shared_bytes)
+            loaded = gpus.driver.load(image, device)
+        except (KernelCompileError, DeviceError, BackendMissingError) as error:
+            raise LoadingError(error.message) from error
         integers, maps = len(source.strides) + len(source.sizes), (0,) * len(source.maps)
         layout = Layout(len(source.pointers), maps, integers, wide=True, nulls=0)
         warps, stages = source.threads // 32, int(self.program.attrs["stages"])
@@ -220,7 +229,7 @@ def _tiling(x: BulkMap, dtype: DType) -> Tiling:
 
 def machine_code(source: CudaSource, architecture: str) -> bytes:
     """The cubin of a kernel, from the disk cache if it is there."""
-    key = cache_key(source.text, "cuda", "", architecture)
+    key = cache_key(source.text, "cuda", compiler_version(), architecture)
     cache = kernel_cache()
     entry = cache.get(key)
     if entry is not None:

@@ -11,12 +11,15 @@ instructions of a warp for 32 tokens, and 1,878 with 35 barriers in Triton's ker
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
+
 import torch
 
 from tilewright.backends.cuda.compile import compiler_missing
 from tilewright.backends.triton.build import interpreting
 from tilewright.ir.core import Graph
-from tilewright.ir.errors import UnsupportedError
+from tilewright.ir.errors import LoadingError, UnsupportedError
 from tilewright.ir.ops_tile_roles import Roles
 from tilewright.ir.target import Target
 from tilewright.passes.to_threads.roles import roles_program, turns_overlap
@@ -33,7 +36,7 @@ from tilewright.runtime.cuda_kernel import make_cuda, own_blocks
 from tilewright.runtime.family import Call, Variant
 from tilewright.runtime.gpu_kernel import choosable
 from tilewright.runtime.gpu_parts import processors, work_items
-from tilewright.runtime.report import VariantReport
+from tilewright.runtime.report import MachineReport, VariantReport
 from tilewright.runtime.triton_kernel import make_triton
 
 WIDE = BlockSchedule(128, 128, 8, 2, bulk=True, at_once=1)  # of two warp groups
@@ -47,14 +50,45 @@ def make_fastest(variant: Variant, target: Target) -> tuple[Call, VariantReport]
     missing = compiler_missing()
     blocks = None if missing or interpreting() else own_blocks(variant, target)
     if blocks is not None:
-        return make_cuda(variant, target, schedule=blocks)
+        found: list[MachineReport] = []
+        own, report = make_cuda(variant, target, schedule=blocks, reports=found)
+        return OrElse(own, lambda: make_triton(variant, target, found)[0]).call, report
     usual, report = make_triton(variant, target)
     program = None if missing else wide_program(variant, target)
     if program is None:
         return usual, report
-    wide, found = make_cuda(variant, target, schedule=WIDE, reports=report.machine)
-    found.schedule += f"; fewer work items: triton, {report.schedule}"
-    return Wide(variant.graph, program, wide, usual).call, found
+    wide, both = make_cuda(variant, target, schedule=WIDE, reports=report.machine)
+    both.schedule += f"; fewer work items: triton, {report.schedule}"
+    able = OrElse(wide, lambda: usual).call
+    return Wide(variant.graph, program, able, usual).call, both
+
+
+class OrElse:
+    """A kernel, or another where its machine code cannot be made or loaded: compilers and drivers
+    of different versions. ``call`` is it."""
+
+    def __init__(self, first: Call, other: Callable[[], Call]) -> None:
+        self.chosen, self.other = first, other
+        self.failed = False
+
+    def call(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The results, newly allocated."""
+        try:
+            return self.chosen(*tensors)
+        except LoadingError as error:
+            if self.failed:
+                raise
+            self.failed, self.chosen = True, self.other()
+            warnings.warn(
+                f"{error.message}\nTriton's kernel is used instead; "
+                'tilewright.gpu.using_backend("triton") asks for it at once',
+                stacklevel=2,
+            )
+            return self.chosen(*tensors)
+
+    def bind(self, *tensors: torch.Tensor) -> Call | None:
+        """What repeats a call with these tensors, and others of their shapes and strides."""
+        return bound(self.chosen, tensors)
 
 
 def wide_program(variant: Variant, target: Target) -> Graph | None:

@@ -75,13 +75,15 @@ class TritonKernel(GpuKernel):
             self.kernel[(items,)](*tensors, *strides, *sizes, **self.options)
 
 
-def make_triton(variant: Variant, target: Target) -> tuple[Call, VariantReport]:
-    """A form of a kernel for a GPU."""
+def make_triton(
+    variant: Variant, target: Target, reports: list[MachineReport] | None = None
+) -> tuple[Call, VariantReport]:
+    """A form of a kernel for a GPU; ``reports``: that another form fills, too."""
 
     def make(program: Graph, reports: list[MachineReport]) -> Call:
         return TritonKernel(program, reports).call
 
-    return make_gpu(variant, target, "triton", make, _blocks(variant, target))
+    return make_gpu(variant, target, "triton", make, _blocks(variant, target), reports)
 
 
 def _blocks(variant: Variant, target: Target) -> BlockSchedule | None:

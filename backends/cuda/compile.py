@@ -65,20 +65,51 @@ def compiler_missing() -> str | None:
     return None if _nvrtc() is not None or _nvcc() else _MISSING
 
 
+@cache
+def compiler_version() -> str:
+    """What compiles here, as kept kernels are known by it; "" where nothing does."""
+    nvrtc = _nvrtc()
+    if nvrtc is not None:
+        return "NVRTC {}.{}".format(*_version(nvrtc))
+    nvcc = _nvcc()
+    return run_tool([nvcc, "--version"]).stdout.strip().splitlines()[-1] if nvcc else ""
+
+
 # ---- NVRTC --------------------------------------------------------------------------------------
 @cache
 def _nvrtc() -> Any:
-    """NVRTC's library, or None."""
+    """NVRTC's library, or None: the newest whose machine code the driver takes (drivers refuse that
+    of a later major version of CUDA), where there is a driver and such a one."""
+    newest, driver = None, _driver_version()
     for path in _libraries():
         try:
             # NVRTC opens its built-in functions by name: loaded before, the name is known.
             if isinstance(path, Path):
                 for beside in path.parent.glob("libnvrtc-builtins.so.*"):
                     ctypes.CDLL(str(beside))
-            return ctypes.CDLL(str(path))
+            library = ctypes.CDLL(str(path))
         except OSError:
             continue
-    return None
+        if driver is None or _version(library)[0] <= driver:
+            return library
+        newest = newest or library
+    return newest
+
+
+def _version(nvrtc: Any) -> tuple[int, int]:
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    nvrtc.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
+    return major.value, minor.value
+
+
+def _driver_version() -> int | None:
+    """The major version of CUDA that the driver is for; None without one."""
+    version = ctypes.c_int()
+    try:
+        failed = ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    except OSError:
+        return None
+    return None if failed else version.value // 1000
 
 
 def _libraries() -> Iterator[Path | str]:

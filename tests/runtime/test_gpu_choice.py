@@ -8,18 +8,22 @@ from typing import Any
 import pytest
 import torch
 
+import tilewright
 from tests.attention_forms import cached, module_of, module_of_form
 from tests.attention_programs import Attention
+from tests.runtime.fake_gpu import fake_gpu
 from tilewright.frontend.attention.form import Form
+from tilewright.frontend.attention.plans import forget_plans
 from tilewright.gpu import using_backend, using_schedule
+from tilewright.ir.errors import DeviceError, KernelCompileError, LoadingError
 from tilewright.ir.parser import parse
 from tilewright.ir.target import named_target
 from tilewright.passes.pipeline import TO_KERNELS, run_passes
 from tilewright.passes.to_tile.tables import with_tables
-from tilewright.runtime import gpu_choice
+from tilewright.runtime import cuda_kernel, gpu_choice
 from tilewright.runtime.cuda_kernel import own_blocks
 from tilewright.runtime.family import Variant
-from tilewright.runtime.gpu_choice import Wide, make_fastest, wide_program
+from tilewright.runtime.gpu_choice import OrElse, Wide, make_fastest, wide_program
 from tilewright.runtime.gpu_targets import pretended
 
 pytest.importorskip("triton")
@@ -144,6 +148,47 @@ def test_wide_blocks_where_they_fill_the_device(monkeypatch: pytest.MonkeyPatch)
     wide.call(odd, odd, odd)
     assert calls[6:] == ["usual", "usual", "wide", "usual"]
     assert wide.bind(*(torch.empty(1, 4, 200, 128, device="meta"),) * 3) is None
+
+
+def test_machine_code_that_cannot_be_loaded_is_triton_s() -> None:
+    called: list[str] = []
+    errors: list[Exception] = [DeviceError("a stream is being captured"), LoadingError("too new")]
+
+    def first(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        raise errors[len(called)]
+
+    def other(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        called.append("other")
+        return tensors
+
+    made = OrElse(first, lambda: other)
+    x = torch.zeros(1)
+    with pytest.raises(DeviceError, match="captured"):
+        made.call(x)
+    errors.insert(0, errors.pop())
+    with pytest.warns(UserWarning, match="too new\nTriton's kernel is used"):
+        assert made.call(x) == (x,)
+    assert made.call(x) == (x,) and called == ["other", "other"]  # without a warning
+    vars(other)["bind"] = lambda *tensors: len
+    assert made.bind(x) is len
+
+
+def test_a_compiler_that_does_not_know_the_chip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decode steps over a cache in few bits are CUDA C++ by default, and Triton's then."""
+    forget_plans()
+
+    def refused(*facts: object) -> bytes:
+        raise KernelCompileError("invalid value for --gpu-architecture")
+
+    monkeypatch.setattr(gpu_choice, "compiler_missing", lambda: None)
+    monkeypatch.setattr(cuda_kernel, "machine_code", refused)
+    cache = tilewright.KVCache(1, 2, 32).append(*torch.randn(2, 1, 2, 50, 32))
+    q = torch.randn(1, 2, 1, 32).bfloat16()
+    want = tilewright.attention(q, cache)
+    with fake_gpu() as driver, pytest.warns(UserWarning, match="gpu-architecture"):
+        got = tilewright.attention(q, cache)
+    assert driver.launches and float((got - want).abs().max()) < 2e-2
+    forget_plans()
 
 
 def test_without_a_compiler_everything_is_triton_s(monkeypatch: pytest.MonkeyPatch) -> None:
