@@ -29,8 +29,8 @@ _MISSING = (
 
 
 def architecture_of(cpu: str) -> str:
-    """What to compile for on a chip: with what 9.0 alone has (wgmma) there."""
-    return f"{cpu}a" if cpu == "sm_90" else cpu
+    """What to compile for on a chip: with what 9.0 alone has (wgmma) there, or 10.0."""
+    return f"{cpu}a" if cpu in ("sm_90", "sm_100") else cpu
 
 
 def compile_kernel(source: str, architecture: str, symbol: str = "kernel") -> bytes:

@@ -21,7 +21,7 @@ from tests.attention_forms import cached, module_of_form
 from tests.attention_programs import Attention
 from tests.backends.gpu_corpus import BOTH as ROWS
 from tests.backends.gpu_corpus import called_module
-from tilewright.backends.cuda.compile import compile_kernel
+from tilewright.backends.cuda.compile import architecture_of, compile_kernel
 from tilewright.backends.cuda.emit import emit_cuda
 from tilewright.backends.gpu.machine_code import resources
 from tilewright.frontend.attention.form import Form
@@ -38,7 +38,8 @@ from tilewright.runtime.cuda_kernel import own_blocks
 from tilewright.runtime.family import Variant
 from tilewright.runtime.gpu_choice import wide_program
 
-ARCHITECTURES = {"cuda-sm80": "sm_80", "cuda-sm90": "sm_90a", "cuda-sm100": "sm_100a"}
+TARGETS = ("cuda-sm80", "cuda-sm90", "cuda-sm100")
+ARCHITECTURES = {name: architecture_of(named_target(name).cpu) for name in TARGETS}
 COUNTED = ("HMMA", "HGMMA", "LDSM", "LDGSTS", "LDG.E.64", "LDG.E.128", "STL", "LDL")
 COUNTED += ("UTMALDG", "SYNCS")  # bulk copies, barriers in shared memory
 COUNTED += ("MOVM", "BAR", "LDS", "STS")

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from tests.attention_programs import Attention
-from tilewright.backends.cuda.compile import compile_kernel, compiler_missing
+from tilewright.backends.cuda.compile import architecture_of, compile_kernel, compiler_missing
 from tilewright.backends.cuda.emit import emit_cuda
 from tilewright.backends.gpu.machine_code import Resources, disassembler_missing, resources
 from tilewright.ir.parser import parse
@@ -18,7 +18,8 @@ from tilewright.passes.to_tile.lower import gpu_program
 
 MISSING = compiler_missing() or disassembler_missing()
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
-ARCHITECTURES = {"cuda-sm80": "sm_80", "cuda-sm90": "sm_90a", "cuda-sm100": "sm_100a"}
+TARGETS = ("cuda-sm80", "cuda-sm90", "cuda-sm100")
+ARCHITECTURES = {name: architecture_of(named_target(name).cpu) for name in TARGETS}
 
 
 def compiled(form: Attention, target: str, vectors: bool = True) -> Resources:
