@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tilewright.backends.mlir.bits import ByteDot
-from tilewright.backends.mlir.pointwise import Scalars, multiply_add, narrow_bf16
+from tilewright.backends.mlir.pointwise import Scalars, comparison, multiply_add, narrow_bf16
 from tilewright.backends.mlir.registers import (
     Registers,
     is_uniform,
@@ -125,7 +125,7 @@ class LaneEmitter:
         for name, group in zip(x.names, register_map(result, x.type), strict=True):
             groups.setdefault(group, []).append(name)
         tree = self._halved if op.halves else self._tree
-        names = [tree(op.kind, groups[g], x.held) for g in sorted(groups)]
+        names = [tree(op.kind, groups[g], x) for g in sorted(groups)]
         distances = lane_distances(x.type.layout, op.dim)
         for distance in reversed(distances) if op.halves else distances:
             names = [self._exchange(op.kind, n, distance, x) for n in names]
@@ -136,28 +136,27 @@ class LaneEmitter:
             ]
         return Registers(result, names)
 
-    def _tree(self, kind: str, names: list[str], held: str) -> str:
+    def _tree(self, kind: str, names: list[str], x: Registers) -> str:
         while len(names) > 1:
             paired = [
-                self._combine(kind, a, b, held)
+                self._combine(kind, a, b, x)
                 for a, b in zip(names[::2], names[1::2], strict=False)
             ]
             names = paired + names[len(names) - len(names) % 2 :]
         return names[0]
 
-    def _halved(self, kind: str, names: list[str], held: str) -> str:
+    def _halved(self, kind: str, names: list[str], x: Registers) -> str:
         while len(names) > 1:
             half = len(names) // 2
             pairs = zip(names[:half], names[half:], strict=True)
-            names = [self._combine(kind, a, b, held) for a, b in pairs]
+            names = [self._combine(kind, a, b, x) for a, b in pairs]
         return names[0]
 
-    def _combine(self, kind: str, a: str, b: str, held: str) -> str:
-        integer = "xi" in held or held.startswith("i")
+    def _combine(self, kind: str, a: str, b: str, x: Registers) -> str:
+        held, dtype = x.held, x.type.dtype
         if kind == "sum":
-            return self.text.op(f"arith.add{'i' if integer else 'f'} {a}, {b} : {held}")
-        relation = "gt" if kind == "max" else "lt"
-        compare = f"arith.cmpi s{relation}" if integer else f"arith.cmpf o{relation}"
+            return self.text.op(f"arith.add{'f' if dtype.is_float else 'i'} {a}, {b} : {held}")
+        compare = comparison("gt" if kind == "max" else "lt", dtype)
         chosen = self.text.op(f"{compare}, {a}, {b} : {held}")
         if held.startswith("vector"):
             lanes = held[7:].split("x", maxsplit=1)[0]
@@ -167,7 +166,7 @@ class LaneEmitter:
     def _exchange(self, kind: str, name: str, distance: int, x: Registers) -> str:
         mask = [lane ^ distance for lane in range(x.lanes)]
         other = self.text.shuffle(name, name, mask, x.held)
-        return self._combine(kind, name, other, x.held)
+        return self._combine(kind, name, other, x)
 
     def reduce_to_lanes(self, op: t.ReduceToLanes, x: Registers) -> Registers:
         """Sums of as many registers as there are lanes, one per lane: in each round two registers

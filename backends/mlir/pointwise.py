@@ -11,7 +11,7 @@ from tilewright.backends.mlir.registers import element_type
 from tilewright.backends.mlir.text import MlirText
 from tilewright.ir import ops_math as m
 from tilewright.ir.core import Op
-from tilewright.ir.dtypes import DType
+from tilewright.ir.dtypes import I64, DType
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.ops_lowbit import bf16_bits
 from tilewright.ir.target import Target
@@ -85,7 +85,7 @@ _TWO: dict[type[Op], tuple[str, str]] = {  # op class -> (float, integer) operat
     m.Sub: ("arith.subf", "arith.subi"),
     m.Mul: ("arith.mulf", "arith.muli"),
     m.Div: ("arith.divf", ""),
-    m.Max: ("arith.maximumf", "arith.maxsi"),
+    m.Max: ("arith.maximumf", "arith.maxsi"),  # of numbers with a sign
     m.Min: ("arith.minimumf", "arith.minsi"),
     m.And: ("", "arith.andi"),
     m.Or: ("", "arith.ori"),
@@ -96,6 +96,16 @@ _TWO: dict[type[Op], tuple[str, str]] = {  # op class -> (float, integer) operat
     m.ShiftRight: ("", "arith.shrui"),
     m.ShiftRightSigned: ("", "arith.shrsi"),
     m.Pow: ("math.powf", ""),
+}
+_UNSIGNED: dict[type[Op], str] = {
+    m.Max: "arith.maxui",
+    m.Min: "arith.minui",
+}
+_BOOL: dict[type[Op], str] = {  # one bit: 1 is no -1, and a sum of both is no 0
+    m.Add: "arith.ori",
+    m.Mul: "arith.andi",
+    m.Max: "arith.ori",
+    m.Min: "arith.andi",
 }
 _ONE: dict[type[Op], str] = {
     m.Sqrt: "math.sqrt",
@@ -119,6 +129,10 @@ def emit_pointwise(scalars: Scalars, op: Op, inputs: list[str], operand: DType) 
     floating = operand.is_float
     if type(op) in _TWO:
         name = _TWO[type(op)][0 if floating else 1]
+        if operand.kind == "bool":
+            name = _BOOL.get(type(op), name)
+        elif operand.kind == "uint" and name:
+            name = _UNSIGNED.get(type(op), name)
         if name:
             return scalars.binary(name, inputs[0], inputs[1], element_type(operand))
     if type(op) in _ONE and floating:
@@ -129,11 +143,19 @@ def emit_pointwise(scalars: Scalars, op: Op, inputs: list[str], operand: DType) 
 
 
 def _divide(s: Scalars, op: Op, inputs: list[str]) -> str:
-    """Rounded down; 0 by zero, where the machine would stop the process."""
+    """Rounded down; 0 by zero, and what wraps around for the least number by -1, where the machine
+    would stop the process."""
     zero, one = s.number(0, element_type(s.dtype)), s.number(1, element_type(s.dtype))
     none = s.text.op(f"arith.cmpi eq, {inputs[1]}, {zero} : {s.type}")
     divisor = s.choose(none, one, inputs[1], s.type)
+    if s.dtype.kind != "int":
+        return s.choose(none, zero, s.binary("arith.divui", inputs[0], divisor), s.type)
+    minus = s.text.op(
+        f"arith.cmpi eq, {inputs[1]}, {s.number(-1, element_type(s.dtype))} : {s.type}"
+    )
+    divisor = s.choose(minus, one, divisor, s.type)
     quotient = s.binary("arith.floordivsi", inputs[0], divisor)
+    quotient = s.choose(minus, _opposite(s, op, inputs), quotient, s.type)
     return s.choose(none, zero, quotient, s.type)
 
 
@@ -148,6 +170,8 @@ def _opposite(s: Scalars, op: Op, inputs: list[str]) -> str:
 
 
 def _magnitude(s: Scalars, op: Op, inputs: list[str]) -> str:
+    if s.dtype.kind != "int":
+        return inputs[0]
     return s.binary("arith.maxsi", inputs[0], _opposite(s, op, inputs))
 
 
@@ -156,11 +180,14 @@ _INTEGER: dict[type[Op], Emit] = {
     m.Mod: _remainder,
     m.Neg: _opposite,
     m.Abs: _magnitude,
+    m.Round: lambda s, op, inputs: inputs[0],
 }
 
 
 @emits(m.Fma)
 def _fma(s: Scalars, op: m.Fma, inputs: list[str]) -> str:
+    if not s.dtype.is_float:
+        return s.binary("arith.addi", s.binary("arith.muli", inputs[0], inputs[1]), inputs[2])
     return multiply_add(s.text, op.fused or s.target.fused, inputs, s.type)
 
 
@@ -180,14 +207,14 @@ def _not(s: Scalars, op: Op, inputs: list[str]) -> str:
 @emits(m.Larger)
 def _larger(s: Scalars, op: Op, inputs: list[str]) -> str:
     """lhs > rhs ? lhs : rhs is the machine's own maximum."""
-    greater = s.text.op(f"arith.cmpf ogt, {inputs[0]}, {inputs[1]} : {s.type}")
+    greater = s.text.op(f"{comparison('gt', s.dtype)}, {inputs[0]}, {inputs[1]} : {s.type}")
     return s.choose(greater, inputs[0], inputs[1], s.type)
 
 
 @emits(m.Smaller)
 def _smaller(s: Scalars, op: Op, inputs: list[str]) -> str:
     """lhs < rhs ? lhs : rhs is the machine's own minimum."""
-    less = s.text.op(f"arith.cmpf olt, {inputs[0]}, {inputs[1]} : {s.type}")
+    less = s.text.op(f"{comparison('lt', s.dtype)}, {inputs[0]}, {inputs[1]} : {s.type}")
     return s.choose(less, inputs[0], inputs[1], s.type)
 
 
@@ -198,15 +225,22 @@ def _select(s: Scalars, op: m.Select, inputs: list[str]) -> str:
 
 @emits(m.Compare)
 def _compare(s: Scalars, op: m.Compare, inputs: list[str]) -> str:
-    dtype = getattr(op.lhs.type, "dtype", None)
-    element = element_type(dtype) if dtype is not None else "i64"
-    if dtype is not None and dtype.is_float:
-        kind = {"ne": "une"}.get(op.relation, "o" + op.relation)
-        if dtype.name == "bf16":  # registers hold it as its bits
-            inputs, element = [widen_bf16(s, x) for x in inputs], "f32"
-        return s.text.op(f"arith.cmpf {kind}, {inputs[0]}, {inputs[1]} : {s.shaped(element)}")
-    signed = op.relation if op.relation in ("eq", "ne") else "s" + op.relation
-    return s.text.op(f"arith.cmpi {signed}, {inputs[0]}, {inputs[1]} : {s.shaped(element)}")
+    dtype = getattr(op.lhs.type, "dtype", I64)
+    element = element_type(dtype)
+    if dtype.name == "bf16":  # registers hold it as its bits
+        inputs, element = [widen_bf16(s, x) for x in inputs], "f32"
+    compare = comparison(op.relation, dtype)
+    return s.text.op(f"{compare}, {inputs[0]}, {inputs[1]} : {s.shaped(element)}")
+
+
+def comparison(relation: str, dtype: DType) -> str:
+    """The operation that says whether a relation holds between numbers of a dtype; between floats
+    not where one is NaN, but for ne."""
+    if dtype.is_float:
+        return f"arith.cmpf {'une' if relation == 'ne' else 'o' + relation}"
+    if relation in ("eq", "ne"):
+        return f"arith.cmpi {relation}"
+    return f"arith.cmpi {'s' if dtype.kind == 'int' else 'u'}{relation}"
 
 
 def _has_avx512(s: Scalars) -> bool:
@@ -293,6 +327,8 @@ def convert(s: Scalars, x: str, source: DType, target: DType) -> str:
     if source.is_float:
         if b == "i1":
             return s.text.op(f"arith.cmpf une, {x}, {s.number(0, a)} : {s.shaped(a)}")
+        if target.bits < 32:  # 200 is no i8, and what fptosi makes of it is left to the machine
+            return s.convert("arith.trunci", s.convert("arith.fptosi", x, a, "i32"), "i32", b)
         return s.convert("arith.fptosi", x, a, b)
     if target.is_float:
         return s.convert("arith.uitofp" if source.kind != "int" else "arith.sitofp", x, a, b)

@@ -27,8 +27,10 @@ NAMES = {
 HELPERS = {
     "floor_div": """@triton.jit
 def floor_div(a, b):
-    quotient = a // b
-    return quotient - ((a % b != 0) & ((a < 0) != (b < 0))).to(quotient.dtype)
+    divisor = b + (b == 0)
+    quotient = a // divisor
+    above = (a % divisor != 0) & ((a < 0) != (divisor < 0))
+    return (quotient - above.to(quotient.dtype)) * (b != 0)
 """,
     "nearest": """@triton.jit
 def nearest(x):

@@ -22,15 +22,17 @@ TW_DEVICE T smaller(T a, T b) { return b < a ? b : a; }
 TW_DEVICE long long larger(long long a, long long b) { return a < b ? b : a; }
 TW_DEVICE long long smaller(long long a, long long b) { return b < a ? b : a; }
 
-// Division that rounds down, as Python's and torch's; 0 by convention where b is 0.
+// Division that rounds down, as Python's and torch's; 0 by convention where b is 0. The least number
+// by -1 is itself, where hosts would trap.
 template <class T>
 TW_DEVICE T floor_div(T a, T b) {
   if (b == 0) return 0;
+  if (b == T(-1) && T(-1) < T(0)) return static_cast<T>(0ull - static_cast<unsigned long long>(a));
   const T quotient = a / b;
   return a % b != 0 && (a < 0) != (b < 0) ? quotient - 1 : quotient;
 }
 template <class T>
-TW_DEVICE T floor_mod(T a, T b) { return b == 0 ? 0 : a - floor_div(a, b) * b; }
+TW_DEVICE T floor_mod(T a, T b) { return a - floor_div(a, b) * b; }
 
 // Element i of floats of 16 bits held two in a word.
 template <class T>

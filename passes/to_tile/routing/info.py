@@ -75,7 +75,8 @@ def routing_info(graph: Graph) -> RoutingInfo:
     outer = {x.loops[0] for x in streams if x.loops and x.loops[0].name not in terms}
     single = not outer and any(isinstance(op, _CHOICES) for op in graph.body.ops)
     deepest = max((len(x.loops) for x in streams), default=0)
-    if len(outer) > 1 or deepest + single > TERM:
+    inner = {loop.name for x in streams for loop in x.loops[1:]}  # those of products alone
+    if len(outer) > 1 or inner - terms or deepest + single > TERM:
         raise UnsupportedError(f"{graph.name}: routing over more than one loop of tokens")
     level = levels(graph)
     last = max(level.values(), default=0)
