@@ -61,7 +61,7 @@ def _by_kernel(
 ) -> tuple[torch.Tensor, ...] | None:
     """``_by_torch`` as one kernel; None where there is none, and for numbers that codes cannot
     hold. Bundles hold no such kernels, and take none."""
-    if bundle_in_use() is not None:
+    if bundle_in_use() is not None or not (x.is_cpu or x.is_cuda):
         return None
     with GENERATORS.lock:
         from tilewright.runtime.kv_cache.coder import coder

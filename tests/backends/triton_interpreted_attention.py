@@ -80,9 +80,9 @@ def test_parts_follow_from_sizes_and_compile_nothing(monkeypatch: pytest.MonkeyP
     found: dict[int, int] = {}
     choose = InParts._found
 
-    def watched(self: InParts, shapes: Any, *given: Any) -> Any:
-        result = choose(self, shapes, *given)
-        found[shapes[1][2]] = result[0]
+    def watched(self: InParts, tensors: tuple[torch.Tensor, ...]) -> Any:
+        result = choose(self, tensors)
+        found[tensors[1].shape[2]] = result[0]
         return result
 
     monkeypatch.setattr(InParts, "_found", watched)

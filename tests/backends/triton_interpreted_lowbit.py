@@ -148,7 +148,7 @@ def test_work_items_that_share_out_k_finish_together(monkeypatch: pytest.MonkeyP
         got = tilewright.linear(x, weight)
         close(got, want(x, weight, None), "f32")
         assert all(torch.equal(got, tilewright.linear(x, weight)) for _ in range(2))
-    assert len(given) == 3
+    assert len(given) == 4  # what repeats the call asks, too
     for sums, counters in given:
         assert sums.shape == (4, 2, 192) and not counters.any()
 
