@@ -77,6 +77,8 @@ def cases_of(module: Module, places: Sequence[Place]) -> st.SearchStrategy[Case]
         dtype = param.type.dtype
         default = default_spec(dtype).values
         more = {"float": FLOAT_VALUES, "bool": ("true", "true:0", "true:1")}
+        # bytes of 128 and more are no numbers with a sign
+        more |= {"uint": (default, f"below:{1 << dtype.bits}", "between:120:140")}
         values[param.hint] = more.get(dtype.kind, (default, "below:2", "below:100"))
     drawn = Drawn(module, values, dict.fromkeys(sizes_of(module.main), 600))
 

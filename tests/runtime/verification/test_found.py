@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import find
 
+from tests.runtime.verification.here import INTERPRETED
+from tilewright.ir.parser import parse
 from tilewright.runtime.verification.case import Call, Case
 from tilewright.runtime.verification.check import check_case
+from tilewright.runtime.verification.grammar.cases import cases_of
 from tilewright.runtime.verification.values import InputSpec
 
 FOUND: dict[str, tuple[str, str, Call]] = {
@@ -28,6 +32,13 @@ FOUND: dict[str, tuple[str, str, Call]] = {
         '%z = math.compare %x, %y {relation = "le"} return %z }',
         Call({"N": 3, "M": 37}, 1, {"x": InputSpec("whole"), "y": InputSpec("whole")}),
     ),
+    "bytes compared, and of 128 and more": (
+        "mlir",
+        "graph f<M>(%x: tensor<M x u8>, %y: tensor<M x u8>) { "
+        '%c = math.compare %x, %y {relation = "lt"} %m = math.max %x, %y '
+        "%z = math.select %c, %m, %x return %z }",
+        Call({"M": 37}, 1, {"x": InputSpec("below:256"), "y": InputSpec("between:100:200")}),
+    ),
     "bf16 compared": (
         "mlir",
         "graph f<M>(%x: tensor<M x bf16>, %y: tensor<M x bf16>) { "
@@ -49,3 +60,8 @@ def test_it_is_right_now(name: str) -> None:
     backend, text, call = FOUND[name]
     outcome = check_case(Case("found", text, backend, None, (call,)))
     assert outcome.status == "ok", outcome
+
+
+def test_given_programs_get_bytes_with_their_highest_bit() -> None:
+    module = parse("graph f<N>(%x: tensor<N x u8>) { %y = math.neg %x return %y }")
+    find(cases_of(module, [INTERPRETED]), lambda case: "below:256" in str(case))
