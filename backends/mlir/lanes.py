@@ -139,8 +139,7 @@ class LaneEmitter:
     def _tree(self, kind: str, names: list[str], x: Registers) -> str:
         while len(names) > 1:
             paired = [
-                self._combine(kind, a, b, x)
-                for a, b in zip(names[::2], names[1::2], strict=False)
+                self._combine(kind, a, b, x) for a, b in zip(names[::2], names[1::2], strict=False)
             ]
             names = paired + names[len(names) - len(names) % 2 :]
         return names[0]
