@@ -8,7 +8,8 @@ and so do sums along an axis, and other arithmetic on them. Then a value narrowe
 keeps its f32 form (more precise than asked), unless a product takes it: there the narrow form lets
 the dot instruction of 16-bit floats be used. Nor where something is chosen by it: numbers that
 rounding made equal are ties, and have to stay so. Nor where the 16 bits are a result: what is
-computed from them here and by the caller must agree.
+computed from them here and by the caller must agree. Nor where the program itself asks for both
+conversions, one right after the other: then it wants what rounding makes of its numbers.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ def widen_reductions(b: Rewriter, op: Op) -> Value | None:
 
 
 def keep_wide(graph: Graph) -> Graph:
-    """cast(cast(x: f32, 16 bit), f32) -> x, unless a product takes it or something is chosen"""
+    """cast(cast(x: f32, 16 bit), f32) -> x, unless a product takes it, something is chosen, or the
+    program asked for both"""
     if any(isinstance(op, TopK | SortOrder) for op in graph.body.ops):
         return graph
     uses, results = graph.uses(), set(graph.results)
@@ -68,7 +70,8 @@ def keep_wide(graph: Graph) -> Graph:
         inner, original = b.producer(op.x, m.Cast), b.original or op
         product = any(isinstance(user, t.Contract) for user in uses.get(original.results[0], []))
         seen = original.operands[0] in results
-        if inner is None or product or seen or not _narrow(op.x):
+        wanted = op.asked and inner is not None and inner.attrs["asked"]
+        if inner is None or product or seen or wanted or not _narrow(op.x):
             return None
         wide = inner.operands[0]
         assert isinstance(wide.type, TensorType)

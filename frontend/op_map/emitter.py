@@ -55,8 +55,9 @@ class Emitter:
             return self.const(size.constant, dtype)
         return self.cast(self.op(m.SizeValue, size=size, type=TensorType((), I64)), dtype)
 
-    def cast(self, x: Value, dtype: DType) -> Value:
-        return x if tensor_type(x).dtype == dtype else self.op(m.Cast, x, dtype=dtype)
+    def cast(self, x: Value, dtype: DType, asked: bool = False) -> Value:
+        same = tensor_type(x).dtype == dtype
+        return x if same else self.op(m.Cast, x, dtype=dtype, asked=asked)
 
     def reshape(self, x: Value, shape: Sequence[Size]) -> Value:
         same = tensor_type(x).shape == tuple(shape)

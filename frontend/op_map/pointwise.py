@@ -239,7 +239,7 @@ def reciprocal(e: Emitter, input: Value) -> Value:
 )
 def cast(e: Emitter, input: Value, *_target: object, **_options: object) -> Value:
     """A conversion to the dtype that torch says the result has; moving devices is not one."""
-    return e.cast(input, e.dtype)
+    return e.cast(input, e.dtype, asked=True)
 
 
 @handles("dropout", Kind.POINTWISE, [F.dropout, torch.dropout], [])

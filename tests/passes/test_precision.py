@@ -3,6 +3,8 @@ seen."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -40,3 +42,17 @@ def test_quotients_by_a_result_are_those_of_the_result(dtype: str) -> None:
     out, top = program(x)
     assert top.dtype == {"bf16": torch.bfloat16, "f16": torch.float16}[dtype]
     assert torch.equal(out, x / top.float())
+
+
+def test_rounding_that_is_asked_for_is_done() -> None:
+    """The two halves of a number, whether it fits, and what is left of it."""
+    functions: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+        "what is lost": lambda x: x - x.bfloat16().float(),
+        "low half": lambda x: (x - x.bfloat16().float()).to(torch.bfloat16).float() * 2,
+        "overflow": lambda x: (x * 1e5).half().float() + 1,
+        "underflow": lambda x: (x * 1e-9).half().float() * 1e9,
+    }
+    x = torch.randn(64, 512)
+    for name, function in functions.items():
+        with torch.no_grad():
+            assert torch.equal(tilewright.compile(function)(x), function(x)), name
