@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -11,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import tilewright
 from tests.ir.test_ops_routing import Adversary
 from tests.routing_inputs import KINDS, TOKENS, compiled, scores, worst_row
+from tilewright.ir.parser import parse
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
 
@@ -119,3 +122,26 @@ def test_other_back_ends(form: Form, backend: str) -> None:
     for tokens, kind in [(0, "few"), (1, "odd"), (5, "halves"), (9, "few"), (4, "worst thirds")]:
         x = scores(np.random.default_rng(tokens), tokens, form.experts, form.k, kind)
         check(form, x.to(DTYPES[form.dtype]), backend=backend)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 8), (3, 1, 5), (2, 2, 3, 6)])
+def test_tokens_of_several_dimensions(shape: tuple[int, ...]) -> None:
+    """Scores [batch, tokens, experts]: every position is written, by whatever computes it."""
+    x = torch.randn(shape)
+    functions: dict[str, Callable[[Tensor], Tensor]] = {
+        "topk": lambda s: s.softmax(-1).topk(2, -1)[1],
+        "values": lambda s: s.sigmoid().topk(2, -1)[0],
+        "argmax": lambda s: s.argmax(-1),
+        "max": lambda s: s.softmax(-1).max(-1)[1],
+    }
+    for name, function in functions.items():
+        with torch.no_grad():
+            torch.testing.assert_close(tilewright.compile(function)(x), function(x), msg=name)
+    sizes = ", ".join("BNM"[: len(shape) - 1])
+    text = (
+        f"graph g<{sizes}>(%x: tensor<{sizes.replace(', ', ' x ')} x {shape[-1]} x f32>) {{\n"
+        "%v, %i = tensor.top_k %x {k = 2}\nreturn %v, %i }"
+    )
+    values, positions = tilewright.Program(parse(text))(x)
+    want = x.topk(2, -1)
+    assert torch.equal(values, want[0]) and torch.equal(positions.long(), want[1])

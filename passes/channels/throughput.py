@@ -207,7 +207,10 @@ class Timing:
         return whole * per - wait
 
     def places(self, wait: Size, per: Size) -> Size:
-        """wait / per, rounded up, where that is certain; else as if nothing was to spare."""
+        """wait / per, rounded up, where that is certain; else as if nothing was to spare. One where
+        nothing passes: an axis has no elements."""
+        if per.constant == 0:
+            return Size.of(1)
         if wait.constant is not None and per.constant is not None:
             return Size.of(max(1, -(-wait.constant // per.constant)))
         for count in range(1, 8):

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+import tilewright
 from tests.passes import depth_graphs as known
 from tests.runtime.simulator.stream_graphs import stream_graphs
 from tilewright.ir.core import Graph
@@ -317,3 +318,17 @@ def test_barriers_open_in_the_order_that_holds_least() -> None:
     }
     for edge in nodes.edges:
         assert least_for(plan, least, edge, None) == least[edge], edge.name
+
+
+@pytest.mark.parametrize("size", ["0", "1"])
+def test_axes_of_no_elements_have_depths(size: str) -> None:
+    """A program for calls without keys can be explained, too."""
+    text = (
+        f"graph g<B, N>(%q: tensor<B x N x 8 x f32>, %k: tensor<B x {size} x 8 x f32>, "
+        f"%v: tensor<B x {size} x 4 x f32>) {{\n"
+        '%s = tensor.contract %q, %k {equation = "bnd,bmd->bnm"}\n'
+        "%p = tensor.softmax %s {axis = 2}\n"
+        '%o = tensor.contract %p, %v {equation = "bnm,bme->bne"}\nreturn %o }'
+    )
+    for kernel in tilewright.Program(parse(text)).explain().kernels:
+        assert not any("depth 0" in channel for channel in kernel.channels)
