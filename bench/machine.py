@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Annotated
 
 import torch
 
@@ -18,6 +19,9 @@ PACKAGES = ("torch", "numpy", "llvmlite", "numba", "torch-mlir", "transformers",
 THREADS = 2
 _AVX512 = {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
 _MIB = 1 << 20
+
+
+Load = Annotated[float, "or -1"]  # where the system does not say; for who reads reports
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Machine:
     threads: int  # of both sides
     versions: dict[str, str]
     wait_policy: str
-    load_at_start: float
+    load_at_start: Load
     read_gb_per_s: float | None = None
     matmul_f32_gflops: float | None = None
     matmul_bf16_gflops: float | None = None

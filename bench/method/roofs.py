@@ -9,6 +9,7 @@ import torch
 
 from tilewright.bench.method.clock import timed
 from tilewright.bench.method.peak import measure_peaks
+from tilewright.bench.method.statistics import Positive
 from tilewright.bench.roofline import Ceilings, Work
 
 MIB = 1 << 20
@@ -21,10 +22,10 @@ class Roofs:
     """Bytes per second from memory and from the last cache, whose bytes are known; operations per
     second by the kind of arithmetic."""
 
-    memory: float
-    cache: float
+    memory: Positive
+    cache: Positive
     cache_bytes: int
-    peaks: dict[str, float]
+    peaks: dict[str, Positive]
 
     def ceilings(self, arithmetic: str, nbytes: float, warm: bool) -> Ceilings:
         """What bounds a problem: data that stays in the last cache comes from there when warm."""

@@ -12,10 +12,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
+Positive = Annotated[float, "above 0"]  # what reading a report holds it to
 Sittings = Sequence[Sequence[float]]
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -28,9 +29,9 @@ FEWEST_SITTINGS = FEWEST_UNITS = 3  # of fewer, Student's tails would say that n
 class Estimate:
     """A median and its interval; ``count`` samples are behind it."""
 
-    median: float
-    low: float
-    high: float
+    median: Positive
+    low: Positive
+    high: Positive
     count: int
 
     @property

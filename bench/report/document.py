@@ -8,17 +8,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import types
 from collections.abc import Iterator
-from dataclasses import MISSING, dataclass, field
-from functools import cache
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Annotated, Any
 
 from tilewright import BenchError
-from tilewright.bench.machine import Machine
+from tilewright.bench.machine import Load, Machine
 from tilewright.bench.method.roofs import Roofs
-from tilewright.bench.method.statistics import Estimate, geometric_mean
+from tilewright.bench.method.statistics import Estimate, Positive, geometric_mean
+from tilewright.bench.report.reading import made
 
 FORMAT, VERSION = "tilewright-bench", 1
 SCHEMA = Path(__file__).with_name("schema.json")
@@ -37,7 +36,7 @@ class Times:
     ratio: Estimate | None
     reference: Estimate
     roof: float
-    samples: list[list[float]]
+    samples: list[list[Positive]]
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Result:
     where the problem has codes. Bytes: at the highest during a call, and kept before it."""
 
     provider: str
-    status: str
+    status: Annotated[str, ("ok", "wrong", "failed", "none")]
     form: str = ""
     reason: str = ""
     tried: dict[str, float] = field(default_factory=dict)
@@ -76,12 +75,12 @@ class ProblemResults:
     operations: float
     bytes: float
     arithmetic: str
-    size: float
+    size: Positive
     series: str
-    headline: str
-    tolerance: float
+    headline: Annotated[str, STATES]
+    tolerance: Positive
     floors: dict[str, float]
-    bounds: dict[str, str]
+    bounds: dict[str, Annotated[str, ("bytes", "operations")]]
     results: list[Result]
 
     def of(self, provider: str) -> Result | None:
@@ -94,7 +93,7 @@ class ProviderState:
 
     name: str
     title: str
-    status: str
+    status: Annotated[str, ("measured", "absent", "failed")]
     versions: dict[str, str]
     reason: str = ""
     install: str = ""
@@ -120,7 +119,7 @@ class Noise:
     compute_spread: float
     memory_seconds: float
     memory_spread: float
-    loads: list[float]
+    loads: list[Load]
 
     @property
     def worst(self) -> float:
@@ -133,7 +132,7 @@ class Method:
 
     sittings: int
     seconds: float
-    confidence: float
+    confidence: Positive
     evicted_bytes: int
     quick: bool
     caches: str  # of compiled kernels at the start: new, or as found
@@ -238,46 +237,29 @@ def parse(text: str, name: str) -> Document:
             f"{name} has version {given!r} of the format, this Tilewright reads {VERSION}: {todo}"
         )
     try:
-        made: Document = _made(Document, data, "report")
-    except (TypeError, ValueError, KeyError) as error:
-        raise BenchError(f"{name} is damaged: {error}") from error
-    return made
+        document: Document = made(Document, data, "report")
+        _check(document)
+    except ValueError as error:
+        raise BenchError(f"{name} is damaged: {error}; measure again") from error
+    return document
 
 
-@cache
-def _hints(cls: type) -> dict[str, Any]:
-    return get_type_hints(cls)
+def _check(document: Document) -> None:
+    """What one part says of another. Raises ValueError."""
+    known = {state.name for state in document.providers}
+    for at, launch in enumerate(document.launches):
+        _require(launch.provider in known, f"launches[{at}].provider", launch.provider)
+    for at, problem in enumerate(document.problems):
+        where = f"problems[{at}]"
+        for part in ("floors", "bounds"):
+            if missing := set(STATES) - set(getattr(problem, part)):
+                raise ValueError(f"report.{where}.{part} has no {', '.join(sorted(missing))}")
+        for number, result in enumerate(problem.results):
+            _require(
+                result.provider in known, f"{where}.results[{number}].provider", result.provider
+            )
 
 
-def _made(kind: Any, data: Any, where: str) -> Any:
-    """``data`` as what a type annotation says; numbers that were not finite come back as
-    infinite."""
-    origin, args = get_origin(kind), get_args(kind)
-    if kind is Any:
-        return data
-    if origin is types.UnionType:
-        return None if data is None else _made(args[0], data, where)
-    if origin is list:
-        return [
-            _made(args[0], each, f"{where}[{at}]") for at, each in enumerate(_is(list, data, where))
-        ]
-    if origin is dict:
-        items = _is(dict, data, where).items()
-        return {key: _made(args[1], value, f"{where}.{key}") for key, value in items}
-    if dataclasses.is_dataclass(kind):
-        hints = _hints(kind)  # type: ignore[arg-type]
-        given = _is(dict, data, where)
-        optional = {f.name for f in dataclasses.fields(kind) if f.default is not MISSING}
-        if missing := set(hints) - set(given) - optional:
-            raise ValueError(f"{where} has no {', '.join(sorted(missing))}")
-        made = {k: _made(hint, given[k], f"{where}.{k}") for k, hint in hints.items() if k in given}
-        return kind(**made)  # type: ignore[operator]
-    if kind is float:
-        return float("inf") if data is None else float(_is((int, float), data, where))
-    return _is(kind, data, where)
-
-
-def _is(kind: Any, data: Any, where: str) -> Any:
-    if not isinstance(data, kind) or (isinstance(data, bool) and kind is not bool):
-        raise ValueError(f"{where} is {type(data).__name__}")
-    return data
+def _require(known: bool, where: str, name: str) -> None:
+    if not known:
+        raise ValueError(f"report.{where} is {name!r}, which is not among report.providers")

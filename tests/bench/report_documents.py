@@ -110,6 +110,7 @@ def _document() -> d.Document:
     ]
     problems = [*series, make_problem("1,024 keys", "decode", 2e-4, 5, headline="cold")]
     measured = [d.ProviderState(name, name, "measured", {"torch": "2.13.0"}) for name in FACTORS]
+    measured += [d.ProviderState("onnxruntime", "ONNX Runtime", "measured", {})]
     gone = d.ProviderState(
         "openvino", "OpenVINO", "absent", {}, "is not installed", "pip install openvino"
     )

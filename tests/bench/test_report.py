@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import re
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -19,6 +22,7 @@ from tilewright.bench.method.statistics import Estimate
 from tilewright.bench.report import document as d
 from tilewright.bench.report import terminal
 from tilewright.bench.report.charts import charts, styles
+from tilewright.bench.report.compare import agreement, compare
 from tilewright.bench.report.markdown import markdown
 from tilewright.bench.report.page import page
 from tilewright.bench.report.shapes import DASHES, SHAPES, LogAxis, around
@@ -58,6 +62,12 @@ def test_a_report_from_before_sittings_had_processes_can_be_read() -> None:
     data = json.loads(make_document().to_json())
     del data["method"]["processes"]
     assert not d.parse(json.dumps(data), "old.json").method.processes
+
+
+def test_a_report_of_a_system_that_tells_no_load_can_be_read() -> None:
+    data = json.loads(make_document().to_json())
+    data["machine"]["load_at_start"], data["noise"]["loads"] = -1.0, [-1.0]
+    assert d.parse(json.dumps(data), "windows.json").noise.loads == [-1.0]
 
 
 def test_the_json_is_what_the_schema_says() -> None:
@@ -126,6 +136,105 @@ def test_a_damaged_part_is_named(place: tuple[str, ...], value: Any) -> None:
         inner = inner[key]
     inner[place[-1]] = value
     with pytest.raises(BenchError, match=rf"damaged: report\.{'.'.join(place)}"):
+        d.parse(json.dumps(data), "given.json")
+
+
+VALUES = (None, True, 0, -1, 1e308, 1e-320, 10**400, float("nan"), float("inf"), "x", "\ud800")
+SHAPES_OF_JSON: tuple[Any, ...] = ([], {}, [[]], [None], {"warm": None})
+
+
+def altered(data: Any) -> Iterator[tuple[str, Any]]:
+    """Every place within ``data``, with what stands there instead; ``data`` is as it was after."""
+    for key in list(data) if isinstance(data, dict) else range(len(data)):
+        kept = data[key]
+        for value in (*VALUES, *SHAPES_OF_JSON):
+            data[key] = value
+            yield f"{key} = {value!r:.20}", data
+        data[key] = kept
+        if isinstance(data, dict):
+            del data[key]
+            yield f"no {key}", data
+            data[key] = kept
+        else:
+            yield f"no [{key}]", data.pop(key)
+            data.insert(key, kept)
+        if isinstance(kept, dict | list):
+            yield from ((f"{key}.{what}", x) for what, x in altered(kept))
+
+
+def small_report() -> Any:
+    """Of one problem with three providers: one that is ours, one timed, one that failed."""
+    factors = {d.OURS: 1.0, "torch-sdpa": 2.0}
+    problems = [make_problem("a", "prefill", 1e-3, 1, factors, series="s")]
+    problems += [make_problem("b", "prefill", 1e-3, 2, factors, series="s", size=65.0)]
+    whole = make_document()
+    named = {*factors, "onnxruntime"}
+    providers = [p for p in whole.providers if p.name in factors]
+    providers += [d.ProviderState("onnxruntime", "ONNX Runtime", "failed", {})]
+    launches = [launch for launch in whole.launches if launch.provider in named][:1]
+    made = replace(whole, problems=problems, providers=providers, launches=launches)
+    data = json.loads(made.to_json())
+    for problem in data["problems"]:
+        for result in problem["results"]:
+            for state in d.STATES:
+                if result[state]:
+                    result[state]["samples"] = [[1e-3]]
+    del data["problems"][1]["results"][1:]
+    return data
+
+
+def test_what_is_read_can_be_shown_drawn_and_compared() -> None:
+    """Whatever stands in whichever field: refused by name, or shown and compared."""
+    data, refused, shown = small_report(), 0, 0
+    whole = d.parse(json.dumps(data), "whole.json")
+    for what, _ in altered(data):
+        try:
+            document = d.parse(json.dumps(data), "given.json")
+        except BenchError as error:
+            assert str(error).startswith("given.json "), what
+            refused += 1
+            continue
+        shown += 1
+        try:
+            show_and_compare(document, whole)
+        except Exception as error:
+            raise AssertionError(f"{what}: {error!r}") from error
+    assert refused > 1000 and shown > 100
+
+
+def show_and_compare(document: d.Document, whole: d.Document) -> None:
+    terminal.show(document, Console(file=io.StringIO()))
+    markdown(document).encode()
+    page(document).encode()
+    for pair in ((document, whole), (whole, document)):
+        agreement(*pair)
+        with suppress(BenchError):  # of another suite or machine
+            terminal.show_comparison(compare(*pair), Console(file=io.StringIO()))
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        (("problems", 0, "size"), 0, r"problems\[0\].size is 0.0; a number above 0"),
+        (("problems", 0, "results", 0, "error_relative"), float("nan"), "error_relative is nan"),
+        (("problems", 0, "results", 0, "error_relative"), 1e308, r"error_relative is 1e\+308"),
+        (("problems", 0, "results", 0, "cold", "time", "low"), None, "cold.time.low is null"),
+        (("problems", 0, "results", 0, "provider"), "zz", r"results\[0\].provider is 'zz', which"),
+        (("problems", 0, "bounds"), {"warm": "bytes"}, r"problems\[0\].bounds has no cold"),
+        (("problems", 0, "headline"), "hot", "headline is 'hot'; known: warm, cold"),
+        (("providers",), [], r"launches\[0\].provider is 'tilewright', which is not among"),
+        (("about",), "\ud800", r"about is no text: '\\ud800'"),
+    ],
+)
+def test_a_value_that_no_report_has_is_named(
+    place: tuple[str | int, ...], value: Any, said: str
+) -> None:
+    data = small_report()
+    inner = data
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    with pytest.raises(BenchError, match=rf"given.json is damaged: report\..*{said}"):
         d.parse(json.dumps(data), "given.json")
 
 

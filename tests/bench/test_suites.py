@@ -301,6 +301,28 @@ def test_mistakes_on_the_command_line(
     assert said in " ".join(done.output.split())
 
 
+@pytest.mark.parametrize(
+    ("args", "sittings", "said"),
+    [
+        ([], 7, ""),
+        (["--sittings", "9"], 9, ""),
+        (["--quick"], 2, ""),
+        (["--quick", "--sittings", "1"], 1, ""),
+        (["--quick", "--sittings", "3"], 2, "--quick has 2 of the 3 sittings; leave it out"),
+    ],
+)
+def test_a_trial_run_says_that_it_has_fewer_sittings(
+    args: list[str], sittings: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(suite: Suite, providers: object, options: Options, display: object) -> None:
+        raise BenchError(f"asked for {options.sittings}")
+
+    monkeypatch.setattr("tilewright.bench.running.run", told)
+    done = CliRunner().invoke(app, ["bench", "lowbit", *args])
+    assert f"asked for {sittings}" in done.output
+    assert said in done.output and ("sittings;" in done.output) == bool(said)
+
+
 def test_topics_of_figures_go_on_working(monkeypatch: pytest.MonkeyPatch) -> None:
     for args in (["routing"], ["figures", "attention"], ["readme"]):
         seen: list[list[str]] = []

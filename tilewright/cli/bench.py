@@ -43,6 +43,7 @@ FIGURES = {
     "tuning_quality": "the cost model's order of schedules held against measuring them all",
 }
 REGRESSION = 1
+SITTINGS = 7
 SUITE_HELP = "; ".join(f"{name}: {about}" for name, about in SUITES.items())
 _PASSED_ON = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 
@@ -82,9 +83,11 @@ def run_suite(  # noqa: PLR0913, PLR0917  (options of a command)
     only: Annotated[str, typer.Option(help="Only problems with this in name or section.")] = "",
     seconds: Annotated[float, typer.Option(min=0.1, help="For each problem in all.")] = 4.0,
     sittings: Annotated[
-        int,
-        typer.Option(min=1, max=50, help="Times everything is set up anew; 3 at least to compare."),
-    ] = 7,
+        int | None,
+        typer.Option(
+            min=1, max=50, help="Times everything is set up anew (7); 3 at least to compare."
+        ),
+    ] = None,
     device: Annotated[
         str, typer.Option(help="cpu, cuda or cuda:NUMBER: where everybody computes.")
     ] = "cpu",
@@ -118,8 +121,9 @@ def run_suite(  # noqa: PLR0913, PLR0917  (options of a command)
     for path in filter(None, (json, markdown, html)):
         check_writable(path, BenchError)
     providers = _providers(vs or (), place)
-    sittings = min(1 if dry else 2, sittings) if quick else sittings
-    options = Options(sittings, seconds, quick, only, "new", not quick, place)
+    options = Options(
+        _sittings(sittings, quick, dry), seconds, quick, only, "new", not quick, place
+    )
     with _new_caches(), Display(Console(stderr=True, highlight=False)) as display:
         finished = run(found, providers, options, display)
     document = document_of(finished)
@@ -130,6 +134,16 @@ def run_suite(  # noqa: PLR0913, PLR0917  (options of a command)
         raise typer.Exit(INTERRUPTED if finished.interrupted else 1)
     if save:
         _keep(document)
+
+
+def _sittings(asked: int | None, quick: bool, dry: bool) -> int:
+    """As many as were asked for; of a trial run no more than show that it works, and a note."""
+    if not quick:
+        return SITTINGS if asked is None else asked
+    most, option = (1, "--dry") if dry else (2, "--quick")
+    if asked is not None and asked > most:
+        note(f"{option} has {most} of the {asked} sittings; leave it out to measure in all of them")
+    return min(most, asked or most)
 
 
 @app.command()
