@@ -6,7 +6,7 @@ from tilewright.ir.dtypes import TABLE, DType
 from tilewright.passes.choose_layout import LayoutChoice
 from tilewright.passes.choose_layout import choose_layout as _choose_layout
 from tilewright.runtime.backends import kernel_target
-from tilewright.runtime.quantized.checks import weight_dtype
+from tilewright.runtime.quantized.dtype_names import weight_dtype
 from tilewright.runtime.quantized.tensor import QuantizedTensor
 from tilewright.runtime.targets import resolve_target
 

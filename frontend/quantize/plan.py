@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from tilewright.ir.errors import SettingError
+from tilewright.runtime.quantized.dtype_names import scale_dtype_named, weight_dtype
 
 ACTIVATIONS = ("float", "int8")
 METHODS = ("minmax", "mse", "hqq", "gptq")
@@ -32,6 +33,8 @@ class Settings:
     scale_dtype: str = "f16"
 
     def __post_init__(self) -> None:
+        weight_dtype(self.dtype)  # here, too: a model may have no weight that would meet it
+        scale_dtype_named(self.scale_dtype)
         _one_of("activation", self.activation, ACTIVATIONS)
         _one_of("method", self.method, METHODS)
         _one_of("zero", self.zero, (None, "int", "float"))
@@ -131,7 +134,10 @@ def _row(pattern: str, value: Row, base: Settings) -> Settings | None:
     if value is None or isinstance(value, Settings):
         return value
     if isinstance(value, str):
-        return replace(base, dtype=value)
+        try:
+            return replace(base, dtype=value)
+        except SettingError as error:
+            raise SettingError(f"plan[{pattern!r}]: {error.message}") from None
     if isinstance(value, Mapping):
         return _settings({**asdict(base), **value}, f"plan[{pattern!r}]")
     raise SettingError(

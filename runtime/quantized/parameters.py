@@ -7,6 +7,7 @@ import torch
 from tilewright.ir.dtypes import TABLE, DType
 from tilewright.ir.errors import DataError
 from tilewright.runtime.quantized import checks
+from tilewright.runtime.quantized.dtype_names import scale_dtype_named
 from tilewright.runtime.quantized.numbers import STORED, decode, encode
 
 BYTES = ("e8m0", "f8e4m3")  # scales stored as codes
@@ -39,7 +40,7 @@ def stored_scales(
         return row, scales
     if scales.dtype not in _OF_TORCH:
         raise DataError(f"scales must be floats, or uint8 codes of e8m0; they are {scales.dtype}")
-    row = checks.scale_dtype_named(scale_dtype or _OF_TORCH[scales.dtype])
+    row = scale_dtype_named(scale_dtype or _OF_TORCH[scales.dtype])
     if scales.element_size() == 1 and _OF_TORCH[scales.dtype] == row.name:
         codes = scales.view(torch.uint8)
         checks.is_finite("scales", decode(codes, row))

@@ -20,6 +20,7 @@ from tilewright.ir.dtypes import DType, table_dtype
 from tilewright.ir.errors import DataError, SettingError, UnsupportedError
 from tilewright.ir.packing import Packing
 from tilewright.runtime.quantized import checks
+from tilewright.runtime.quantized.dtype_names import scale_dtype_named, weight_dtype
 from tilewright.runtime.quantized.parameters import scale_values
 from tilewright.runtime.quantized.tensor import QuantizedTensor
 
@@ -78,7 +79,7 @@ def _read_form(state: torch.Tensor) -> dict[str, Any]:
         read["shape"] = tuple(_size(size) for size in read["shape"])
         read["layout"] = Packing.parse(str(read["layout"]))
         read["dtype"] = _dtype(str(read["dtype"]), form.get("table"))
-        read["scale_dtype"] = checks.scale_dtype_named(str(read["scale_dtype"]))
+        read["scale_dtype"] = scale_dtype_named(str(read["scale_dtype"]))
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise DataError(f"{FORM} is not that of a quantised tensor: {error!r}") from error
     shape, axis, group, scale = (read[x] for x in ("shape", "axis", "group", "tensor_scale"))
@@ -97,7 +98,7 @@ def _size(size: object) -> int:
 
 
 def _dtype(name: str, table: list[float] | None) -> DType:
-    return checks.weight_dtype(name if table is None else table_dtype(name, table))
+    return weight_dtype(name if table is None else table_dtype(name, table))
 
 
 def save(

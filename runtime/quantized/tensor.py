@@ -18,6 +18,7 @@ from tilewright.ir.dtypes import DType
 from tilewright.ir.errors import DataError, SettingError, UnsupportedError
 from tilewright.ir.packing import TILES, Packing
 from tilewright.runtime.quantized import checks, words
+from tilewright.runtime.quantized.dtype_names import scale_dtype_named, weight_dtype
 from tilewright.runtime.quantized.layouts import default_layout, same_groups
 from tilewright.runtime.quantized.numbers import STORED, decode
 from tilewright.runtime.quantized.parameters import (
@@ -115,7 +116,7 @@ class QuantizedTensor:
         from tilewright.runtime.quantized.choice import Settings
         from tilewright.runtime.quantized.quantisers import quantise
 
-        row, scale = checks.weight_dtype(dtype), checks.scale_dtype_named(scale_dtype)
+        row, scale = weight_dtype(dtype), scale_dtype_named(scale_dtype)
         settings = Settings.of(row, symmetric, zero, scale, method)
         last = _last(axis, w.dim())
         w = w if last else w.transpose(-1, -2)
@@ -150,7 +151,7 @@ class QuantizedTensor:
         holds for all: 2**(N-1) for ``iN``, else 0, if not given. ``group="tensor"`` takes scales
         [..., 1, 1]. Raises DataError, whose message begins with ``name``, and SettingError.
         """
-        row = checks.weight_dtype(dtype)
+        row = weight_dtype(dtype)
         with _named(name):
             if codes.dim() < 2:
                 raise DataError(f"codes must be [..., N, K]; they are {list(codes.shape)}")

@@ -77,16 +77,29 @@ def test_convert_with_a_plan(tilewright: Command, model: Path, tmp_path: Path) -
     assert kinds == {"a.q_proj": ("u6", 16), "a.head": ("u8", 32)}
 
 
+@pytest.mark.parametrize("tensors", [{}, {"a.norm.weight": torch.ones(8)}])
+def test_a_dtype_is_looked_at_where_no_weight_would_have_it(
+    refused: Callable[..., str], tmp_path: Path, tensors: dict[str, torch.Tensor]
+) -> None:
+    folder(tmp_path / "m", tensors, {})
+    out = tmp_path / "out"
+    told = refused("checkpoint", "convert", str(tmp_path / "m"), str(out), "--dtype", "zz")
+    assert "dtype='zz' is no element type" in told and not out.exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("inspect", "{tmp}/nothing"), "is not there"),
         (("inspect", "{tmp}/m", "--zero-point", "v3"), "must be one of v1, v2"),
         (("convert", "{tmp}/m", "{tmp}/m"), "is there already"),
-        (("convert", "{tmp}/m", "{tmp}/out", "--plan", "{tmp}/nothing"), "--plan"),
+        (
+            ("convert", "{tmp}/m", "{tmp}/out", "--plan", "{tmp}/nothing"),
+            "nothing': No such file or directory; name a JSON file such as",
+        ),
         (
             ("convert", "{tmp}/m", "{tmp}/out", "--plan", "{tmp}/m/config.json"),
-            "plan['quantization_config'] has no setting",
+            "plan['model_type']: dtype='llama' is no element type",
         ),
         (("convert", "{tmp}/m", "{tmp}/out", "--dtype", "u99"), "u99"),
     ],

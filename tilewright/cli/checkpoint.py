@@ -189,7 +189,12 @@ def _plan(path: Path | None, dtype: str | None, group: int) -> Plan | None:
         return None if dtype is None else Plan.of(dtype, group=group)
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise SettingError(
+            f"--plan: cannot read {str(path)!r}: {error.strerror}; name a JSON file such as "
+            '{"*.down_proj": "u6"}'
+        ) from None
+    except (ValueError, RecursionError) as error:
         raise SettingError(f"--plan {path}: {error}") from None
     if not isinstance(rows, dict):
         raise SettingError(f"--plan {path}: must hold a JSON object of patterns and dtypes")

@@ -207,6 +207,11 @@ def test_a_refused_call_changes_nothing(arguments: dict[str, Any]) -> None:
     assert all(torch.equal(after[name], part) for name, part in before.items())
 
 
+def test_settings_are_looked_at_where_no_layer_would_have_them() -> None:
+    with pytest.raises(SettingError, match="dtype='zz' is no element type"):
+        quantize(nn.Sequential(nn.ReLU()), "zz")
+
+
 def test_gptq_with_calibration_is_nearer_on_such_inputs() -> None:
     torch.manual_seed(3)
     model = nn.Sequential(nn.Linear(32, 24, bias=False)).eval()

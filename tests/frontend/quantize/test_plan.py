@@ -94,6 +94,10 @@ def test_layers_that_are_left_come_before_all_patterns() -> None:
 @pytest.mark.parametrize(
     ("dtype", "arguments", "says"),
     [
+        ("zz", {}, "dtype='zz' is no element type"),
+        ("f32", {}, "dtype='f32' holds no weights"),
+        (None, {"rows": {"a": "zz"}}, r"plan\['a'\]: dtype='zz' is no element type"),
+        ("u4", {"scale_dtype": "u4"}, "scale_dtype='u4' must be one of"),
         ("u4", {"group": 0}, "group=0"),
         ("u4", {"group": -1}, "group=-1"),
         ("u4", {"group": True}, "group=True"),
@@ -107,7 +111,9 @@ def test_layers_that_are_left_come_before_all_patterns() -> None:
         ("u4", {"rows": {"re:(": "u4"}}, "no regular expression"),
     ],
 )
-def test_what_means_nothing_is_refused(dtype: str, arguments: dict[str, Any], says: str) -> None:
+def test_what_means_nothing_is_refused(
+    dtype: str | None, arguments: dict[str, Any], says: str
+) -> None:
     with pytest.raises(SettingError, match=says):
         Plan.of(dtype, **arguments)
 
