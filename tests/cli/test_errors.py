@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import random
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -14,6 +18,7 @@ from tests.cli.conftest import Command
 from tilewright.cli.output import friendly_warnings
 from tilewright.runtime.cache import CacheWarning
 
+Example = Callable[[str], str]
 Refused = Callable[..., str]
 Write = Callable[[str, str], str]
 COMMANDS = ("run", "compile", "opt", "explain")
@@ -94,3 +99,82 @@ def test_our_warnings_are_one_line(
         warnings.warn("another's", UserWarning, stacklevel=1)
     assert capsys.readouterr().err == "warning: the cache is full\n"
     assert others == ["another's"]
+
+
+@pytest.mark.parametrize("command", ["run", "simulate", "bisect"])
+def test_seeds_are_numbers_from_zero(refused: Refused, example: Example, command: str) -> None:
+    assert "Invalid value for '--seed'" in refused(command, example("attention"), "--seed", "-1")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_program(
+    tilewright: Command, refused: Refused, tmp_path: Path
+) -> None:
+    path = tmp_path / "windows.tw"
+    path.write_text("graph f(%x: tensor<4 x f32>) {\n  return %x\n}\n", encoding="utf-8-sig")
+    assert tilewright("opt", str(path)).code == 0
+    path.write_text("grap f", encoding="utf-8-sig")
+    assert f"{path}:1:1: " in refused("opt", str(path))
+
+
+def test_a_choice_that_there_is_not_is_told_in_our_words(refused: Refused) -> None:
+    message = refused("compile", "x.tw", "--emit", "zzz")
+    assert "'zzz' is not one of 'tensor'" in message and "alue error" not in message
+
+
+# ---- a process of its own: what its standard streams are matters
+
+PROGRAM = "graph f(%x: tensor<4 x f32>) { return %x }"
+OURS = (sys.executable, "-m", "tilewright")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("arguments", [("opt", "-"), ("--version",), ("--help",)])
+def test_a_full_disk_is_told_in_one_line(arguments: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*OURS, *arguments],
+            input=PROGRAM,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error[TW009]: cannot write the output: No space left")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_reader_that_has_gone_is_no_mistake() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [*OURS, "opt", "-"], input=PROGRAM.encode(), stdout=write, stderr=-1, check=False
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_a_closed_stdin_is_told_in_one_line() -> None:
+    closed = f"{' '.join(OURS)} opt - <&-"
+    done = subprocess.run(["sh", "-c", closed], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error[TW009]: stdin is closed; ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("variables", "coloured"),
+    [({}, True), ({"NO_COLOR": "1"}, False), ({"NO_COLOR": ""}, True), ({"TERM": "dumb"}, False)],
+)
+def test_colours_are_for_terminals_that_want_them(
+    variables: dict[str, str], coloured: bool
+) -> None:
+    kept = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "FORCE_COLOR")}
+    ours, theirs = pty.openpty()
+    environment = {**kept, "TERM": "xterm", **variables}
+    subprocess.run([*OURS, "run", "nofile"], stderr=theirs, env=environment, check=False)
+    os.close(theirs)
+    shown = os.read(ours, 10_000).decode()
+    os.close(ours)
+    assert "there is no file 'nofile'" in shown
+    assert ("\x1b[" in shown) is coloured

@@ -28,7 +28,10 @@ def test_layouts_and_packings(tilewright: Command, tmp_path: Path) -> None:
         (("local(2",), "the text ends here"),
         (("local(2)", "--dtype", "u99"), "unknown dtype u99"),
         (("local(2)", "--dtype", "u8", "--lane", "1"), "no lane 1"),
-        (("local(2)", "--svg", "/nowhere/at/all"), "--svg: "),
+        (
+            ("local(2)", "--svg", "/nowhere/at/all"),
+            "--svg: cannot write '/nowhere/at/all': No such file or directory; name a file in",
+        ),
         (("--packing", "quads(3) lanes 8 group 20"), "is no packing"),
         (("--packing", "quad"), "no packing: 'quad'"),
     ],

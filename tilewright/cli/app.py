@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -27,10 +29,11 @@ from tilewright.cli import (
     tune,
     verify,
 )
-from tilewright.cli.output import complain, friendly_warnings, say
-from tilewright.ir.errors import TilewrightError
+from tilewright.cli.output import complain, forget_unwritten, friendly_warnings, say
+from tilewright.ir.errors import SettingError, TilewrightError
 
 USER_MISTAKE = 2
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # a closed pipe is Typer's
 
 
 class _Commands(TyperGroup):
@@ -43,6 +46,9 @@ class _Commands(TyperGroup):
         except TilewrightError as error:
             complain(error)
             raise typer.Exit(USER_MISTAKE) from None
+        except typer.BadParameter as error:  # pydantic's word, which says nothing to a user
+            error.message = error.message.removeprefix("Value error, ")
+            raise
 
 
 app = typer.Typer(
@@ -90,5 +96,14 @@ app.add_typer(tune.app, name="tune")
 
 
 def main() -> None:
-    """The entry point."""
-    app()
+    """The entry point. Where what is printed cannot be written, that is said in one line."""
+    try:
+        app()
+    except OSError as error:
+        if error.errno not in NO_ROOM or error.filename is not None:
+            raise
+        forget_unwritten()
+        reason = f"cannot write the output: {error.strerror}; make room, or send it elsewhere"
+        with suppress(OSError):  # stderr may be what is full
+            complain(SettingError(reason))
+        raise SystemExit(USER_MISTAKE) from None

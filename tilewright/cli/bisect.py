@@ -20,7 +20,7 @@ def bisect(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A program at the tensor level.")],
     size: SizeOption = None,
     input: InputOption = None,
-    seed: Annotated[int, typer.Option(help="Seed of the random inputs.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random inputs.")] = 0,
     backend: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="Back ends to compare (all that work); repeatable."),

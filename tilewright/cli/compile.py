@@ -59,7 +59,7 @@ def compile_(
     ] = None,
 ) -> None:
     """Print a program as tensor, stream or tile IR, as MLIR, LLVM IR or assembly; for a GPU as
-    Triton, as the tile IR of its threads, as CUDA C++ or as SASS."""
+    Triton, as the tile IR of its threads, as CUDA C++ or as SASS (--emit asm)."""
     module = with_sizes(read_program(file), parse_sizes(size))
     text = emitted(module, emit, target, rows)
     if out is None:

@@ -53,5 +53,8 @@ def _write(path: Path, text: str) -> None:
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise SettingError(f"--svg: {error}") from None
+        raise SettingError(
+            f"--svg: cannot write {str(path)!r}: {error.strerror}; name a file in a folder that is "
+            "there and may be written to"
+        ) from None
     note(f"drawn: {path}")

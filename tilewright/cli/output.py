@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,23 +21,30 @@ _WIDE = 200  # columns where no terminal says how many there are
 
 def say(text: str) -> None:
     """A line or a whole text on stdout, as it is: it may be IR, where nothing may be wrapped."""
-    typer.echo(text)
+    typer.echo(text, color=_styles())
 
 
 def note(text: str) -> None:
     """A remark beside the result, on stderr."""
-    typer.secho(text, err=True, dim=True)
+    typer.secho(text, err=True, color=_styles(err=True), dim=True)
 
 
 def complain(error: TilewrightError) -> None:
     """A user's mistake: kind, place, message, and the source line with a caret."""
     label = typer.style(f"error[{error.code}]", fg="red", bold=True)
-    typer.echo(f"{label}: {error}", err=True)
+    typer.echo(f"{label}: {error}", err=True, color=_styles(err=True))
 
 
 def heading(text: str) -> None:
     """A line above what belongs together."""
-    typer.secho(text, bold=True)
+    typer.secho(text, color=_styles(), bold=True)
+
+
+def _styles(err: bool = False) -> bool | None:
+    """False under NO_COLOR and TERM=dumb, which Typer does not look at and Rich does; otherwise
+    None: Typer strips them where there is no terminal. ``err``: of stderr."""
+    console = Console(stderr=err)
+    return False if console.no_color or console.is_dumb_terminal else None
 
 
 def table(
@@ -81,6 +90,18 @@ def plural(count: int, noun: str, ending: str = "s") -> str:
     return f"{count} {noun}" + ("" if count == 1 else ending)
 
 
+def forget_unwritten() -> None:
+    """Drops what stdout and stderr still hold and cannot write: Python would try again when it
+    ends, and end with a message and an exit code of its own."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
+
+
 @contextmanager
 def friendly_warnings() -> Iterator[None]:
     """Our own warnings as one line each; those of others as Python shows them."""
@@ -90,7 +111,7 @@ def friendly_warnings() -> Iterator[None]:
         def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
             if category.__module__.startswith("tilewright"):
                 label = typer.style("warning", fg="yellow", bold=True)
-                typer.echo(f"{label}: {message}", err=True)
+                typer.echo(f"{label}: {message}", err=True, color=_styles(err=True))
             else:
                 others(message, category, *rest, **more)
 

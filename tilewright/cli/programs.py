@@ -14,6 +14,7 @@ from tilewright.ir.core import Module
 from tilewright.ir.errors import SettingError
 from tilewright.ir.types import TensorType
 
+_BOM = "\ufeff"  # editors on Windows begin files with it
 MOST_BYTES = 4 << 20  # no program is longer; a wrong file is
 
 
@@ -38,13 +39,22 @@ def read_program(name: str) -> Module:
 def read_text(name: str) -> str:
     """The text of a file, or of stdin for ``-``. Raises SettingError."""
     shown = "<stdin>" if name == "-" else name
-    data = sys.stdin.buffer.read() if name == "-" else _read(Path(name))
+    data = _read_stdin() if name == "-" else _read(Path(name))
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8").removeprefix(_BOM)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         message = f"{shown}: byte {error.start} (line {line}) is not UTF-8: a program is text"
         raise SettingError(message) from None
+
+
+def _read_stdin() -> bytes:
+    if sys.stdin is None:  # as Python has it where the file descriptor was closed (<&-)
+        raise SettingError("stdin is closed; pipe a program into it, or name a file instead of -")
+    try:
+        return sys.stdin.buffer.read()
+    except OSError as error:
+        raise SettingError(f"cannot read stdin: {error.strerror}; name a file instead") from None
 
 
 def _read(path: Path) -> bytes:

@@ -23,7 +23,7 @@ def run(  # noqa: PLR0913, PLR0917 (Typer wants each option as a parameter)
     dtype: Annotated[
         str | None, typer.Option(metavar="NAME", help="Dtype of the floating inputs.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the random inputs.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random inputs.")] = 0,
     check: Annotated[bool, typer.Option(help="Compare with the float64 oracle.")] = True,
     backend: Annotated[
         str | None, typer.Option(metavar="NAME", help="mlir, numba or interpreter.")

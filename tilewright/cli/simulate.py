@@ -88,7 +88,7 @@ def simulate(  # noqa: PLR0913, PLR0917 (Typer wants each option as a parameter)
     interval: IntervalOption = None,
     send: Annotated[int, typer.Option(help="Cycles until a token is there.")] = 1,
     response: Annotated[int, typer.Option(help="Cycles until a free place is known.")] = 1,
-    seed: Annotated[int, typer.Option(help="Seed of the random inputs.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random inputs.")] = 0,
     check: Annotated[bool, typer.Option(help="Compute the results, compare them.")] = True,
     plot: PlotOption = None,
     trace: TraceOption = None,
