@@ -75,7 +75,7 @@ class ProblemResults:
     operations: float
     bytes: float
     arithmetic: str
-    size: Positive
+    size: float
     series: str
     headline: Annotated[str, STATES]
     tolerance: Positive
@@ -251,6 +251,10 @@ def _check(document: Document) -> None:
         _require(launch.provider in known, f"launches[{at}].provider", launch.provider)
     for at, problem in enumerate(document.problems):
         where = f"problems[{at}]"
+        if problem.series and not problem.size:
+            raise ValueError(
+                f"report.{where}.size is 0.0; in a series a number above 0 is expected"
+            )
         for part in ("floors", "bounds"):
             if missing := set(STATES) - set(getattr(problem, part)):
                 raise ValueError(f"report.{where}.{part} has no {', '.join(sorted(missing))}")

@@ -215,7 +215,7 @@ def show_and_compare(document: d.Document, whole: d.Document) -> None:
 @pytest.mark.parametrize(
     ("place", "value", "said"),
     [
-        (("problems", 0, "size"), 0, r"problems\[0\].size is 0.0; a number above 0"),
+        (("problems", 0, "size"), 0, r"problems\[0\].size is 0.0; in a series a number"),
         (("problems", 0, "results", 0, "error_relative"), float("nan"), "error_relative is nan"),
         (("problems", 0, "results", 0, "error_relative"), 1e308, r"error_relative is 1e\+308"),
         (("problems", 0, "results", 0, "cold", "time", "low"), None, "cold.time.low is null"),

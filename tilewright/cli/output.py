@@ -93,7 +93,7 @@ def plural(count: int, noun: str, ending: str = "s") -> str:
 def forget_unwritten() -> None:
     """Drops what stdout and stderr still hold and cannot write: Python would try again when it
     ends, and end with a message and an exit code of its own."""
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # one that was closed is None
         try:
             stream.flush()
         except OSError:
