@@ -36,14 +36,27 @@ def _with_nan(graph: Graph) -> Graph:
         assert isinstance(type_, TensorType)
         if not type_.dtype.is_float or _exponentials(original.results[0], uses):
             return None
-        scalar = TensorType((), type_.dtype)
-        unequal = b(m.Compare, op.x, op.x, relation="ne", hint="unequal")
-        marks = b(m.Select, unequal, b.const(math.nan, scalar), b.const(0.0, scalar), hint="marks")
+        marks = _marks(b, op.x, type_)
         mark = b(t.Reduce, marks, kind="sum", axis=op.axis, keep=op.keep, hint="mark")
         found = b(t.Reduce, op.x, hint=op.result.hint, **op.attrs)
         return b(m.Add, found, mark, hint=op.result.hint)
 
     return rewrite_graph(graph, rule)
+
+
+def _marks(b: Rewriter, x: Value, type_: TensorType) -> Value:
+    """NaN where x is, else 0. What a mask hides stays hidden by it, so that whole blocks are left
+    out as before."""
+    scalar = TensorType((), type_.dtype)
+    none = b.const(0.0, scalar)
+    masked = b.producer(x, m.Select)
+    hidden = masked is not None and b.constant(masked.operands[2]) in (-math.inf, math.inf)
+    seen = masked.operands[1] if masked is not None and hidden else x
+    unequal = b(m.Compare, seen, seen, relation="ne", hint="unequal")
+    marks = b(m.Select, unequal, b.const(math.nan, scalar), none, hint="marks")
+    if masked is None or not hidden:
+        return marks
+    return b(m.Select, masked.operands[0], marks, none, hint="marks")
 
 
 def _exponentials(value: Value, uses: Mapping[Value, Sequence[Op]]) -> bool:

@@ -99,3 +99,22 @@ def test_exponentials_show_a_nan_by_themselves() -> None:
     x[4, 4] = float("nan")
     out, _ = tilewright.Program(written)(x)
     assert out[4].isnan().all() and not out[:4].isnan().any()
+
+
+def test_what_a_mask_hides_is_no_nan() -> None:
+    text = """graph g<N, M>(%x: tensor<N x M x f32>, %d: tensor<M x i64>) {
+      %i = tensor.iota {axis = 0, type = tensor<N x 1 x i64>}
+      %j = tensor.gather %d, %i
+      %row = tensor.iota {axis = 1, type = tensor<1 x M x i64>}
+      %k = tensor.gather %d, %row
+      %c = math.compare %j, %k {relation = "eq"}
+      %never = math.const {value = -inf, type = tensor<f32>}
+      %s = math.select %c, %x, %never
+      %out = tensor.reduce %s {kind = "max", axis = 1}
+      return %out
+    }"""
+    x, d = torch.randn(70, 70), torch.arange(70) // 9
+    x[3, 5] = x[20, 60] = x[40, 0] = float("nan")  # seen, hidden, hidden
+    (got,) = tilewright.Program(parse(text))(x, d)
+    want = torch.where(d[:, None] == d, x, -torch.inf).amax(1)
+    assert torch.equal(got.nan_to_num(7.5), want.nan_to_num(7.5)) and got.isnan().sum() == 1
