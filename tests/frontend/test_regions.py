@@ -264,3 +264,58 @@ def test_a_scale_that_depends_on_a_length_is_refused() -> None:
 def test_empty_and_single() -> None:
     for n, m in ((0, 3), (1, 1), (4, 1)):
         assert count(attend, *inputs((2, n, 8), (2, m, 8), (2, m, 8))) == 1
+
+
+UNUSED: dict[str, Function] = {
+    "norm": lambda x: x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6),
+    "attention": lambda x: attend(x, x, x),
+    "its shape": lambda x: attend(x, x, x).shape,
+    "sdpa": lambda x: F.scaled_dot_product_attention(x, x, x),
+    "layer": lambda x: F.silu(F.linear(x, torch.ones(3, 64))) * 2,
+    "large": lambda x: F.gelu(x.repeat(1, 40, 1)) * 2 + 1,
+    "position": lambda x: x.argmax(-1),
+    "choice": lambda x: x.view(-1, 64).softmax(-1).topk(3, -1),
+    "its size": lambda x: x.view(-1, 64).topk(3, -1).values.numel(),
+    "behind a choice": lambda x: x.view(-1, 64).topk(3, -1).indices + 1,
+    "two in a row": lambda x: attend(x, attend(x, x, x), x),
+}
+
+
+@pytest.mark.parametrize("name", UNUSED)
+def test_what_nothing_uses_is_dropped(name: str) -> None:
+    """Its tensors are no results of anything; a size that is read needs no tensor."""
+
+    def function(x: Tensor) -> Any:
+        size = UNUSED[name](x)
+        return x.cumsum(-1), size if name in ("its shape", "its size") else 0
+
+    x = torch.randn(2, 60, 64)
+    compiled = compile(function)
+    with torch.no_grad():
+        (ours, size), (theirs, its) = compiled(x), function(x)
+    assert torch.equal(ours, theirs) and size == its
+    report = compiled.explain()
+    assert not report.regions and left_ops(report) <= {"cumsum", "repeat", "ones"}
+
+
+def test_an_effect_of_what_nothing_uses_stays() -> None:
+    """Writes in place and random numbers; only what follows from them goes."""
+
+    def function(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+        F.silu(x, True)
+        F.relu(y, inplace=True).softmax(-1)
+        z.mul_(2).view(-1).exp()
+        F.scaled_dot_product_attention(x, x, x, dropout_p=0.5)
+        F.dropout(x, 0.5, True) * 2
+        return x + torch.rand(5, 8)
+
+    tensors = inputs((5, 8), (5, 8), (5, 8))
+    copies = [t.clone() for t in tensors]
+    with torch.no_grad():
+        torch.manual_seed(1)
+        ours = compile(function)(*tensors)
+        torch.manual_seed(1)
+        theirs = function(*copies)
+    torch.testing.assert_close(ours, theirs)
+    for a, b in zip(tensors, copies, strict=True):
+        torch.testing.assert_close(a, b)
