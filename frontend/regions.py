@@ -102,10 +102,24 @@ def _detours(analysis: Analysis, core: set[Node]) -> set[Node]:
 
 
 def _trimmed(analysis: Analysis, core: set[Node]) -> set[Node]:
-    """The core without what a way out of it and back in depends on."""
-    while detours := _detours(analysis, core):
-        core = core - _ancestors(detours)
-    return core
+    """The core without what a way out of it and back in depends on, and without operations of
+    whose several results some are outside: a kernel gives tensors, not torch's tuples of them."""
+    while True:
+        leaving = _ancestors(_detours(analysis, core)) | _parted(core)
+        if not leaving & core:
+            return core
+        core = core - leaving
+
+
+def _parted(core: set[Node]) -> set[Node]:
+    """Of operations with several results (topk) and their results those that are in a core without
+    the others."""
+    return {
+        n
+        for n in core
+        if (isinstance(fake_of(n), tuple) and not core.issuperset(n.users))
+        or any(isinstance(fake_of(s), tuple) and s not in core for s in n.all_input_nodes)
+    }
 
 
 def _with_statistics(core: set[Node], branches: dict[Node, set[Node]]) -> set[Node]:

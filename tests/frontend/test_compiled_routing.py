@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -148,3 +150,44 @@ def test_a_choice_from_a_vocabulary_is_no_router() -> None:
     assert torch.equal(compiled(x), next_token(x))
     left = {row.op for graph in compiled.explain().graphs for row in graph.left}
     assert "argmax" in left
+
+
+ALONG_TOKENS: dict[str, tuple[tuple[int, ...], Callable[[Tensor], Any]]] = {
+    "topk": ((7, 16), lambda x: x.topk(2, 0)),
+    "as many as there are": ((7, 16), lambda x: x.topk(7, 0)),
+    "max": ((7, 16), lambda x: x.max(0)),
+    "min": ((7, 16), lambda x: x.min(0, keepdim=True)),
+    "of a softmax": ((33, 16), lambda x: x.softmax(-1).topk(5, 0)),
+    "one dimension": ((16,), lambda x: x.topk(3)),
+    "one dimension, max": ((16,), lambda x: x.softmax(-1).max(-1)),
+    "three dimensions": ((7, 4, 16), lambda x: x.topk(2, -3)),
+    "first the last": ((33, 16), lambda x: x.topk(4, -1).values.topk(3, 0)),
+    "then the last": ((33, 16), lambda x: x.topk(3, 0).values.topk(2, -1)),
+    "both": ((33, 16), lambda x: (x.topk(3, 0).indices, x.softmax(-1).topk(2, -1).indices)),
+    "looked up": ((7, 16), lambda x: (x.gather(0, x.topk(2, 0).indices),)),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dynamic", [True, False])
+@pytest.mark.parametrize("name", ALONG_TOKENS)
+def test_choices_along_tokens(name: str, dynamic: bool) -> None:
+    """The best tokens of an expert, not the best experts of a token."""
+    shape, function = ALONG_TOKENS[name]
+    compiled = compile(function, dynamic=dynamic)
+    x = torch.randperm(math.prod(shape)).view(shape) / 100
+    for ours, theirs in zip(compiled(x), function(x), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@torch.no_grad()
+def test_a_choice_whose_values_come_back_by_a_detour() -> None:
+    """An operation that torch runs reads one result of a choice; the other meets it again."""
+
+    def function(x: Tensor) -> tuple[Tensor, Tensor]:
+        values, indices = x.softmax(-1).topk(2, -1)
+        return (torch.special.bessel_j0(values) + indices).max(-1)
+
+    x = torch.randn(7, 16)
+    for ours, theirs in zip(compile(function)(x), function(x), strict=True):
+        torch.testing.assert_close(ours, theirs)
