@@ -79,14 +79,15 @@ class CompiledFunction:
         return self._compiled.capture.report()
 
 
-_OWN = {"_orig_mod", "_compiled", "_installed", "training"}
+_OWN = {"_orig_mod", "_compiled", "_installed", "training", "_is_full_backward_hook"}
 
 
 class CompiledModule(torch.nn.Module):
     """A compiled module: calls go through the kernels, attributes are those of the module.
 
     The module itself is not changed. Its methods (such as ``generate``) see the compiled call while
-    they run, so that loops over the model inside them are fast.
+    they run, so that loops over the model inside them are fast. Hooks registered here run around
+    the compiled call, those of the module are compiled with it.
     """
 
     def __init__(self, module: torch.nn.Module, options: Options, dynamic: bool | None) -> None:
@@ -96,6 +97,13 @@ class CompiledModule(torch.nn.Module):
         self._installed = _Installed(module, self._compiled)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        hooks = self._forward_hooks or self._forward_pre_hooks
+        if hooks or self._backward_hooks or self._backward_pre_hooks:
+            return super().__call__(*args, **kwargs)
+        return self._compiled(*args, **kwargs)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The compiled call, without the hooks of this wrapper."""
         return self._compiled(*args, **kwargs)
 
     def explain(self) -> Report:
