@@ -27,6 +27,8 @@ class _Compiled:
 
     def __init__(self, function: Function, options: Options, dynamic: bool | None) -> None:
         register_backend()
+        self.options = options
+        self.dynamic = dynamic
         self.capture = Capture(options)
         self.kept = options.level
         whole = self.kept.promises("threads")  # what Dynamo leaves out would run as torch runs it
@@ -70,6 +72,11 @@ class CompiledFunction:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._compiled(*args, **kwargs)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What a copy is made from: it compiles anew."""
+        made = self._compiled
+        return type(self), (self.__dict__["__wrapped__"], made.options, made.dynamic)
+
     def __get__(self, owner: object, _type: type | None = None) -> Any:
         """Works as a method, too."""
         return self if owner is None else types.MethodType(self, owner)
@@ -110,6 +117,13 @@ class CompiledModule(torch.nn.Module):
         """The regions, their kernels, and what stayed with torch, of all calls so far."""
         return self._compiled.capture.report()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What copies and pickles are made from: module, options and hooks; they compile anew."""
+        remade = ("_modules", "_compiled", "_installed")
+        own = {n: v for n, v in self.__dict__.items() if n not in remade}
+        made = self._compiled
+        return type(self), (self._orig_mod, made.options, made.dynamic), own
+
     @property
     def training(self) -> bool:
         """The module's own mode, not a copy of it."""
@@ -125,6 +139,8 @@ class CompiledModule(torch.nn.Module):
     def __getattr__(self, name: str) -> Any:
         if name in self.__dict__.get("_modules", {}):
             return self._modules[name]
+        if name == "__deepcopy__":  # a module's own would give a copy that is not compiled
+            raise AttributeError(name)
         module = self._modules["_orig_mod"]
         value = getattr(module, name)
         if inspect.ismethod(value) and value.__self__ is module:

@@ -261,40 +261,6 @@ def test_a_compiled_module_looks_like_the_module() -> None:
     assert compiled.train().training and module.training
 
 
-def test_hooks_run_around_the_compiled_call() -> None:
-    """As they do around torch.compile's; none of them becomes one of the module's own."""
-    seen: list[Any] = []
-    module, x = Loop().eval(), torch.randn(2, 5, 8)
-    compiled = compile(module)
-    with torch.no_grad():
-        plain = compiled(x)
-        handles = [
-            compiled.register_forward_pre_hook(lambda m, a: (a[0] * 2,)),
-            compiled.register_forward_pre_hook(
-                lambda m, a, k: seen.append((m, k)), with_kwargs=True
-            ),
-            compiled.register_forward_hook(lambda m, a, k, o: o + 1, with_kwargs=True),
-            compiled.register_forward_hook(lambda m, a, o: o * 3),
-        ]
-        torch.testing.assert_close(compiled(x), (module(2 * x) + 1) * 3)
-        torch.testing.assert_close(compiled.forward(x), plain)
-        for handle in handles:
-            handle.remove()
-        torch.testing.assert_close(compiled(x), plain)
-    assert [m for m, _ in seen] == [compiled]
-
-
-def test_hooks_of_gradients_run_once() -> None:
-    seen: list[nn.Module] = []
-    module = nn.Linear(8, 8)
-    compiled = compile(module)
-    compiled.register_full_backward_hook(lambda m, i, o: seen.append(m))
-    compiled.register_full_backward_pre_hook(lambda m, o: seen.append(m))
-    compiled(torch.randn(3, 8)).sum().backward()
-    assert seen == [compiled, compiled] and module._is_full_backward_hook is None
-    assert module.weight.grad is not None
-
-
 def test_torch_own_attention_module_is_listed() -> None:
     """Dynamo hands nn.MultiheadAttention over as one opaque call: a known gap, said openly."""
     module = nn.MultiheadAttention(16, 4, batch_first=True).eval()
