@@ -5,6 +5,7 @@ Registered as ``torch.compile(model, backend="tilewright")``; ``tilewright.compi
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -95,6 +96,21 @@ class Capture:
         if self.options.verify and not captured.calls:
             CAPTURE.warning("verify: no kernel in a graph, so nothing is checked; see .explain()")
         return captured
+
+
+class Backend:
+    """A capture as Dynamo gets it, which keeps every backend until it is reset: whoever compiled
+    keeps the capture, and its graphs go with that."""
+
+    __name__ = "tilewright"
+
+    def __init__(self, capture: Capture) -> None:
+        self._capture = weakref.ref(capture)
+
+    def __call__(self, gm: GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        capture = self._capture()
+        assert capture is not None, "a graph of a compiled function that is gone"
+        return capture(gm, example_inputs)
 
 
 def _keeping(kept: Level, forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -264,4 +280,4 @@ def _refused_report(region: Region, reason: str) -> RegionReport:
     return RegionReport(name, "torch", reason, [f"{p}  {p.text}" for p in places], ir="")
 
 
-__all__ = ["Capture", "dynamo_backend", "last_report", "register_backend"]
+__all__ = ["Backend", "Capture", "dynamo_backend", "last_report", "register_backend"]

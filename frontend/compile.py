@@ -12,7 +12,7 @@ from typing import Any, overload
 
 import torch
 
-from tilewright.frontend.capture import Capture, register_backend
+from tilewright.frontend.capture import Backend, Capture, register_backend
 from tilewright.frontend.options import Options
 from tilewright.frontend.report import Report
 from tilewright.ir.errors import DeterminismError, TilewrightError
@@ -32,7 +32,8 @@ class _Compiled:
         self.capture = Capture(options)
         self.kept = options.level
         whole = self.kept.promises("threads")  # what Dynamo leaves out would run as torch runs it
-        self.run = torch.compile(function, backend=self.capture, dynamic=dynamic, fullgraph=whole)
+        backend = Backend(self.capture)
+        self.run = torch.compile(function, backend=backend, dynamic=dynamic, fullgraph=whole)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         try:

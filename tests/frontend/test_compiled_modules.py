@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+import weakref
 from typing import Any
 
 import pytest
@@ -100,3 +102,34 @@ def test_copies_of_compiled_functions_compile_anew(way: str) -> None:
         torch.testing.assert_close(made(*tensors), attend(*tensors))
     assert made.explain().regions[0].calls == 1 and compiled.explain().regions[0].calls == 1
     assert made._compiled.options.strict
+
+
+class Halting(Loop):
+    """Two graphs, with torch's Python between them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        torch._dynamo.graph_break()
+        return attend(x, x, x)
+
+
+@pytest.mark.parametrize("kind", [Loop, Halting])
+def test_graphs_go_with_what_was_compiled(kind: type[Loop]) -> None:
+    """Dynamo keeps every backend that it was given; live ones are not disturbed."""
+    x = torch.randn(2, 5, 8)
+    live = compile(kind().eval())
+    gone: list[weakref.ref[Any]] = []
+    with torch.no_grad():
+        wanted = live(x)
+        for _ in range(3):
+            module = kind().eval()
+            compiled, function = compile(module), compile(lambda x: attend(x, x, x))
+            compiled(x), function(x)
+            captures = (compiled._compiled.capture, function._compiled.capture)
+            gone += map(weakref.ref, (module, *captures, *captures[0].graphs))
+        del module, compiled, function, captures
+        gc.collect()
+        assert not [ref() for ref in gone if ref() is not None]
+        torch.testing.assert_close(live(x), wanted)
+        live(x[:1])
+    assert len(live.explain().graphs) == (4 if kind is Halting else 2)
