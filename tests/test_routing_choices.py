@@ -124,6 +124,14 @@ def test_other_back_ends(form: Form, backend: str) -> None:
         check(form, x.to(DTYPES[form.dtype]), backend=backend)
 
 
+@pytest.mark.parametrize("backend", ["mlir", "numba"])
+def test_an_axis_without_a_known_length_has_no_kernel(backend: str) -> None:
+    text = "graph f<N, M>(%x: tensor<N x M x f32>) {\n%v, %i = tensor.top_k %x {k = 3}\nreturn %v, %i }"
+    program = tilewright.Program(parse(text), backend=backend)
+    x = torch.randn(4, 24)
+    assert torch.equal(program(x)[1].long(), x.topk(3, -1)[1]) and not program.supported
+
+
 @pytest.mark.parametrize("shape", [(2, 3, 8), (3, 1, 5), (2, 2, 3, 6)])
 def test_tokens_of_several_dimensions(shape: tuple[int, ...]) -> None:
     """Scores [batch, tokens, experts]: every position is written, by whatever computes it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import platform
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -45,7 +46,8 @@ class Made:
 class Exporter:
     """Takes programs with their calls, and makes a bundle of their kernels for a target.
 
-    Raises UnsupportedError for GPUs that bundles are not made for yet.
+    Raises UnsupportedError for GPUs that bundles are not made for yet, BundleError for another
+    kind of machine: its code is made and linked there.
     """
 
     target: Target
@@ -58,6 +60,13 @@ class Exporter:
     def __post_init__(self) -> None:
         if self.target.gpu not in ("", "cuda"):
             raise UnsupportedError(f"bundles are for CPUs and CUDA devices, not {self.target.name}")
+        here = platform.machine()
+        if self.target.triple and not self.target.triple.startswith(f"{here}-"):
+            raise BundleError(
+                f"a bundle for {self.target.name} is made on such a machine (this one is {here}), "
+                f"where its code can be linked: run the command there; its assembly can be read "
+                f"here (tilewright compile --emit asm --target {self.target.name})"
+            )
         gpu = bool(self.target.gpu)
         self.collector = GpuCollector(self.target) if gpu else Collector(self.target)
 

@@ -216,6 +216,8 @@ class ExpertMemory:
     def _check(self, name: str, parts: AdapterParts) -> None:
         """Everything that can be known before memory is touched. Raises ExpertError."""
         self._check_process()
+        if not isinstance(name, str) or not name:  # None is the base, which has no adapter
+            raise ExpertError(f"an adapter is named by a text that is not empty, not by {name!r}")
         who = f"adapter {name!r}"
         if name in self._snapshot.adapters:
             raise ExpertError(f"{who} is loaded already: unload it first, or take another name")

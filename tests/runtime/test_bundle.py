@@ -19,9 +19,12 @@ from tests import bundle_programs as programs
 from tests.bundle_programs import numbers
 from tilewright.ir.errors import BindError, BundleError
 from tilewright.ir.parser import parse
+from tilewright.ir.target import named_target
 from tilewright.runtime import threads
+from tilewright.runtime.bundle import export
 from tilewright.runtime.bundle.arrays import block_extremes
 from tilewright.runtime.bundle.bundle import Bundle
+from tilewright.runtime.bundle.export import Exporter
 from tilewright.runtime.program import Program
 from tilewright.runtime.tables import block_extremes as torch_extremes
 
@@ -232,3 +235,10 @@ def test_a_process_without_compiler_parser_and_torch(bundle: Bundle, tmp_path: P
     arguments = [sys.executable, "-c", code, str(bundle.path), str(out), *map(str, paths)]
     subprocess.run(arguments, check=True)
     assert np.array_equal(np.load(out), bundle["attention"](*given)[0].numpy())
+
+
+def test_other_kinds_of_machines_make_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BundleError, match="made on such a machine"):
+        Exporter(named_target("aarch64"), "1")
+    monkeypatch.setattr(export.platform, "machine", lambda: "aarch64")
+    Exporter(named_target("aarch64"), "1")

@@ -236,6 +236,8 @@ def bad_inputs() -> dict[str, tuple[Callable[[Model], Any], str]]:
         "too many": (lambda m: m.memory.load("new", m.parts({0: set(range(5))}, 5)), "room for 4"),
         "nothing": (parts(lambda g: {0: {}}), "brings no expert"),
         "loaded twice": (lambda m: m.memory.load("a", m.parts({0: {1}}, 5)), "loaded already"),
+        "no name": (lambda m: m.memory.load("", m.parts({0: {1}}, 5)), "named by a text"),
+        "None": (lambda m: m.memory.load(None, m.parts({0: {1}}, 5)), "not by None"),
         "not loaded": (lambda m: m.memory.unload("new"), "not loaded; loaded are: a, b"),
         "share": (lambda m: m.memory.load("new", m.parts({0: {1}}, 5), share=0.0), "share must"),
         "no lease": (lambda m: m.memory.lease(["new"]).__enter__(), "'new' is not loaded"),

@@ -69,7 +69,7 @@ class _Choice:
     def __init__(self, values: Values, op: StreamTopK) -> None:
         self.values, self.op, self.b = values, op, values.b
         element = values.element(op.x)
-        self.axes: list[Axis] = [next(a for a in element if a.name == n) for n in op.axes]
+        self.axes: list[Axis] = [a for n in op.axes for a in element if a.name == n]
         self.rest = without(element, op.axes)
         self.count, self.k = values.count(self.axes), values.count([op.kept])
         if len(op.axes) != len(self.axes) or not self.axes:
