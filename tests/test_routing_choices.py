@@ -126,7 +126,8 @@ def test_other_back_ends(form: Form, backend: str) -> None:
 
 @pytest.mark.parametrize("backend", ["mlir", "numba"])
 def test_an_axis_without_a_known_length_has_no_kernel(backend: str) -> None:
-    text = "graph f<N, M>(%x: tensor<N x M x f32>) {\n%v, %i = tensor.top_k %x {k = 3}\nreturn %v, %i }"
+    choice = "%v, %i = tensor.top_k %x {k = 3}"
+    text = f"graph f<N, M>(%x: tensor<N x M x f32>) {{\n{choice}\nreturn %v, %i }}"
     program = tilewright.Program(parse(text), backend=backend)
     x = torch.randn(4, 24)
     assert torch.equal(program(x)[1].long(), x.topk(3, -1)[1]) and not program.supported
