@@ -337,8 +337,7 @@ class Select(Op, name="math.select", traits=("pure", "pointwise")):
 
 class Cast(Op, name="math.cast", traits=("pure", "pointwise")):
     """The value in another dtype, rounded to nearest even (floats), toward zero (to integers).
-    ``asked``: by the program itself, not on the way of another operation (what is asked to be
-    narrow and then to be wide again stays rounded: passes/precision.py)."""
+    ``asked``: by the program itself, not on another operation's way (passes/precision.py)."""
 
     x: Value = operand()
     dtype: DType = attribute()
