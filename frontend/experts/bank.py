@@ -17,7 +17,13 @@ from tilewright.frontend.experts.adapter_files import (
 from tilewright.frontend.experts.banked import BankLayer, install, is_banked
 from tilewright.frontend.experts.expert_layout import ExpertLayout
 from tilewright.frontend.experts.find import experts_of
-from tilewright.frontend.experts.routing import ACTIVE, Active, AdapterIds, slots_of
+from tilewright.frontend.experts.routing import (
+    ACTIVE,
+    Active,
+    AdapterIds,
+    BatchHook,
+    slots_of,
+)
 from tilewright.ir.errors import ExpertError
 from tilewright.runtime.expert_memory.figures import MemoryFigures
 from tilewright.runtime.expert_memory.memory import AdapterParts, ExpertMemory
@@ -69,6 +75,7 @@ class ExpertBank:
             with torch.no_grad():
                 weights = self.memory.add_layer(layer, layout.parameters)
             install(found[name], BankLayer(self, layer, found[name], weights))
+        BatchHook(id(self)).register(model)
 
     @property
     def slots(self) -> int:
@@ -120,9 +127,10 @@ class ExpertBank:
         """Calls of the model in this block and thread use these adapters.
 
         ``ids``: a name for all tokens, or names (None: the base) or slots (-1: the base), one for
-        each sequence of the batch or one for each token, as a list or an integer tensor. They are
-        checked here, before any weight is read, and cannot be unloaded before the block ends.
-        Raises ExpertError.
+        each sequence of the batch (or for as many in a row as ``generate`` makes of a prompt) or
+        one for each token, as a list or an integer tensor. They are checked here, before any
+        weight is read, and cannot be unloaded before the block ends; a call whose batch they do
+        not fit raises. Raises ExpertError.
         """
         snapshot = self.memory.snapshot
         chosen = slots_of(ids, snapshot)

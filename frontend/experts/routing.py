@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from torch import nn
 
 from tilewright.ir.errors import ExpertError
 from tilewright.runtime.expert_memory.snapshot import Layer, Snapshot
@@ -37,26 +39,42 @@ class Active:
     """What one ``with bank.adapters(…)`` says: checked adapter ids, and the snapshot it leased.
 
     ``ids`` int32 [n] on the CPU, one for each token or for each sequence, or one for all.
+    ``sequences``: how many the batch has that the model is called with, None where only a part of
+    the model is called.
     """
 
     ids: torch.Tensor
     snapshot: Snapshot
-    _spread: dict[tuple[int, torch.device], torch.Tensor] = field(default_factory=dict)
+    sequences: int | None = None
+    _spread: dict[tuple[int, int | None, torch.device], torch.Tensor] = field(default_factory=dict)
 
     def of_tokens(self, tokens: int, device: torch.device) -> torch.Tensor:
-        """int32 [tokens]: each sequence's id for all of its tokens. Raises ExpertError if the
-        number of tokens is no multiple of the number of ids."""
-        known = self._spread.get((tokens, device))
+        """int32 [tokens]: each sequence's id for all of its tokens.
+
+        As many sequences in a row have one id as ``generate`` makes of one prompt (its beams).
+        Raises ExpertError if the ids do not fit the batch: no sequence is ever split.
+        """
+        key = tokens, self.sequences, device
+        known = self._spread.get(key)
         if known is None:
-            each, rest = divmod(tokens, len(self.ids))
-            if rest:
+            if not self._fits(tokens):
+                batch = "" if self.sequences is None else f"{self.sequences} sequences, "
                 raise ExpertError(
-                    f"{len(self.ids)} adapter ids for {tokens} tokens: give one for each token, "
-                    "one for each sequence of the batch, or one"
+                    f"{len(self.ids)} adapter ids for {batch}{tokens} tokens: give one for each "
+                    "token, one for each sequence of the batch, or one"
                 )
-            known = self.ids.repeat_interleave(each).to(device)
-            self._spread[tokens, device] = known
+            known = self.ids.repeat_interleave(tokens // len(self.ids)).to(device)
+            self._spread[key] = known
         return known
+
+    def _fits(self, tokens: int) -> bool:
+        count = len(self.ids)
+        if count in (1, tokens):
+            return True
+        sequences = tokens if self.sequences is None else self.sequences
+        # Rows that are no multiple of the sequences: the model left the padding out, and where a
+        # sequence ends is not known here.
+        return sequences % count == 0 and tokens % max(sequences, 1) == 0
 
     def rerouting(self, tokens: int, layer: Layer, device: torch.device) -> Rerouting:
         """What a layer's router's choices for so many tokens mean."""
@@ -65,6 +83,48 @@ class Active:
 
 # What is active in this thread, by the identity of the bank: banks of several models do not meet.
 ACTIVE: ContextVar[dict[int, Active]] = ContextVar("tilewright_adapters", default={})  # noqa: B039
+
+
+class BatchHook:
+    """Before and after every call of a bank's model: the layers see tokens only, and how many
+    sequences they make is known here. ``bank``: the bank's identity, so that copies of the model
+    do not hold it."""
+
+    def __init__(self, bank: int) -> None:
+        self.bank = bank
+
+    def register(self, model: nn.Module) -> None:
+        model.register_forward_pre_hook(self, with_kwargs=True)
+        model.register_forward_hook(_Done(self.bank), always_call=True)
+
+    # Not for torch.compile to see, as the layers: the hook is a call before the first graph.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def __call__(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        active = ACTIVE.get().get(self.bank)
+        if active is not None:
+            active.sequences = _sequences(args, kwargs)
+
+
+class _Done:
+    """After a call, whatever came of it: parts that are called alone have no batch."""
+
+    def __init__(self, bank: int) -> None:
+        self.bank = bank
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def __call__(self, *_: Any) -> None:
+        active = ACTIVE.get().get(self.bank)
+        if active is not None:
+            active.sequences = None
+
+
+def _sequences(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
+    """The size of the batch in a call of a model of transformers, if its arguments tell it."""
+    named = (kwargs.get(name) for name in ("input_ids", "inputs_embeds", "hidden_states"))
+    for given in (*named, *args[:1]):
+        if isinstance(given, torch.Tensor) and given.dim() >= 2:
+            return int(given.shape[0])
+    return None
 
 
 def slots_of(given: AdapterIds, snapshot: Snapshot) -> torch.Tensor:

@@ -177,7 +177,7 @@ def test_bad_adapter_ids_are_named_before_anything_is_read(loaded: Loaded, case:
 
 
 def test_ids_that_do_not_divide_the_tokens_are_named(loaded: Loaded) -> None:
-    wrong = pytest.raises(ExpertError, match="5 adapter ids for 12 tokens")
+    wrong = pytest.raises(ExpertError, match="5 adapter ids for 2 sequences, 12 tokens")
     with loaded.bank.adapters(["a", "b", "a", None, None]), wrong:
         logits(loaded.model, TOKENS)
 
