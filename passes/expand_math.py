@@ -1,19 +1,24 @@
 """Functions as range reduction plus polynomial, so that all back ends compute the same numbers.
 
-    exp x   -> exp2(x * log2 e)
     exp2 x  -> 2**floor(x) * p(x - floor(x)), p of degree 6 on [0, 1]   (relative error 4e-9)
-    tanh x  -> 1 - 2 / (exp(2x) + 1)
-    erf x   -> sign x * (1 - exp2(-p(|x|))), p of degree 8 on [0, 4]    (absolute error 2e-8)
+    exp x   -> exp2(t) of the rounded t = x * log2 e, with what t lost added to its fraction; of a
+               difference without: it is a weight beside a greatest one, which is 1, and what is
+               far from 0 hardly counts                  (its relative error is |x| * 1e-7)
+    tanh x  -> x p(x^2) / q(x^2) on [-9, 9], both of degree 4           (relative error 3e-8)
+    erf x   -> x p(x^2) / q(x^2) on [-3.9, 3.9], both of degree 5       (relative error 2e-8)
+    sigmoid x -> 1 / (1 + exp2(-x * log2 e))
 
-Coefficients: minimax on the interval, found by Remez exchange in extended precision; of erf, whose
-p is -log2(1 - erf |x|), by least squares whose weights grow where 1 - exp2(-p) is far off.
+Coefficients: minimax on the interval, found by Remez exchange in extended precision; of tanh and
+erf by least squares with weights of the error before (Lawson) and of the denominator before.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import numpy as np
 
 from tilewright.ir import ops_math as m
 from tilewright.ir.core import Graph, Module, Op, Value
@@ -32,17 +37,48 @@ EXP2 = (
     0.00021702255449076974,
 )
 
-ERF = (  # times x, x^2, …: p(0) = 0
-    1.6279085935478044,
-    0.9184163860678756,
-    0.14848165025582433,
-    -0.028253760226622415,
-    0.0007747217531333886,
-    0.0014893846943055042,
-    -0.0004454900024904196,
-    4.535645518909703e-05,
+LOG2E = math.log2(math.e)
+LOG2E_HIGH = float(np.float32(LOG2E))
+LOST = 2.0**-16  # more than exponents from -150 to 128 lose
+
+# Numerator and denominator of f(x) / x in powers of x^2, where |f| is 1 to f32's last place, and
+# the denominator's first coefficient is 1.
+TANH = (
+    (
+        1.0,
+        0.13382678654109362,
+        0.003497447437708009,
+        2.06356555715191e-05,
+        1.3384066669558566e-08,
+    ),
+    (
+        1.0,
+        0.4671599990478987,
+        0.0258843219846861,
+        0.0003288500647800774,
+        7.790155734442937e-07,
+    ),
 )
-ERF_ONE = 4.0  # from here on 1 - erf x is below f32's last place
+TANH_ONE = 9.02
+ERF = (
+    (
+        1.1283791670955126,
+        0.18987794579104536,
+        0.052679087181145064,
+        0.003742768785998981,
+        0.00028433723331864426,
+        2.0538912100209095e-06,
+    ),
+    (
+        1.0,
+        0.5016078909924947,
+        0.11389071797717963,
+        0.014923864017344237,
+        0.001156914086939903,
+        3.8102252264163276e-05,
+    ),
+)
+ERF_ONE = 3.92
 
 
 def _rank(value: Value) -> int:
@@ -54,50 +90,71 @@ def _number(b: Rewriter, like: Value, number: float) -> Value:
     return b.const(number, RegisterType(F32, Layout(_rank(like))))
 
 
+def _within(b: Rewriter, x: Value, low: float, high: float, hint: str) -> Value:
+    """x between two numbers; NaN passes."""
+    below = b(m.Smaller, _number(b, x, high), x, hint=hint)
+    return b(m.Larger, _number(b, x, low), below, hint=hint)
+
+
+def _polynomial(b: Rewriter, x: Value, coefficients: Sequence[float], hint: str = "poly") -> Value:
+    """Horner's rule, the coefficient of x**0 first."""
+    acc = _number(b, x, coefficients[-1])
+    for coefficient in reversed(coefficients[:-1]):
+        acc = b(m.Fma, acc, x, _number(b, x, coefficient), hint=hint)
+    return acc
+
+
 def exp2_parts(b: Rewriter, op: Any) -> Value:
     """exp2 of f32: NaN passes, -inf gives 0, +inf and overflow give inf."""
     x = op.operands[0]
     f = b(m.Fraction, x, hint="fraction")
-    acc = _number(b, x, EXP2[-1])
-    for coefficient in reversed(EXP2[:-1]):
-        acc = b(m.Fma, acc, f, _number(b, x, coefficient), hint="poly")
-    return b(m.Scale2, acc, x, hint=op.result.hint)
+    return b(m.Scale2, _polynomial(b, f, EXP2), x, hint=op.result.hint)
+
+
+def is_weight(b: Rewriter, x: Value) -> bool:
+    """Whether exp x is that of a difference: a weight of a softmax, as streams make them."""
+    return b.producer(x, m.Sub) is not None
 
 
 def exp_parts(b: Rewriter, op: Any) -> Value:
-    """exp x -> exp2(x * log2 e)"""
+    """exp x -> exp2(x * log2 e), the product rounded only where little depends on it."""
     x = op.operands[0]
-    scaled = b(m.Mul, x, _number(b, x, math.log2(math.e)), hint="scaled")
-    return exp2_parts(b, b.add(m.Exp2(scaled, hints=[op.result.hint])))
+    if is_weight(b, x):
+        scaled = b(m.Mul, x, _number(b, x, LOG2E), hint="scaled")
+        return exp2_parts(b, b.add(m.Exp2(scaled, hints=[op.result.hint])))
+    high = _number(b, x, LOG2E_HIGH)
+    scaled = b(m.Mul, x, high, hint="scaled")
+    lost = b(m.Fma, x, high, b(m.Neg, scaled), fused=True, hint="lost")
+    lost = b(m.Fma, x, _number(b, x, LOG2E - LOG2E_HIGH), lost, hint="lost")
+    lost = b(m.Smaller, lost, _number(b, x, LOST), hint="lost")  # a number also at infinities
+    lost = b(m.Larger, lost, _number(b, x, -LOST), hint="lost")
+    f = b(m.Add, b(m.Fraction, scaled, hint="fraction"), lost, hint="fraction")
+    return b(m.Scale2, _polynomial(b, f, EXP2), scaled, hint=op.result.hint)
+
+
+def _odd(b: Rewriter, op: Any, parts: tuple[Sequence[float], Sequence[float]], one: float) -> Value:
+    """x p(x^2) / q(x^2): as exact near 0 as x is, and never beyond 1."""
+    x = _within(b, op.operands[0], -one, one, hint="x")
+    square = b(m.Mul, x, x, hint="square")
+    above = b(m.Mul, x, _polynomial(b, square, parts[0], "above"), hint="above")
+    ratio = b(m.Div, above, _polynomial(b, square, parts[1], "below"), hint="ratio")
+    return _within(b, ratio, -1.0, 1.0, hint=op.result.hint)
 
 
 def tanh_parts(b: Rewriter, op: Any) -> Value:
-    """tanh x -> 1 - 2 / (exp(2x) + 1)"""
-    x = op.operands[0]
-    scaled = b(m.Mul, x, _number(b, x, 2 * math.log2(math.e)), hint="scaled")
-    e = exp2_parts(b, b.add(m.Exp2(scaled, hints=["e"])))
-    below = b(m.Add, e, _number(b, x, 1.0))
-    return b(m.Sub, _number(b, x, 1.0), b(m.Div, _number(b, x, 2.0), below), hint=op.result.hint)
+    """tanh x -> x p(x^2) / q(x^2)"""
+    return _odd(b, op, TANH, TANH_ONE)
 
 
 def erf_parts(b: Rewriter, op: Any) -> Value:
-    """erf x -> sign x * (1 - exp2(-p(|x|)))"""
-    x = op.operands[0]
-    size = b(m.Min, b(m.Abs, x, hint="size"), _number(b, x, ERF_ONE), hint="size")
-    acc = _number(b, x, ERF[-1])
-    for coefficient in reversed(ERF[:-1]):
-        acc = b(m.Fma, acc, size, _number(b, x, coefficient), hint="poly")
-    scaled = b(m.Neg, b(m.Mul, acc, size), hint="scaled")
-    left = exp2_parts(b, b.add(m.Exp2(scaled, hints=["left"])))
-    found = b(m.Sub, _number(b, x, 1.0), left, hint="found")
-    below = b(m.Compare, x, _number(b, x, 0.0), relation="lt")
-    return b(m.Select, below, b(m.Neg, found), found, hint=op.result.hint)
+    """erf x -> x p(x^2) / q(x^2)"""
+    return _odd(b, op, ERF, ERF_ONE)
 
 
 def sigmoid_parts(b: Rewriter, op: Any) -> Value:
     """sigmoid x -> 1 / (1 + exp(-x))"""
     x = op.operands[0]
-    scaled = b(m.Mul, x, _number(b, x, -math.log2(math.e)), hint="scaled")
+    scaled = b(m.Mul, x, _number(b, x, -LOG2E), hint="scaled")
     e = exp2_parts(b, b.add(m.Exp2(scaled, hints=["e"])))
     one = _number(b, x, 1.0)
     return b(m.Div, one, b(m.Add, e, one), hint=op.result.hint)

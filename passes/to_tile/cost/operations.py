@@ -55,14 +55,17 @@ def pointwise(op: Op, operand: DType | None, target: Target) -> Counts:
 
 @lru_cache(maxsize=256)
 def expanded(name: str, target: Target) -> Counts:
-    """Of a function that is written out (passes/expand_math.py)."""
+    """Of a function that is written out (passes/expand_math.py); of an exponential as of a weight,
+    a difference's: such are those that schedules hang on."""
     type_ = RegisterType(F32, Layout(2).spatial(1, max(2, target.lanes)))
-    x = Value(type_, "x")
-    function = REGISTRY[name](x)
-    graph = Graph("tile", "function", (), Region((x,), (function,), (function.result,)))
+    x, y = Value(type_, "x"), Value(type_, "y")
+    difference = m.Sub(x, y)
+    function = REGISTRY[name](difference.result)
+    body = Region((x, y), (difference, function), (function.result,))
     found = NOTHING
-    for op in canonicalise_graph(expand_math_graph(graph)).body.ops:
-        found = found + pointwise(op, F32, target)
+    for op in canonicalise_graph(expand_math_graph(Graph("tile", "f", (), body))).body.ops:
+        if not isinstance(op, m.Sub):
+            found = found + pointwise(op, F32, target)
     return found
 
 
