@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +55,10 @@ class DType:
     def addressable(self) -> bool:
         """Whether memory holds elements one by one; all others live packed in words."""
         return self.bits > 8 or (self.bits == 8 and self.kind in ("int", "uint", "bool"))
+
+    def is_hosts(self, host: np.dtype[Any]) -> bool:
+        """Whether NumPy's dtype has the values of this one and no others."""
+        return host == self.host and self.bits == 8 * host.itemsize
 
     @cached_property
     def codec(self) -> formats.Codec:

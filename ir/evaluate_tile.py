@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,12 @@ from tilewright.ir.ops_tile import Bounds
 from tilewright.ir.ops_tile_memory import CopyAsync, Undefined
 from tilewright.ir.sizes import Size
 from tilewright.ir.types import BufferType, RegisterType, ScratchType, SharedType
+
+
+@cache
+def _special(worker: Any, name: str) -> Any:
+    """How a worker does an operation that is more than its reference, if it is."""
+    return getattr(worker, "do_" + name.replace(".", "_"), None)
 
 
 @dataclass
@@ -100,10 +107,10 @@ class Worker(RoleOps, LineOps):
         return [scope[v] for v in region.yields]
 
     def step(self, op: Op, scope: dict[Value, Any]) -> None:
-        special = getattr(self, "do_" + op.name.replace(".", "_"), None)
+        special = _special(type(self), op.name)  # type: ignore[arg-type]  # hashable it is
         inputs = [scope[v] for v in op.operands]
         if special is not None:
-            outputs = special(op, inputs, scope)
+            outputs = special(self, op, inputs, scope)
         elif isinstance(op, ops_tile.Coordinate):
             outputs = (op.reference_tile(),)
         else:
@@ -112,9 +119,14 @@ class Worker(RoleOps, LineOps):
             scope[result] = self.settle(result, output)
 
     def settle(self, result: Value, output: Any) -> Any:
-        if isinstance(result.type, RegisterType):
-            shaped = np.broadcast_to(output, result.type.shape)
-            return self.arithmetic.settle(shaped, result.type.dtype)
+        type_ = result.type
+        if isinstance(type_, RegisterType):
+            if not isinstance(output, np.ndarray) or output.shape != type_.shape:
+                output = np.broadcast_to(output, type_.shape)
+            exact = self.arithmetic.exact and type_.dtype.is_float
+            if output.dtype == np.float64 if exact else type_.dtype.is_hosts(output.dtype):
+                return output  # nothing to round
+            return self.arithmetic.settle(output, type_.dtype)
         return output if isinstance(output, Memory | list) else int(output)  # list: barriers
 
     def do_math_const(self, op: ops_math.Const, inputs: Any, scope: Any) -> Any:
@@ -173,7 +185,7 @@ class Worker(RoleOps, LineOps):
                 continue
             view = [1] * len(shape)
             view[dim] = shape[dim]
-            at = base + np.arange(shape[dim]).reshape(view)
+            at = (base + np.arange(shape[dim])).reshape(view)
             if dim in limits:
                 if kinds[dim] != "clamp":
                     valid = valid & (at < limits[dim])
@@ -187,8 +199,33 @@ class Worker(RoleOps, LineOps):
             inside = bool(np.all((position >= 0) & (position < size)))
             check(inside, f"index outside 0..{size - 1}", op)
 
+    def window(
+        self, op: Any, memory: Memory, shape: tuple[int, ...], rest: list[Any]
+    ) -> tuple[Any, ...] | None:
+        """The tile's place as slices, if it lies in memory whole and in memory's order: most do,
+        and NumPy is slow at positions."""
+        limits = {d: limit for (d, _), limit in zip(op.bounds, rest[len(op.dims) :], strict=True)}
+        found, last = [], -1
+        for base, dim, size in zip(rest, op.dims, memory.array.shape, strict=False):
+            if dim < 0:
+                end = base + 1
+                found.append(base)
+            elif dim > last:
+                end = base + shape[dim]
+                found.append(slice(base, end))
+                last = dim
+            else:
+                return None
+            if base < 0 or end > min(size, limits.get(dim, size)):
+                return None
+        return tuple(found)
+
     def do_tile_load(self, op: ops_tile.Load, inputs: list[Any], scope: Any) -> Any:
         memory, rest = inputs[0], inputs[1:]
+        place = self.window(op, memory, op.layout.shape, rest)
+        if place is not None and memory.written[place].all():
+            sizes = (n if d in op.dims else 1 for d, n in enumerate(op.layout.shape))
+            return (memory.array[place].copy().reshape(tuple(sizes)),)
         at, valid = self.positions(op.dims, op.bounds, op.layout.shape, rest)
         self.inside(op, memory, at)
         values, written = memory.array[tuple(at)], memory.written[tuple(at)]
@@ -197,6 +234,12 @@ class Worker(RoleOps, LineOps):
 
     def do_tile_store(self, op: ops_tile.Store, inputs: list[Any], scope: Any) -> Any:
         value, memory, rest = inputs[0], inputs[1], inputs[2:]
+        place = self.window(op, memory, value.shape, rest)
+        kept = tuple(value.shape[d] for d in op.dims if d >= 0)
+        if place is not None and math.prod(kept) == value.size:
+            memory.array[place] = value.reshape(kept)
+            memory.written[place] = True
+            return ()
         at, valid = self.positions(op.dims, op.bounds, value.shape, rest)
         full = [p[valid] for p in at]
         self.inside(op, memory, full)
