@@ -14,7 +14,7 @@ from tilewright.frontend.experts.adapter_files import (
     layer_number,
     read_adapter,
 )
-from tilewright.frontend.experts.banked import BankLayer, install, is_banked
+from tilewright.frontend.experts.banked import BankLayer, install, is_banked, uninstall
 from tilewright.frontend.experts.expert_layout import ExpertLayout
 from tilewright.frontend.experts.find import experts_of
 from tilewright.frontend.experts.routing import (
@@ -54,7 +54,8 @@ class ExpertBank:
         ``page``: bytes mapped at a time. Memory is where the model's is.
 
         Make the bank last: after ``.to(…)``, ``.half()``. Raises ExpertError for a model without
-        experts or with a bank, UnsupportedError for quantised or distributed experts.
+        experts, with a bank, or without room for so many slots, UnsupportedError for quantised or
+        distributed experts.
         """
         found = dict(experts_of(model))
         if not found or any(is_banked(module) for module in found.values()):
@@ -70,11 +71,16 @@ class ExpertBank:
             most = max(len(_some(layout)) for layout in self._layouts.values())
             experts_per_slot = max(1, most // 4)
         self.memory = ExpertMemory(slots, experts_per_slot, kind=kind, page=page)
-        for name, layer in self._modules.items():
-            layout = self._layouts[layer]
-            with torch.no_grad():
-                weights = self.memory.add_layer(layer, layout.parameters)
-            install(found[name], BankLayer(self, layer, found[name], weights))
+        try:
+            for name, layer in self._modules.items():
+                layout = self._layouts[layer]
+                with torch.no_grad():
+                    weights = self.memory.add_layer(layer, layout.parameters)
+                install(found[name], BankLayer(self, layer, found[name], weights))
+        except BaseException:  # also when the user interrupts
+            for module in found.values():
+                uninstall(module)
+            raise
         BatchHook(id(self)).register(model)
 
     @property

@@ -128,6 +128,17 @@ def install(module: nn.Module, layer: BankLayer) -> None:
     module.__class__ = _banked(kind)
 
 
+def uninstall(module: nn.Module) -> None:
+    """Undoes ``install``, if it was: the parameters are copies, and the memory is nobody's."""
+    layer: BankLayer | None = vars(module).pop(ATTRIBUTE, None)
+    if layer is None:
+        return
+    for parameter in layer._parameters.values():
+        parameter.data = parameter.data.clone()
+    kind: Any = type(module)
+    module.__class__ = kind.__mro__[2]
+
+
 def _plain(kind: Any) -> Any:
     """An empty module of a kind, whose state pickle or copy will set."""
     return kind.__new__(kind)

@@ -6,6 +6,7 @@ complete. Loading writes where no map points to, and publishes a new snapshot at
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -63,7 +64,7 @@ class ExpertMemory:
         self._state = Guard()  # held for a few instructions, by readers too
         self._snapshot = Snapshot({})
         self._leases: Counter[str] = Counter()
-        self._free = list(range(slots))
+        self._taken: set[int] = set()  # slots, of any number: those that are free take no memory
 
     @property
     def snapshot(self) -> Snapshot:
@@ -73,7 +74,8 @@ class ExpertMemory:
     def add_layer(self, layer: Layer, base: Mapping[str, torch.Tensor]) -> dict[str, ExpertWeight]:
         """Copies a layer's base weights, each [E, ...], into ranges with room for all slots.
 
-        Layers are added before adapters are loaded. Raises ExpertError, SettingError.
+        Layers are added before adapters are loaded. Raises SettingError, and ExpertError, also
+        where there is no room for so many slots; nothing has changed then.
         """
         with self._loading.lock:
             counts = {len(tensor) for tensor in base.values()}
@@ -82,15 +84,34 @@ class ExpertMemory:
                     f"expert memory: layer {layer!r} is there, or its weights have different "
                     f"numbers of experts ({sorted(counts)}), or adapters are loaded already"
                 )
-            rows = counts.pop() + self.slots * self.experts_per_slot
-            weights = {
-                name: ExpertWeight(tensor, rows, kind=self._kind, page=self._page)
-                for name, tensor in base.items()
-            }
+            experts = counts.pop()
+            rows = experts + self.slots * self.experts_per_slot
+            try:
+                _check_count(rows)
+                weights = {
+                    name: ExpertWeight(tensor, rows, kind=self._kind, page=self._page)
+                    for name, tensor in base.items()
+                }
+                pi = expert_map(self.slots, experts).to(next(iter(base.values())).device)
+            except (ExpertError, MemoryError, RuntimeError, OSError) as error:  # torch's, too
+                raise self._no_room(layer, experts, base, error) from error
             self.layers[layer] = weights
-            pi = expert_map(self.slots, self.experts(layer)).to(next(iter(base.values())).device)
             self._snapshot = Snapshot({**self._snapshot.maps, layer: pi})
             return weights
+
+    def _no_room(
+        self, layer: Layer, experts: int, base: Mapping[str, torch.Tensor], error: Exception
+    ) -> ExpertError:
+        rows = experts + self.slots * self.experts_per_slot
+        weights = rows * sum(math.prod(t.shape[1:]) * t.element_size() for t in base.values())
+        maps = self.slots * experts * torch.int32.itemsize
+        first = next(iter(str(error).splitlines()), "") or type(error).__name__
+        return ExpertError(
+            f"expert memory: no room for layer {layer!r}: {experts} experts and {self.slots} slots "
+            f"of {self.experts_per_slot} take {weights:,} bytes of addresses (of memory with kind "
+            f"'padded') and {maps:,} bytes of memory for their map: {first}; make slots or "
+            "experts_per_slot smaller"
+        )
 
     def experts(self, layer: Layer) -> int:
         """E, the base experts of a layer. Raises ExpertError for an unknown layer."""
@@ -107,7 +128,7 @@ class ExpertMemory:
         pace = Pace(share)
         with self._loading.lock:
             self._check(name, parts)
-            slot = self._free[0]
+            slot = next(slot for slot in range(self.slots) if slot not in self._taken)
             order = {layer: tuple(sorted(experts)) for layer, experts in parts.items() if experts}
             adapter = Adapter(name, slot, order)
             mapped: list[tuple[ExpertWeight, int, int]] = []
@@ -119,7 +140,7 @@ class ExpertMemory:
                     weight.settle()
                     weight.unmap(first, count)
                 raise
-            self._free.remove(slot)
+            self._taken.add(slot)
             with self._state.lock:
                 self._snapshot = loaded
             return slot
@@ -144,7 +165,7 @@ class ExpertMemory:
             for layer, experts in adapter.experts.items():
                 for weight in self.layers[layer].values():
                     weight.unmap(self._first(layer, adapter.slot), len(experts), pace)
-            self._free = sorted([*self._free, adapter.slot])
+            self._taken.remove(adapter.slot)
 
     @contextmanager
     def lease(self, names: Iterable[str]) -> Iterator[Snapshot]:
@@ -221,7 +242,7 @@ class ExpertMemory:
         who = f"adapter {name!r}"
         if name in self._snapshot.adapters:
             raise ExpertError(f"{who} is loaded already: unload it first, or take another name")
-        if not self._free:
+        if len(self._taken) == self.slots:
             names = ", ".join(self._snapshot.adapters) or "slots whose unloading failed"
             raise ExpertError(f"{who}: all {self.slots} slots are taken ({names})")
         if not any(parts.values()):
@@ -299,6 +320,13 @@ class ExpertMemory:
         for device in {found.device for found in maps.values() if found.is_cuda}:
             torch.cuda.current_stream(device).synchronize()
         return Snapshot(maps, others | {adapter.name: adapter} if loaded else others)
+
+
+def _check_count(rows: int) -> None:
+    """Maps name rows by int32. Raises ExpertError."""
+    most = torch.iinfo(torch.int32).max
+    if rows > most:
+        raise ExpertError(f"a weight has at most {most:,} rows, not {rows:,}")
 
 
 def _rows(part: torch.Tensor | Rows) -> Rows:

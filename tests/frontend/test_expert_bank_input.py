@@ -23,6 +23,8 @@ from tests.frontend.expert_models import (
 )
 from tilewright.frontend.experts.bank import ExpertBank
 from tilewright.ir.errors import DataError, ExpertError, TilewrightError, UnsupportedError
+from tilewright.runtime.expert_memory import memory
+from tilewright.runtime.expert_memory.snapshot import expert_map
 
 pytest.importorskip("transformers")
 TOKENS = torch.arange(12).reshape(2, 6)
@@ -241,3 +243,43 @@ def test_quantised_experts_are_refused_by_name() -> None:
     with pytest.raises(UnsupportedError, match=r"layers.1.mlp.experts: .* no parameter 'gate_up"):
         ExpertBank(model)
     assert "_tilewright_bank" not in vars(layers_of(model)[0])
+
+
+@pytest.mark.parametrize(
+    ("slots", "options"),
+    [
+        (2 * 10**9, {}),
+        (10**30, {}),
+        (2**20, {"kind": "padded", "experts_per_slot": 2000}),
+    ],
+)
+def test_slots_without_room_are_refused_with_their_bytes(
+    slots: int, options: dict[str, Any]
+) -> None:
+    model = make("Qwen3Moe")
+    before = logits(model, TOKENS)
+    rows = EXPERTS + slots * options.get("experts_per_slot", EXPERTS // 4)
+    wanted = f"take {rows * 3 * INTER * HIDDEN * 4:,} bytes .* make slots or experts_per_slot"
+    with pytest.raises(ExpertError, match=wanted):
+        ExpertBank(model, slots=slots, **options)
+    assert torch.equal(logits(model, TOKENS), before)
+
+
+def test_a_bank_that_has_no_room_for_a_later_layer_leaves_the_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = make("Qwen3Moe")
+    before, kind = logits(model, TOKENS), type(layers_of(model)[0])
+
+    def none_left(slots: int, experts: int) -> torch.Tensor:
+        if layers_of(model)[0].__class__ is not kind:  # the first layer has moved
+            raise MemoryError
+        return expert_map(slots, experts)
+
+    monkeypatch.setattr(memory, "expert_map", none_left)
+    with pytest.raises(ExpertError, match="no room for layer 1"):
+        ExpertBank(model, slots=1)
+    assert type(layers_of(model)[0]) is kind
+    monkeypatch.undo()
+    assert torch.equal(logits(model, TOKENS), before)
+    ExpertBank(model, slots=1).load("a", adapter(model, 1))

@@ -104,7 +104,7 @@ class Model:
             self.memory.snapshot,
             self.memory.figures(),
             [r.resident_bytes for r in ranges(self.memory)],
-            list(self.memory._free),
+            set(self.memory._taken),
         )
 
 
