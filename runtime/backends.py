@@ -60,10 +60,10 @@ def default_backend() -> str:
     else ``numba``, else the interpreter."""
     if bundle_in_use() is not None:
         return "mlir"
-    if importlib.util.find_spec("llvmlite") is not None:
-        have = any(importlib.util.find_spec(p) for p in ("mlir", "torch_mlir"))
-        if have:
-            return "mlir"
+    if importlib.util.find_spec("llvmlite") is None:  # Numba's code generator, too
+        return "interpreter"
+    if any(importlib.util.find_spec(p) for p in ("mlir", "torch_mlir")):
+        return "mlir"
     return "numba" if importlib.util.find_spec("numba") else "interpreter"
 
 

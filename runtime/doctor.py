@@ -9,14 +9,13 @@ import importlib
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from tilewright.backends.cuda.compile import compiler_missing
-from tilewright.ir.errors import BackendMissingError, SettingError
+from tilewright.ir.errors import SettingError
 from tilewright.runtime import native, threads
 from tilewright.runtime.cache import Cache, CacheStats
 from tilewright.runtime.cuda.found import gpu_lines, toolkit_lines
@@ -198,9 +197,7 @@ def _judge(backend: Backend, packages: tuple[Package, ...], gpus: tuple[str, ...
 
 
 def _machine(options: Settings | None) -> Machine:
-    name, features = platform.processor() or "unknown", ""
-    with suppress(BackendMissingError):  # llvmlite's own line says it
-        name, features = native.host_cpu()
+    name, features = native.host_cpu()
     there = {f[1:] for f in features.split(",") if f.startswith("+")}
     return Machine(
         cpu=name,

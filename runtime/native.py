@@ -53,9 +53,13 @@ def _llvm() -> Any:
 
 
 def host_cpu() -> tuple[str, str]:
-    """This machine's CPU name and its features, as LLVM writes them (``znver4``, ``+avx2,…``)."""
+    """This machine's CPU name and its features, as LLVM writes them (``znver4``, ``+avx2,…``);
+    without llvmlite the system's name and no features, which is enough for the interpreter."""
     with GENERATORS.lock:  # llvmlite has a lock of its own around every call
-        llvm = _llvm()
+        try:
+            llvm = _llvm()
+        except BackendMissingError:
+            return platform.processor() or "unknown", ""
         return llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
 
 

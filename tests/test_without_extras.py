@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,22 @@ SAID = {
     "plot": "tilewright[plot]",
 }
 COMMANDS = {"run", "compile", "explain", "doctor", "tune run", "bench compare", "cache ls"}
+WITHOUT_LLVM = """
+import sys
+sys.modules["llvmlite"] = None  # Numba needs it, too
+import torch, tilewright
+text = "graph rows<N>(%x: tensor<N x 20 x f32>) { %y = tensor.softmax %x {axis = 1} return %y }"
+x, weight = torch.randn(5, 20), tilewright.QuantizedTensor.from_float(torch.randn(8, 20), "u4", 20)
+program = tilewright.Program(tilewright.parse(text))
+assert program.backend == "interpreter"
+torch.testing.assert_close(program(x)[0], x.softmax(-1))
+torch.testing.assert_close(tilewright.linear(x, weight), x @ weight.dequantize().T)
+for backend in ("mlir", "numba"):
+    try:
+        tilewright.Program(tilewright.parse(text), backend=backend)(x)
+    except tilewright.BackendMissingError as error:
+        print(error)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +75,14 @@ def test_what_is_missing_says_which_extra_to_install(seen: dict[str, Any]) -> No
     assert set(seen["refusals"]) == set(SAID)
     for name, extra in SAID.items():
         assert f"pip install '{extra}'" in seen["refusals"][name]
+
+
+def test_without_llvmlite_the_interpreter_runs(tmp_path: Path) -> None:
+    """As docs/install.md says; the other back ends say what they need."""
+    command = [sys.executable, "-c", WITHOUT_LLVM]
+    env = os.environ | {"TILEWRIGHT_CACHE_DIR": str(tmp_path)}  # no kernel that is there already
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == 0, done.stderr
+    mlir, numba = done.stdout.splitlines()
+    assert "pip install llvmlite" in mlir or "tilewright[mlir]" in mlir
+    assert "No module named 'llvmlite" in numba
