@@ -124,6 +124,13 @@ _LAZY = {
     "use_bundle": "tilewright.runtime.bundle.active",
 }
 
+# Packages that may be missing, and what then is to be done.
+_NEEDED = {
+    "lark": "Lark, which reads programs as text: pip install lark; a bundle's kernels are called "
+    "by name without it (tilewright.load_bundle)",
+    "transformers": "transformers: pip install 'tilewright[huggingface]'",
+}
+
 if not TYPE_CHECKING:  # type checkers take the imports above
 
     def __getattr__(name: str) -> object:
@@ -133,9 +140,10 @@ if not TYPE_CHECKING:  # type checkers take the imports above
             with _GENERATORS.lock:  # a fork waits: a child would keep the import's locks
                 module = importlib.import_module(_LAZY[name])
         except ModuleNotFoundError as error:
-            if (error.name or "").partition(".")[0] != "transformers":
+            package = (error.name or "").partition(".")[0]
+            if package not in _NEEDED:
                 raise
-            message = f"tilewright.{name} needs transformers: pip install 'tilewright[huggingface]'"
+            message = f"tilewright.{name} needs {_NEEDED[package]}"
             raise BackendMissingError(message) from error
         value = getattr(module, name)
         globals()[name] = value  # the next use is an ordinary look-up

@@ -204,7 +204,7 @@ import sys
 class Forbidden:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in {"mlir", "torch_mlir", "numba", "llvmlite", "lark", "triton"}:
-            raise ModuleNotFoundError(name)
+            raise ModuleNotFoundError(name, name=name)
 if sys.argv[2] == "without":
     sys.meta_path.insert(0, Forbidden())
 import torch, tilewright
@@ -224,6 +224,13 @@ with torch.no_grad():
         block(q, k),
     ]
 torch.save(found, sys.argv[1])
+if sys.argv[2] == "without":
+    try:
+        tilewright.parse
+    except tilewright.BackendMissingError as error:
+        assert "pip install lark" in str(error) and "load_bundle" in str(error)
+    else:
+        raise AssertionError("parsed without Lark")
 """
 
 
