@@ -9,6 +9,7 @@ races, reads of what nobody wrote and accesses out of bounds.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,7 @@ class CudaKernel(GpuKernel):
     def __init__(
         self, whole: Graph, target: Target, reports: list[MachineReport], emulated: bool = False
     ) -> None:
+        self.whole, self.target = whole, target
         self.program, self.reports = threads_program(whole, target), reports
         self.roles, self.why = roles_or_why(whole, target)
         self.sources: dict[tuple[bool, int], CudaSource] = {}
@@ -127,10 +129,21 @@ class CudaKernel(GpuKernel):
             made = self.starts.get((device, bulk, used)) or self._load(device, bulk, used)
         else:
             tilings = [_tiling(x, self.signature.params[x.buffer].dtype) for x in source.maps]
-            start = self._loaded(device, source, self._words(bulk, odd))
+            start = self._loaded(device, source, self._words(bulk, odd), odd)
             made = start, Descriptions(tilings, whole=False)
         self.starts[device, bulk, odd] = made
         return made
+
+    def _fitting(self, device: int, source: CudaSource, odd: int) -> tuple[CudaSource, int]:
+        """The text, and its stages: as many as a device's shared memory has room for, one at least.
+        Devices of one target differ (compute capability 8.6 and 12.0 have 99 KiB, 8.0 has 163)."""
+        stages, room = int(self.program.attrs["stages"]), gpus.driver.shared_bytes(device)
+        buffers = [i for i in range(len(self.program.params)) if odd >> i & 1]
+        while source.shared_bytes > room and stages > 1 and not source.maps:
+            stages -= 1
+            fewer = replace(self.whole, attrs={**self.whole.attrs, "stages": stages})
+            source = emit_cuda(threads_program(fewer, self.target), SYMBOL, buffers)
+        return source, stages
 
     def _words(self, bulk: bool, odd: int) -> str:
         """A form in words."""
@@ -143,10 +156,11 @@ class CudaKernel(GpuKernel):
         why = f" ({self.why})" if self.why and not bulk else ""
         return f"{'; '.join(words)}{why}"
 
-    def _loaded(self, device: int, source: CudaSource, form: str) -> Start:
+    def _loaded(self, device: int, source: CudaSource, form: str, odd: int) -> Start:
         refuse_capture(self.name)
         capability = gpus.capability(device)
         try:
+            source, stages = self._fitting(device, source, odd)
             code = machine_code(source, architecture_of(f"sm_{capability}"))
             image = Image(code, SYMBOL, source.threads, source.shared_bytes)
             loaded = gpus.driver.load(image, device)
@@ -154,11 +168,9 @@ class CudaKernel(GpuKernel):
             raise LoadingError(error.message) from error
         integers, maps = len(source.strides) + len(source.sizes), (0,) * len(source.maps)
         layout = Layout(len(source.pointers), maps, integers, wide=True, nulls=0)
-        warps, stages = source.threads // 32, int(self.program.attrs["stages"])
+        warps, shared = source.threads // 32, source.shared_bytes
         self.reports.append(
-            MachineReport(
-                form, loaded.registers, loaded.local_bytes, source.shared_bytes, warps, stages
-            )
+            MachineReport(form, loaded.registers, loaded.local_bytes, shared, warps, stages)
         )
         return starter(gpus.driver, image, loaded, layout, device)
 

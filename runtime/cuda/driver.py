@@ -102,9 +102,14 @@ class Driver:
     def load(self, image: Image, device: int) -> Loaded:
         """The kernel on a device, kept for the process's life."""
         what = f"load the kernel {image.symbol}"
-        ordinal, context = self._context(device)
+        _, context = self._context(device)
         module, function = c_void_p(), c_void_p()
-        self._check_shared(image, ordinal)
+        room = self.shared_bytes(device)
+        if image.shared_bytes > room:
+            raise DeviceError(
+                f"{image.symbol} needs {image.shared_bytes} bytes of shared memory, a block on "
+                f"this GPU has {room}: choose a schedule with smaller blocks or fewer stages"
+            )
         self._call(what, "cuCtxPushCurrent_v2", context)
         try:
             self._call(what, "cuModuleLoadData", byref(module), image.cubin)
@@ -127,16 +132,13 @@ class Driver:
         assert function.value is not None
         return Loaded(function.value, registers, local)
 
-    def _check_shared(self, image: Image, ordinal: int) -> None:
-        found = c_int()
+    def shared_bytes(self, device: int) -> int:
+        """What a block may have of a device's shared memory."""
+        found, (ordinal, _) = c_int(), self._context(device)
         self._call(
             "ask for shared memory", "cuDeviceGetAttribute", byref(found), _SHARED_OPT_IN, ordinal
         )
-        if image.shared_bytes > found.value:
-            raise DeviceError(
-                f"{image.symbol} needs {image.shared_bytes} bytes of shared memory, a block on "
-                f"this GPU has {found.value}: choose a schedule with smaller blocks or fewer stages"
-            )
+        return found.value
 
     def _attribute(self, function: c_void_p, which: int) -> int:
         found = c_int()

@@ -16,6 +16,7 @@ from tests.runtime.fake_gpu import FakeDriver, Kernel, fake_gpu, view
 from tilewright.backends.cuda.emit import CudaSource
 from tilewright.backends.cuda.host import TensorMap, run_on_host
 from tilewright.ir.core import Graph
+from tilewright.ir.errors import LoadingError
 from tilewright.ir.parser import parse
 from tilewright.ir.types import BufferType
 from tilewright.runtime import cuda_kernel
@@ -63,7 +64,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDriver]:
             return programs[-1]
 
         def machine_code(source: CudaSource, architecture: str) -> bytes:
-            assert architecture == "sm_90a"
+            assert architecture == "sm_90a"  # of the GPU, whatever the target is
             integers = len(source.strides) + len(source.sizes)
             sizes = [8] * len(source.pointers) + [128] * len(source.maps) + [8] * integers
             code = source.text.encode()
@@ -109,6 +110,26 @@ def test_forms_by_what_memory_allows(driver: FakeDriver) -> None:
     forms = [x.form for x in made.explain().kernels[0].variants[0].machine]
     odd_k = "16 bytes at once; k one element at once"
     assert forms == ["bulk copies by a warp of its own", odd_k, "16 bytes at once"]
+
+
+def test_a_gpu_with_less_shared_memory_has_fewer_stages(driver: FakeDriver) -> None:
+    """As of compute capability 8.6, 8.9 and 12.x, whose target is 8.0's."""
+    form = Attention(128, 128, "bf16", causal=True)
+    stages = {}
+    for room in (163 << 10, 99 << 10, 20 << 10):
+        driver.shared_bytes = room
+        made = Program(parse(form.text()), backend="cuda", target="cuda-sm80")
+        q, k, v = (torch.randn(1, 2, 70, 128).bfloat16() for _ in range(3))
+        if room < 99 << 10:  # not even one
+            with pytest.raises(LoadingError, match="a block on this GPU has 20480: choose a sched"):
+                made(q, k, v)
+            continue
+        (got,) = made(q, k, v)
+        assert float((got.double() - form.reference(q, k, v, None)).abs().max()) < 2e-2
+        (machine,) = made.explain().kernels[0].variants[0].machine
+        assert machine.shared_bytes == driver.launches[-1].shared_bytes <= room
+        stages[room] = machine.stages
+    assert stages == {163 << 10: 3, 99 << 10: 2}
 
 
 @pytest.mark.parametrize(

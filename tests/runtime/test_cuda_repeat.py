@@ -32,7 +32,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Started]]:
     """What was started, by kernels that are never compiled."""
     found: list[Started] = []
 
-    def loaded(self: CudaKernel, device: int, source: Any, form: str) -> Any:
+    def loaded(self: CudaKernel, device: int, source: Any, form: str, odd: int) -> Any:
         def start(items: int, stream: int, values: Any, maps: Any = ()) -> None:
             found.append((form, items, tuple(values), len(maps)))
 
