@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from tests.backends.interpreted import spare_the_interpreter
 from tilewright.bench.machine import Machine
 from tilewright.bench.records import Comparison, Goal, Quantity, Record
 from tilewright.bench.timing import Timing
@@ -25,6 +26,12 @@ def make_record(command: str = "attention", kind: str = "avx512-zen5", ours: flo
     memory = Quantity("scratch", 1.5, "MB", Goal(16.0), {"length": 32})
     date = "2026-11-24T12:00:00+00:00"
     return Record(command, date, make_machine(kind), (row,), (memory,), {"note": [1, 2]})
+
+
+@pytest.fixture(scope="session", autouse=True)
+def spared_interpreter() -> None:
+    """Of the process that ``test_gpu_suites.py`` starts."""
+    spare_the_interpreter()
 
 
 @pytest.fixture
