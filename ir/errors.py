@@ -2,7 +2,25 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+
+def close_to(word: str, known: Iterable[str]) -> str:
+    """``; did you mean 'x'?`` for the nearest known word, or nothing."""
+    near = difflib.get_close_matches(word, list(known), n=3)
+    if not near:
+        return ""
+    like = {x: difflib.SequenceMatcher(None, x, word).ratio() for x in near}
+    best = max(near, key=lambda x: (like[x], -abs(len(x) - len(word))))  # f32 for f33, not f7e3m3
+    return f"; did you mean {best!r}?"
+
+
+def known_words(word: str, known: Iterable[str]) -> str:
+    """``; did you mean 'x'?; known: x, y, z``."""
+    known = list(known)
+    return f"{close_to(word, known)}; known: {', '.join(known)}"
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import tilewright.ir.ops_tensor
 import tilewright.ir.ops_tile
 import tilewright.ir.ops_tile_memory  # noqa: F401  (these modules fill the registry)
 from tilewright.ir.core import REGISTRY, Graph, Module, Op, Region, Value
-from tilewright.ir.errors import Location, ParseError, VerifyError
+from tilewright.ir.errors import Location, ParseError, VerifyError, close_to
 from tilewright.ir.ops_tile import BlockId
 from tilewright.ir.reader import GraphText, OpText, RegionText, Source, read
 from tilewright.ir.sizes import Size
@@ -126,13 +126,20 @@ def _lookup(source: Source, scope: _Scope, token: Token) -> Value:
     return value
 
 
+def _near(name: str) -> str:
+    """The operation that was probably meant: of that word in another space, or a word like it."""
+    word = name.partition(".")[2]
+    same = [n for n in REGISTRY if word and n.partition(".")[2] == word]
+    return f"; did you mean {same[0]!r}?" if same else close_to(name, REGISTRY)
+
+
 def _build_op(source: Source, text: OpText, scope: _Scope) -> Op:
     loc = source.token(text.name)
     cls = REGISTRY.get(str(text.name))
     space = str(text.name).split(".")[0]
     if cls is None:
         known = ", ".join(n for n in REGISTRY if n.startswith(space))
-        raise ParseError(f"unknown operation {text.name}; known: {known}", loc)
+        raise ParseError(f"unknown operation {text.name}{_near(text.name)}; known: {known}", loc)
     if space not in scope.spaces:
         message = (
             f"{text.name} is of another level; here belong {', '.join(scope.spaces)} operations"

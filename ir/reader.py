@@ -14,7 +14,7 @@ import lark
 from lark import Lark, Token, Transformer, v_args
 
 from tilewright.ir.dtypes import TABLE, DType
-from tilewright.ir.errors import Location, ParseError
+from tilewright.ir.errors import Location, ParseError, known_words
 from tilewright.ir.layout import Layout
 from tilewright.ir.layout_text import WrongAtom, build_layout
 from tilewright.ir.sizes import Size, product
@@ -155,7 +155,7 @@ class _Reader(Transformer[Token, Any]):
 
     def _dtype(self, token: Token) -> DType:
         if token not in TABLE:
-            raise _Wrong(token, f"unknown dtype {token!s}; known: {', '.join(TABLE)}")
+            raise _Wrong(token, f"unknown dtype {token!s}{known_words(token, TABLE)}")
         return TABLE[token]
 
     def size_int(self, token: Token) -> Size:

@@ -54,6 +54,18 @@ def test_files_that_are_not_there(
     assert "cannot read" in refused(command, "x" * 5000)
 
 
+@pytest.mark.parametrize("command", ["run", "explain", "verify", "bisect", "tune run", "bundle"])
+def test_a_file_of_several_graphs_is_not_its_first(
+    refused: Refused, write: Write, command: str, tmp_path: Path
+) -> None:
+    one = "graph {}(%x: tensor<4 x f32>) {{ %y = math.neg %x return %y }}\n"
+    path = write("two.tw", one.format("first") + one.format("second"))
+    out = ["-o", str(tmp_path / "out")] if command == "bundle" else []
+    message = refused(*command.split(), path, *out)
+    assert "two.tw holds 2 graphs (first, second); " in message
+    assert "takes one: put each into a file of its own" in message
+
+
 def test_files_that_are_no_text(refused: Refused, tmp_path: Path) -> None:
     path = tmp_path / "binary.tw"
     path.write_bytes(b"graph\n\xff\xfe")

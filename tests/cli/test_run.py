@@ -104,7 +104,7 @@ def test_the_oracle_is_left_out_when_it_would_take_too_long(
         (["-s", "N=99999999999999999"], "no size is above"),
         (["-s", "n=4"], "has no size n; its sizes: B, K, G, N, M"),
         (["-s", "N=99999999"], "this machine has"),
-        (["--dtype", "f33"], "unknown dtype 'f33'; known: f64, f32"),
+        (["--dtype", "f33"], "unknown dtype 'f33'; did you mean 'f32'?; known: f64, f32"),
         (["--dtype", "i32"], "only floats can stand for floats"),
         (["--backend", "llvm"], "unknown back end 'llvm'; known: mlir"),
         (["--target", "znver9"], "unknown target 'znver9'; known targets: host, x86-64-v2"),

@@ -10,7 +10,7 @@ import typer
 
 import tilewright
 from tilewright.cli.output import amount, note, plural, say, table
-from tilewright.cli.programs import read_program
+from tilewright.cli.programs import only_one_graph, read_program
 from tilewright.cli.sizes import choose_sizes, parse_sizes
 from tilewright.ir.core import Module
 from tilewright.ir.errors import BundleError, SettingError, TilewrightError, UnsupportedError
@@ -57,7 +57,9 @@ def bundle(
             raise SettingError("--sizes: a trace has the sizes of its calls; leave them out")
         _add_trace(exporter, source)
     else:
-        _add_program(exporter, read_program(source), sizes or [])
+        module = read_program(source)
+        only_one_graph(module, source, "bundle")
+        _add_program(exporter, module, sizes or [])
     made = exporter.made()
     write_folder(place, made.manifest, made.files, force)
     _show(made, place)

@@ -13,7 +13,7 @@ import typer
 from tilewright.cli.output import amount
 from tilewright.ir.core import Graph, Module, Op, Region, Value
 from tilewright.ir.dtypes import TABLE, DType
-from tilewright.ir.errors import SettingError
+from tilewright.ir.errors import SettingError, known_words
 from tilewright.ir.types import TensorType
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def named_dtype(name: str) -> DType:
     """A dtype by name. Raises SettingError with the known names."""
     known = {row.name: row for row in TABLE.values() if row.addressable}
     if name not in known:
-        raise SettingError(f"unknown dtype {name!r}; known: {', '.join(known)}")
+        raise SettingError(f"unknown dtype {name!r}{known_words(name, known)}")
     return known[name]
 
 

@@ -10,7 +10,7 @@ import typer
 from tilewright.cli.output import note, say
 from tilewright.ir import layout_picture as picture
 from tilewright.ir.dtypes import TABLE
-from tilewright.ir.errors import SettingError
+from tilewright.ir.errors import SettingError, known_words
 from tilewright.ir.packing import Packing
 from tilewright.ir.reader import read_layout
 
@@ -43,7 +43,7 @@ def layout(
     say(picture.layout_text(drawn))
     if dtype is not None:
         if dtype not in TABLE:
-            raise SettingError(f"unknown dtype {dtype}; known: {', '.join(TABLE)}")
+            raise SettingError(f"unknown dtype {dtype}{known_words(dtype, TABLE)}")
         say("\n" + picture.bits_text(drawn, TABLE[dtype].bits, lane))
     if svg is not None:
         _write(svg, picture.layout_svg(drawn))

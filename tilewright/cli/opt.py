@@ -8,9 +8,9 @@ import typer
 
 from tilewright.cli.compile import load_target
 from tilewright.cli.output import say
-from tilewright.cli.programs import close_to, read_program
+from tilewright.cli.programs import read_program
 from tilewright.cli.sizes import SizeOption, parse_sizes, with_sizes
-from tilewright.ir.errors import SettingError
+from tilewright.ir.errors import SettingError, close_to
 from tilewright.passes.pipeline import TO_KERNELS, Pass, named_passes
 
 TO_TILE = "to_tile"

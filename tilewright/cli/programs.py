@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tilewright.cli.output import amount
 from tilewright.ir.core import Module
-from tilewright.ir.errors import SettingError
+from tilewright.ir.errors import SettingError, close_to
 from tilewright.ir.types import TensorType
 
 _BOM = "\ufeff"  # editors on Windows begin files with it
 MOST_BYTES = 4 << 20  # no program is longer; a wrong file is
-
-
-def close_to(word: str, known: Iterable[str]) -> str:
-    """``; did you mean 'x'?`` for the nearest known word, or nothing."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def is_function(name: str) -> bool:
@@ -80,16 +73,27 @@ def _programs_in(folder: Path) -> list[str]:
 
 
 def only_tensor_level(module: Module, name: str, what: str) -> Module:
-    """The first graph alone, which has to be at the tensor level. Raises SettingError."""
+    """The module, which has to hold one graph, at the tensor level. Raises SettingError."""
     if module.main.level != "graph":
         message = f"{what} takes a program at the tensor level (graph …), {name} holds "
         raise SettingError(message + f"{module.main.level} {module.main.name}")
+    only_one_graph(module, name, what)
     for param in module.main.params:
         if not isinstance(param.type, TensorType):
             raise SettingError(
                 f"{name}: %{param.hint} is {param.type}; inputs of a graph are tensors"
             )
-    return Module((module.main,))
+    return module
+
+
+def only_one_graph(module: Module, name: str, what: str) -> None:
+    """Raises SettingError for a file of several graphs, of which a command would take the first."""
+    if len(module.graphs) > 1:
+        names = ", ".join(graph.name for graph in module.graphs)
+        raise SettingError(
+            f"{name} holds {len(module.graphs)} graphs ({names}); {what} takes one: put each into "
+            "a file of its own"
+        )
 
 
 def import_function(name: str) -> Callable[..., Any]:

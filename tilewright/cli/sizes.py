@@ -8,9 +8,8 @@ from typing import Annotated
 
 import typer
 
-from tilewright.cli.programs import close_to
 from tilewright.ir.core import Graph, Module, size_names
-from tilewright.ir.errors import SettingError
+from tilewright.ir.errors import SettingError, close_to
 from tilewright.ir.types import BufferType, TensorType
 from tilewright.passes.specialise import specialise
 

@@ -12,9 +12,9 @@ import tilewright
 from tilewright.cli.inputs import check_memory, input_shapes, result_shapes
 from tilewright.cli.long_runs import INTERRUPTED, duration
 from tilewright.cli.output import note, plural, say, table
-from tilewright.cli.programs import close_to, only_tensor_level, read_program
+from tilewright.cli.programs import only_tensor_level, read_program
 from tilewright.cli.sizes import names_of
-from tilewright.ir.errors import DataError, SettingError
+from tilewright.ir.errors import DataError, SettingError, close_to
 
 if TYPE_CHECKING:
     from tilewright.ir.core import Module
