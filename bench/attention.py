@@ -8,7 +8,16 @@ from typing import Annotated
 import typer
 
 from tilewright.bench import bundles, costs, machine, workloads
-from tilewright.bench.command import AsJson, Quick, Save, Seconds, begin, deliver, require_whole
+from tilewright.bench.command import (
+    AsJson,
+    Quick,
+    Save,
+    Seconds,
+    begin,
+    deliver,
+    note,
+    require_whole,
+)
 from tilewright.bench.records import Comparison, Goal, Quantity, Record
 from tilewright.bench.timing import Effort
 
@@ -52,7 +61,7 @@ def _comparisons(
     ]
     for workload, compare in table:
         if only in workload.name:
-            typer.secho(workload.name, err=True, dim=True)  # a spinner would disturb the timing
+            note(workload.name)
             yield compare(workload.smaller() if quick else workload, here.wide, effort)
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import torch
 import typer
+from rich.console import Console
 
 from tilewright.bench import machine
 from tilewright.bench.machine import Machine
@@ -25,6 +26,14 @@ def require_whole(save: bool, quick: bool, only: str) -> None:
     """Refuses to save a part of a benchmark. Raises BadParameter."""
     if save and (quick or only):
         raise typer.BadParameter("only a whole run is saved: leave out --quick and --only")
+
+
+def note(text: str) -> None:
+    """A dim line on stderr between two measurements (a spinner would disturb them); plain under
+    NO_COLOR and TERM=dumb, which Typer does not look at and Rich does."""
+    console = Console(stderr=True)
+    plain = console.no_color or console.is_dumb_terminal
+    typer.secho(text, err=True, color=False if plain else None, dim=True)
 
 
 def begin(effort: Effort, quick: bool) -> tuple[str, Machine, Effort]:

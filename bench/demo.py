@@ -12,7 +12,7 @@ import typer
 
 import tilewright
 from tilewright.bench import machine
-from tilewright.bench.command import AsJson, Save, deliver
+from tilewright.bench.command import AsJson, Save, deliver, note
 from tilewright.bench.demo_output import show_demo
 from tilewright.bench.generation import WARM_UP_STEPS, Side, first_difference, generate
 from tilewright.bench.kernel_list import kernels_of, operations_left, torch_regions
@@ -44,7 +44,7 @@ def demo(
     """
     if save and quick:
         raise typer.BadParameter("only a whole run is saved: leave out --quick")
-    typer.secho("running both sides, then every width: about two minutes", err=True, dim=True)
+    note("running both sides, then every width: about two minutes")
     size, length = (TINY, 96) if quick else (DEMO, 1024)
     record = run(size, length, steps, repeats, seconds)
     record = with_lowbit(record, size, length // 2, steps, seconds / 3)

@@ -17,7 +17,7 @@ import torch
 import typer
 
 import tilewright
-from tilewright.bench.command import add_command, begin
+from tilewright.bench.command import add_command, begin, note
 from tilewright.bench.records import Goal, Quantity, Record
 from tilewright.bench.timing import Effort, in_rounds, summary
 
@@ -159,7 +159,7 @@ def run(effort: Effort, *, quick: bool = False, only: str = "") -> Record:
 def _quantities(effort: Effort, quick: bool, only: str) -> Iterator[Quantity]:
     for workload in WORKLOADS:
         if only in workload.name:
-            typer.secho(workload.name, err=True, dim=True)
+            note(workload.name)
             yield from measure(workload, effort, quick)
 
 

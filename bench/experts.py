@@ -11,7 +11,7 @@ import torch
 import typer
 
 import tilewright
-from tilewright.bench.command import add_command, begin
+from tilewright.bench.command import add_command, begin, note
 from tilewright.bench.records import Comparison, Goal, Record
 from tilewright.bench.timing import Effort, interleaved, timed
 from tilewright.experts import register_experts
@@ -136,7 +136,7 @@ def _floats(layer: Layer, effort: Effort, only: str, quick: bool) -> Iterator[Co
         for tokens, goal in goals[: 2 if quick else None]:
             name = f"{layer.name}, {_short(dtype)}, {tokens} tokens"
             if only in name:
-                typer.secho(name, err=True, dim=True)
+                note(name)
                 best = _best(module, layer.inputs(tokens, dtype))
                 sides = _call(module, "tilewright"), _call(module, best)
                 peer = f"transformers {best}"
@@ -157,7 +157,7 @@ def _few_bits(layer: Layer, effort: Effort, only: str) -> Iterator[Comparison]:
     for tokens, goal in PACKED:
         name = f"{layer.name}, u4 group 32, int8 activations, {tokens} tokens"
         if only in name:
-            typer.secho(name, err=True, dim=True)
+            note(name)
             sides = _call(packed, "tilewright"), _call(wide, "tilewright")
             yield _compare(name, OURS, sides, layer, (tokens, torch.float32), goal, effort)
 

@@ -11,7 +11,7 @@ import torch
 import typer
 
 import tilewright
-from tilewright.bench.command import add_command, begin
+from tilewright.bench.command import add_command, begin, note
 from tilewright.bench.records import Comparison, Goal, Record
 from tilewright.bench.timing import Effort, interleaved
 
@@ -76,7 +76,7 @@ def _comparisons(
     for given in WORKLOADS:
         workload = given.smaller() if quick else given
         if only in workload.name:
-            typer.secho(workload.name, err=True, dim=True)
+            note(workload.name)
             yield compare(workload, effort, details)
 
 

@@ -10,7 +10,7 @@ import typer
 
 from tilewright.bench import lowbit_workloads as w
 from tilewright.bench import machine
-from tilewright.bench.command import add_command, begin
+from tilewright.bench.command import add_command, begin, note
 from tilewright.bench.lowbit_peers import has_onnxruntime
 from tilewright.bench.lowbit_workloads import Problem, Shape
 from tilewright.bench.records import Comparison, Goal, Quantity, Record
@@ -54,7 +54,7 @@ def _said(name: str, only: str) -> bool:
     """Whether a figure is wanted; names it on the way."""
     if only not in name:
         return False
-    typer.secho(name, err=True, dim=True)
+    note(name)
     return True
 
 
@@ -91,7 +91,7 @@ def _formats(shape: Shape, effort: Effort, only: str) -> Iterator[Quantity]:
         return
     details = {}
     for name in (*code_dtypes("float"), *code_dtypes("table")):
-        typer.secho(f"{title}: {name}", err=True, dim=True)
+        note(f"{title}: {name}")
         details[name] = w.against_integer(shape, name, bits_of(name), effort)
     worst = max(found["value"] for found in details.values())
     yield Quantity(title, worst, "times", FORMAT_GOAL, details)

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from tilewright.bench import mask_workloads as w
-from tilewright.bench.command import AsJson, Only, Quick, Save, Seconds, begin, deliver
+from tilewright.bench.command import AsJson, Only, Quick, Save, Seconds, begin, deliver, note
 from tilewright.bench.mask_workloads import NO_GOAL, Workload
 from tilewright.bench.records import Comparison, Goal, Quantity, Record
 from tilewright.bench.timing import Effort
@@ -73,7 +73,7 @@ def run(effort: Effort, *, quick: bool = False, flex: bool = True, only: str = "
 def _chosen(workloads: tuple[Workload, ...], quick: bool, only: str) -> Iterator[Workload]:
     for workload in workloads:
         if only in workload.name:
-            typer.secho(workload.name, err=True, dim=True)  # a spinner would disturb the timing
+            note(workload.name)
             yield workload.smaller() if quick else workload
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from tilewright.bench.command import AsJson, Only, Quick, Save, begin, deliver, require_whole
+from tilewright.bench.command import AsJson, Only, Quick, Save, begin, deliver, note, require_whole
 from tilewright.bench.placement_model import TINY, MoeSize, trained_trace
 from tilewright.bench.placement_ranks import payload_bytes
 from tilewright.bench.records import Goal, Quantity, Record
@@ -84,13 +84,13 @@ def _figures(quick: bool, only: str) -> Iterator[Quantity]:
     for given in WORKLOADS:
         workload = given.smaller() if quick else given
         if only in workload.name:
-            typer.secho(workload.name, err=True, dim=True)
+            note(workload.name)
             yield from generated(workload)
     if only in MODEL:
-        typer.secho(MODEL, err=True, dim=True)
+        note(MODEL)
         yield from real(TINY if quick else MoeSize(), 2.0 if quick else 30.0)
     if only in BYTES:
-        typer.secho(BYTES, err=True, dim=True)
+        note(BYTES)
         yield from sent(200 if quick else 4000)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 import typer
 
-from tilewright.bench.command import add_command, begin
+from tilewright.bench.command import add_command, begin, note
 from tilewright.bench.records import Comparison, Goal, Quantity, Record
 from tilewright.bench.routing_cases import Routing, Tensors
 from tilewright.bench.timing import Effort, interleaved
@@ -42,7 +42,7 @@ def _rows(routing: Routing, effort: Effort, only: str, quick: bool) -> Iterator[
             name = f"routing, {routing.name}, {kind}, {tokens} tokens"
             if only not in name:
                 continue
-            typer.secho(name, err=True, dim=True)
+            note(name)
             given = routing.inputs(tokens, product)
             ours = (*given[:-2], given[-2].int(), given[-1].int())
             _check(program(*ours), theirs(*given), name)
@@ -69,7 +69,7 @@ def _inside(routing: Routing, effort: Effort, only: str, quick: bool) -> Iterato
         name = f"rerouting inside a layer, {r.name}, {tokens} tokens"
         if only not in name:
             continue
-        typer.secho(name, err=True, dim=True)
+        note(name)
         x = torch.randn(tokens, r.hidden, generator=random)
         ids = torch.rand(tokens, r.experts, generator=random).topk(r.top).indices
         weights = torch.rand(tokens, r.top, generator=random)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.bench.conftest import make_record
+from tilewright.bench.command import note
 from tilewright.bench.records import Record, load_record, newest_records
 
 
@@ -41,3 +44,28 @@ def test_the_newest_record_of_each_class_counts(tmp_path: Path) -> None:
     assert newest_records("attention", tmp_path) == [new, make_record()]
     assert newest_records("demo", tmp_path) == [make_record("demo")]
     assert newest_records("demo", tmp_path / "nowhere") == []
+
+
+@pytest.mark.parametrize(
+    ("variables", "styled"),
+    [
+        ({"TERM": "xterm"}, True),
+        ({"TERM": "xterm", "NO_COLOR": "1"}, False),
+        ({"TERM": "dumb"}, False),
+    ],
+)
+def test_progress_is_plain_where_no_colours_are_wanted(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], styled: bool
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.stderr", Terminal())
+    note("attention 512")
+    shown = sys.stderr.getvalue()  # type: ignore[attr-defined]
+    assert "attention 512" in shown and ("\x1b[" in shown) is styled

@@ -102,6 +102,8 @@ def test_mistakes(
 def test_modules_that_cannot_be_imported(refused: Refused, tmp_path: Path) -> None:
     one = ("-i", "3")
     assert "there is no Python module 'no_such'" in refused("run", "no_such.thing:f", *one)
+    for command in ("run", "explain"):  # before what a function needs
+        assert "there is no Python module 'no_such'" in refused(command, "no_such.thing:f")
     assert "names no Python module" in refused("run", "not a name:f", *one)
     assert "there is no file 'no_such.py'" in refused("run", "no_such.py:f", *one)
     broken = tmp_path / "broken.py"

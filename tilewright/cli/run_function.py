@@ -35,13 +35,13 @@ def run_function(name: str, options: RunOptions) -> bool:
     no_option(options.sizes, "--size", "a function has inputs: --input 2x8x128x64:f32")
     why = "tilewright.compile takes the best back end that is installed"
     no_option(options.backend, "--backend", why)
+    function = import_function(name)
     inputs = function_inputs(name, options.inputs, options.dtype, options.seed)
     import torch
 
     import tilewright
     from tilewright.runtime.threads import num_threads
 
-    function = import_function(name)
     compiled = tilewright.compile(function, target=options.target)
     heading(f"{name}, for {options.target or 'host'}, {plural(num_threads(), 'thread')}")
     show_tensors([(f"input {at}", _shown(x)) for at, x in enumerate(inputs)])
@@ -56,12 +56,13 @@ def run_function(name: str, options: RunOptions) -> bool:
 
 def explain_function(name: str, inputs: Sequence[str], target: str | None) -> Report:
     """What the compiled function reports after one call on random inputs."""
+    function = import_function(name)
     tensors = function_inputs(name, inputs, None, 0)
     import torch
 
     import tilewright
 
-    compiled = tilewright.compile(import_function(name), target=target)
+    compiled = tilewright.compile(function, target=target)
     with torch.no_grad():
         guarded(name, lambda: compiled(*tensors))()
     report: Report = compiled.explain()
