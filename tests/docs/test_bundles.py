@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -33,8 +35,21 @@ def test_the_code_on_the_page_runs(
             exec(block, names)
     finally:
         use_bundle(None)
+    if shutil.which("gcc"):
+        run_from_c()
     printed = capsys.readouterr().out
     assert "Bundle(" in printed and "('q', 'k', 'v')" in printed and "by bundle" in printed
+
+
+def run_from_c() -> None:
+    """Builds a program by the page's own line; it ends well if the library is found."""
+    (line,) = re.findall(r"/\* (gcc .*?) \*/", PAGE)
+    header = Path("kernels/tilewright_kernels.h").read_text(encoding="utf-8")
+    kernel = re.findall(r"\b(tw_\w+)_call\(", header)[0]
+    main = f"int main(void) {{ void *volatile found = (void *){kernel}; return found == 0; }}"
+    Path("main.c").write_text(f'#include "tilewright_kernels.h"\n{main}\n', encoding="utf-8")
+    build = line.replace("[", "").replace("]", "")
+    subprocess.run(f"{build} -o main && ./main", shell=True, check=True)
 
 
 def test_what_the_page_names_exists() -> None:
