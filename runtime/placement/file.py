@@ -13,6 +13,7 @@ import numpy as np
 from tilewright.ir.errors import DataError, SettingError
 from tilewright.runtime.placement.topology import Topology
 from tilewright.runtime.placement.trace import Ints
+from tilewright.runtime.whole_file import write_whole
 
 FORMAT = "tilewright placement"
 VERSION = 1
@@ -62,8 +63,9 @@ class Placement:
         """The experts of a layer that a device holds, in rising order; int64 [experts / gpus]."""
         return np.flatnonzero(self.devices[layer] == device)
 
-    def save(self, path: Path) -> None:
-        """Writes the file. Raises SettingError if it cannot be written."""
+    def save(self, path: Path, force: bool = True) -> None:
+        """Writes the file, whole or not at all. Raises SettingError if it cannot be written, or
+        exists and ``force`` does not replace it."""
         data = {
             "format": FORMAT,
             "version": VERSION,
@@ -75,10 +77,7 @@ class Placement:
             "devices": self.devices.tolist(),
         }
         rows = json.dumps(data, indent=1, ensure_ascii=False)
-        try:
-            path.write_text(_one_line_per_layer(rows) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise SettingError(f"--out {path}: {error}") from None
+        write_whole(path, (_one_line_per_layer(rows) + "\n").encode(), SettingError, force)
 
 
 def read_placement(path: Path) -> Placement:

@@ -41,6 +41,18 @@ def test_a_placement_is_shown_and_written(tilewright: Command, trace: str, tmp_p
     assert ours["hops"] < 0.3 * robin["hops"]
 
 
+def test_a_file_that_exists_is_replaced_with_force_only(
+    tilewright: Command, refused: Callable[..., str], trace: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "placement.json"
+    out.write_text("something else")
+    arguments = ("place", trace, "--gpus", "4", "--method", "chain", "--out", str(out))
+    assert f"--out {out} exists: name another file, or --force" in refused(*arguments)
+    assert out.read_text() == "something else"
+    assert tilewright(*arguments, "--force").code == 0 and read_placement(out).experts == 8
+    assert "it is a folder" in refused(*arguments[:-1], str(tmp_path))
+
+
 def test_nodes_held_out_tokens_and_json(tilewright: Command, trace: str) -> None:
     options = ("--gpus", "4", "--nodes", "2", "--inter-cost", "3", "--hold-out", "0.5")
     shown = tilewright("place", trace, *options)

@@ -13,6 +13,7 @@ from tilewright.cli.long_runs import duration
 from tilewright.cli.output import note, plural, say, table
 from tilewright.cli.output import seconds as time_text
 from tilewright.ir.errors import SettingError
+from tilewright.runtime.whole_file import check_writable
 
 if TYPE_CHECKING:  # NumPy and SciPy load only when the command runs
     from tilewright.runtime.placement.evaluate import Evaluation, Judge
@@ -49,6 +50,7 @@ def place(  # noqa: PLR0913, PLR0917  (a command's options)
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the placement there, as JSON.")
     ] = None,
+    force: Annotated[bool, typer.Option(help="Replace the file if it exists.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The figures, as JSON.")] = False,
 ) -> None:
     """Place experts so that tokens change devices rarely, with equally many on each.
@@ -61,10 +63,8 @@ def place(  # noqa: PLR0913, PLR0917  (a command's options)
     from tilewright.runtime.placement.trace import read_trace
 
     limit = duration("--time-limit", time_limit)
-    _check_folder(out)
+    _check_options(hold_out, out, force)
     topology = Topology(gpus, nodes, inter_cost)
-    if not 0 <= hold_out < 1:
-        raise SettingError(f"--hold-out: a share of 0 up to 1, not {hold_out:g}")
     used = judged = read_trace(trace, experts)
     if hold_out:
         used, judged = used.split(hold_out)
@@ -79,14 +79,21 @@ def place(  # noqa: PLR0913, PLR0917  (a command's options)
     else:
         _show(facts, gpus, nodes, hold_out)
     if out is not None:
-        Placement(solution.places, topology, facts).save(out)
+        Placement(solution.places, topology, facts).save(out, force)
         note(f"written: {out}")
 
 
-def _check_folder(out: Path | None) -> None:
+def _check_options(hold_out: float, out: Path | None, force: bool) -> None:
     """Before the work, not after it. Raises SettingError."""
-    if out is not None and not out.parent.is_dir():
+    if not 0 <= hold_out < 1:
+        raise SettingError(f"--hold-out: a share of 0 up to 1, not {hold_out:g}")
+    if out is None:
+        return
+    if not out.parent.is_dir():
         raise SettingError(f"--out {out}: there is no folder {out.parent}")
+    if out.is_file() and not force:
+        raise SettingError(f"--out {out} exists: name another file, or --force to replace it")
+    check_writable(out, SettingError)
 
 
 def _facts(

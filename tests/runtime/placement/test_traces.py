@@ -196,7 +196,7 @@ def test_placements_survive_their_files(tmp_path: Path) -> None:
     assert np.array_equal(again.devices, made.devices)
     assert again.topology == made.topology and again.details == made.details
     assert again.local(1, 2).tolist() == np.flatnonzero(made.devices[1] == 2).tolist()
-    with pytest.raises(SettingError, match="--out"):
+    with pytest.raises(SettingError, match=r"cannot write .*a\.json: No such file"):
         made.save(tmp_path / "nowhere" / "a.json")
 
 
