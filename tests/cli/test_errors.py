@@ -190,3 +190,11 @@ def test_colours_are_for_terminals_that_want_them(
     os.close(ours)
     assert "there is no file 'nofile'" in shown
     assert ("\x1b[" in shown) is coloured
+
+
+@pytest.mark.parametrize(("columns", "boxes"), [("30", False), ("80", True)])
+def test_help_in_a_narrow_terminal_has_no_boxes(columns: str, boxes: bool) -> None:
+    command = [*OURS, "tune", "run", "--help"]
+    environment = {**os.environ, "COLUMNS": columns}
+    shown = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    assert ("│" in shown.stdout) is boxes and ("--budget" in shown.stdout), shown.stdout

@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 from typer.core import TyperGroup
 
 import tilewright
@@ -33,6 +34,7 @@ from tilewright.cli.output import complain, forget_unwritten, friendly_warnings,
 from tilewright.ir.errors import SettingError, TilewrightError
 
 USER_MISTAKE = 2
+NARROW = 60  # columns of a terminal; in fewer, help has no boxes, which would leave words no room
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # a closed pipe is Typer's
 
 
@@ -97,6 +99,8 @@ app.add_typer(tune.app, name="tune")
 
 def main() -> None:
     """The entry point. Where what is printed cannot be written, that is said in one line."""
+    if Console().width < NARROW:
+        app.rich_markup_mode = None
     try:
         app()
     except OSError as error:
