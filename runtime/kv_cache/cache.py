@@ -21,7 +21,8 @@ class KVCache:
     ``i2`` to ``i8`` (symmetric, no zeros). ``dim`` is the head size of keys, ``value_dim`` that of
     values (``dim``). What shares a scale: with ``k_by``/``v_by`` "token" ``group`` channels of a
     token (all of them if None), with "channel" ``tokens`` tokens of a channel; a group of tokens
-    that is not full yet is kept as it came and quantised again with each token that joins it.
+    that is not full yet is kept as it came, and has the codes that quantising it anew with each
+    token that joins it gives.
     ``scale_dtype`` (float16 or float32) is that of scales and zeros. Memory for ``capacity`` tokens
     is taken at once; beyond that it doubles, so that appending a token costs the same on average
     however many there are.

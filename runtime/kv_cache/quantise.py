@@ -82,17 +82,43 @@ def _by_torch(
     """Codes, scales and zeros of groups in float32, which run along dimension 4, by channel 3."""
     dim = 4 if form.by == "token" else 3
     low, high = x.amin(dim, keepdim=True), x.amax(dim, keepdim=True)
-    levels = (1 << form.bits) - 1
+    beside = scales_of(low, high, form, symmetric, dtype, name)
+    return codes_of(x, form, symmetric, *beside), *beside
+
+
+def scales_of(
+    low: torch.Tensor,
+    high: torch.Tensor,
+    form: CacheForm,
+    symmetric: bool,
+    dtype: torch.dtype,
+    name: str,
+) -> tuple[torch.Tensor, ...]:
+    """Scales and, if not ``symmetric``, zeros of groups with these least and largest numbers."""
     if symmetric:
         half = 1 << (form.bits - 1)
-        scale = _stored(torch.maximum(-low, high) / max(half - 1, 1), dtype, name)
-        codes = (x / scale.float()).round().clamp(-half, half - 1) + half
-        return codes.to(torch.uint8), scale
+        return (_stored(torch.maximum(-low, high) / max(half - 1, 1), dtype, name),)
     size = torch.maximum(high - low, torch.maximum(-low, high) / FARTHEST)
-    scale = _stored(size / levels, dtype, name)
-    zero = (-low / scale.float()).to(dtype)
-    codes = (x / scale.float() + zero.float()).round().clamp(0, levels)
-    return codes.to(torch.uint8), scale, zero
+    scale = _stored(size / ((1 << form.bits) - 1), dtype, name)
+    return scale, (-low / scale.float()).to(dtype)
+
+
+def codes_of(
+    x: torch.Tensor,
+    form: CacheForm,
+    symmetric: bool,
+    scale: torch.Tensor,
+    zero: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Codes of numbers in float32; scales and zeros as ``scales_of`` gives them."""
+    found = x / scale.float()
+    if symmetric:
+        half = 1 << (form.bits - 1)
+        found = found.round_().clamp_(-half, half - 1).add_(half)
+    else:
+        assert zero is not None, "codes that are not symmetric have zeros"
+        found = found.add_(zero.float()).round_().clamp_(0, (1 << form.bits) - 1)
+    return found.to(torch.uint8)
 
 
 def _stored(scale: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:

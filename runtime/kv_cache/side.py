@@ -9,6 +9,7 @@ import torch
 
 from tilewright.ir.cache_form import BLOCK, CacheForm
 from tilewright.ir.errors import BindError
+from tilewright.runtime.kv_cache.open_group import Joined, OpenGroup, rewrite
 from tilewright.runtime.kv_cache.quantise import Coded, quantise
 from tilewright.runtime.kv_cache.tokens import CachedTokens
 from tilewright.runtime.kv_cache.words import clear_from, write_keys, write_values
@@ -18,11 +19,13 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class New:
-    """Tokens from number ``start`` on, as they came and as codes."""
+    """Tokens from number ``start`` on, as they came and as codes. ``joined``: these are new ones
+    of the open group, and what else they change."""
 
     start: int
     x: torch.Tensor
     coded: Coded
+    joined: Joined | None = None
 
 
 class Side:
@@ -43,8 +46,7 @@ class Side:
         beside = (*lead, *form.scale_shape(0))
         self.scales = _zeros(beside, scale_dtype, device)
         self.zeros = None if symmetric else _zeros(beside, scale_dtype, device)
-        # tokens of a group that is not full yet
-        self.open = _zeros((*lead, 0, form.width), torch.float32, device)
+        self.open = OpenGroup(form, lead, device)  # by channel
         self._seen: CachedTokens | None = None  # what attention reads, until something changes
 
     def reserve(self, tokens: int) -> None:
@@ -63,11 +65,21 @@ class Side:
     def code(self, x: torch.Tensor) -> New:
         """Codes for x [batch, heads, tokens, width] behind what is there; changes nothing."""
         start = self.length
-        if self.form.by == "channel":  # the open group again, with what joins it
-            start -= self.open.shape[2]
-            x = torch.cat((self.open.to(x.dtype), x), 2)
+        if self.form.by == "channel":
+            joined = self.open.join(x, self.symmetric, self._of_open_group(), self.name)
+            if joined is not None:
+                return New(start, x, joined.coded, joined)
+            start -= self.open.count  # the open group again, with what joins it
+            x = self.open.with_more(x)
         coded = quantise(x, self.form, self.symmetric, self.scales.dtype, self.name)
         return New(start, x, coded)
+
+    def _of_open_group(self) -> Coded:
+        """Its scales and zeros; codes lie in the words."""
+        row = (self.length - self.open.count) // self.form.group
+        at = slice(row, row + 1)
+        zeros = None if self.zeros is None else self.zeros[:, :, at]
+        return Coded(self.words[:, :, :0], self.scales[:, :, at], zeros)
 
     def append(self, new: New) -> None:
         """Takes in what ``code`` made."""
@@ -76,17 +88,23 @@ class Side:
         stop = start + x.shape[2]
         if stop > self.capacity:
             self.reserve(max(stop, 2 * self.capacity, 4 * BLOCK))
-        if start < self.length:
-            clear_from(self.form, self.words, start)
+        self._clear_from(start)
         write = write_keys if self.form.keys else write_values
         write(self.form, self.words, coded.codes, start)
         self._beside(self.scales, coded.scales, start)
         if self.zeros is not None and coded.zeros is not None:
             self._beside(self.zeros, coded.zeros, start)
+        if new.joined is not None:
+            rewrite(self.form, self.words, start - self.open.count, new.joined)
+            self.open.add(x, new.joined)
+        elif self.form.by == "channel":
+            self.open.keep(x[:, :, x.shape[2] - stop % self.form.group :])
         self.length = stop
-        if self.form.by == "channel":
-            kept = stop % self.form.group
-            self.open = x[:, :, x.shape[2] - kept :].clone()
+
+    def _clear_from(self, length: int) -> None:
+        """Makes all tokens from number ``length`` on code 0, as those are that were never there."""
+        if length < self.length:
+            clear_from(self.form, self.words[:, :, : self.form.rows(self.length)], length)
 
     def _beside(self, memory: torch.Tensor, new: torch.Tensor, start: int) -> None:
         if self.form.by == "token":
@@ -98,7 +116,7 @@ class Side:
     def check_cut(self, length: int) -> None:
         """BindError if tokens before ``length`` cannot be kept without the others: by channel a
         group's scales were made for all of its tokens, unless it is still open."""
-        first = self.length - self.open.shape[2]
+        first = self.length - self.open.count
         if self.form.by == "channel" and length % self.form.group and length < first:
             raise BindError(
                 f"{self.name}: {length} tokens are no whole groups of {self.form.group}; truncate "
@@ -109,20 +127,20 @@ class Side:
         """Forgets the tokens from number ``length`` on, which ``check_cut`` allows."""
         self._seen = None
         if self.form.by == "channel":
-            first = self.length - self.open.shape[2]
+            first = self.length - self.open.count
             if length <= first:
-                self.open = self.open[:, :, :0]
+                self.open.count = 0
             else:
                 self._reopen(length, first)
                 return
-        clear_from(self.form, self.words, length)
+        self._clear_from(length)
         self.length = length
 
     def _reopen(self, length: int, first: int) -> None:
         """Makes the open group anew from fewer of its tokens."""
-        kept = self.open[:, :, : length - first].clone()
-        self.open = self.open[:, :, :0]
-        clear_from(self.form, self.words, first)
+        kept = self.open.tokens()[:, :, : length - first].clone()
+        self.open.count = 0
+        self._clear_from(first)
         self.length = first
         self.append(self.code(kept))
 
@@ -142,7 +160,8 @@ class Side:
     @property
     def nbytes(self) -> int:
         """Bytes held, reserved ones included."""
-        held = [self.words, self.scales, self.open, *([] if self.zeros is None else [self.zeros])]
+        open_ = self.open.memory
+        held = [self.words, self.scales, open_, *([] if self.zeros is None else [self.zeros])]
         return sum(x.numel() * x.element_size() for x in held)
 
 
