@@ -183,7 +183,7 @@ class Op:
         )
 
     def _complete(self, attrs: Mapping[str, Attr]) -> dict[str, Attr]:
-        unknown = set(attrs) - set(self.attribute_specs)
+        unknown = attrs.keys() - self.attribute_specs.keys()
         if unknown:
             known = ", ".join(self.attribute_specs) or "none"
             raise self.error(f"has no attribute {sorted(unknown)[0]!r} (it has: {known})")
@@ -233,6 +233,8 @@ class Op:
         """The same operation on other operands (and regions); itself if nothing changed."""
         if regions is None and tuple(operands) == self.operands:
             return self
+        if regions is None and not self.regions and _same_types(operands, self.operands):
+            return self._retaken(operands)
         return type(self)(
             *operands,
             regions=self.regions if regions is None else regions,
@@ -240,6 +242,21 @@ class Op:
             hints=[r.hint for r in self.results],
             **self.attrs,
         )
+
+    def _retaken(self, operands: Sequence[Value]) -> Op:
+        """The operation on others of the same types: its results have theirs, and what was checked
+        when it was made holds."""
+        fresh = object.__new__(type(self))
+        fresh.operands, fresh.regions, fresh.loc = tuple(operands), (), self.loc
+        fresh.attrs = dict(self.attrs)
+        fresh.results = tuple(Value(r.type, r.hint) for r in self.results)
+        return fresh
+
+
+def _same_types(some: Sequence[Value], others: Sequence[Value]) -> bool:
+    return len(some) == len(others) and all(
+        x.type is y.type or x.type == y.type for x, y in zip(some, others, strict=True)
+    )
 
 
 def _operand_getter(at: int) -> Callable[[Op], Value]:

@@ -31,6 +31,8 @@ def broadcast_types(op: Op, types: list[Type]) -> Type:
     """The common type of pointwise operands, dtype of the first; raises the op's error."""
     first = types[0]
     op.require(not isinstance(first, BufferType | ScratchType), "memory has to be loaded first")
+    if all(t is first for t in types):
+        return first
     op.require(all(type(t) is type(first) for t in types), "operands must be of one level")
     if isinstance(first, TensorType):
         shape = _broadcast_shape(op, [t.shape for t in types if isinstance(t, TensorType)])
@@ -79,11 +81,12 @@ def broadcast_layouts(op: Op, layouts: list[Layout]) -> Layout:
         common = shaped[0]
         for other in shaped[1:]:
             found = common.join(other)
-            op.require(found is not None, f"layouts {common} and {other} do not go together")
-            common = found or common
+            if found is None:
+                raise op.error(f"layouts {common} and {other} do not go together")
+            common = found
     for other in shaped:
-        fits = other.is_part_of(common)
-        op.require(fits, f"layouts {other} and {common} put elements on different lanes")
+        if not other.is_part_of(common):
+            raise op.error(f"layouts {other} and {common} put elements on different lanes")
     return common
 
 
@@ -99,9 +102,11 @@ class Pointwise(Op, traits=("pure", "pointwise")):
 
     def infer(self) -> Type:
         types = [v.type for v in self.operands]
-        dtypes = {getattr(t, "dtype", I64) for t in types}
-        self.require(len(dtypes) == 1, "operands must have one dtype (use math.cast)")
-        self.require(dtypes.pop().kind in self.kinds, f"operands must be {' or '.join(self.kinds)}")
+        first, *others = [getattr(t, "dtype", I64) for t in types]
+        same = all(dtype is first or dtype == first for dtype in others)
+        self.require(same, "operands must have one dtype (use math.cast)")
+        if first.kind not in self.kinds:
+            raise self.error(f"operands must be {' or '.join(self.kinds)}")
         return broadcast_types(self, types)
 
 

@@ -66,11 +66,13 @@ class Access(TileOp):
 
     def check_access(self, memory: Value, rest: tuple[Value, ...], tile: RegisterType) -> None:
         rank = len(self.memory(memory).shape)
-        self.require(len(self.dims) == rank, f"dims needs {rank} entries")
+        if len(self.dims) != rank:
+            raise self.error(f"dims needs {rank} entries")
         self.require(len(rest) == rank + len(self.bounds), "one index per dimension, then limits")
         self.require_indices(rest)
         for dim in (*self.dims, *(d for d, _ in self.bounds)):
-            self.require(-1 <= dim < len(tile.shape), f"the tile has no dimension {dim}")
+            if not -1 <= dim < len(tile.shape):
+                raise self.error(f"the tile has no dimension {dim}")
         bounded = {d for d, kind in self.bounds if d >= 0 and kind in ("clamp", "zero")}
         self.require(
             len(bounded) == len(self.bounds), "bounds are [dimension, clamp or zero], once"
@@ -80,7 +82,8 @@ class Access(TileOp):
             len(set(used)) == len(used), "a tile dimension runs along one memory dimension"
         )
         for dim, size in enumerate(tile.shape):
-            self.require(size == 1 or dim in used, f"tile dimension {dim} runs nowhere")
+            if size != 1 and dim not in used:
+                raise self.error(f"tile dimension {dim} runs nowhere")
 
     dims: tuple[int, ...] = attribute()
     bounds: Bounds = attribute(default=())
