@@ -218,8 +218,12 @@ def _sized(codes: Iterable[m.Code], programs: Iterable[Program]) -> tuple[m.Size
             for call in () if family is None else family.forms.values():
                 if isinstance(call, BySize) and (sized := _by_size(call)) is not None:
                     found[sized.form] = sized
-    aligned = [c for c in codes if c.image is None or c.image.vectors]
-    for code in sorted(aligned, key=lambda c: (len(c.choice), c.symbol)):
+
+    def order(code: m.Code) -> tuple[int, int, str]:  # on GPUs the form for tensors that lie best
+        wide = code.image.wide if code.image is not None else ()
+        return len(code.choice), -len(wide), code.symbol
+
+    for code in sorted(codes, key=order):
         found.setdefault(code.form, m.Sized(code.form, (), (((), code.symbol),)))
     return tuple(found[form] for form in sorted(found))
 

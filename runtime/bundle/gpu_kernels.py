@@ -19,7 +19,7 @@ from tilewright.runtime.cuda.driver import Image
 from tilewright.runtime.cuda.gpus import gpus, refuse_capture
 from tilewright.runtime.cuda.start import Layout, Start, starter
 
-_16_BYTES = 15  # low bits of addresses, and of strides in bytes, of what is read 16 bytes at once
+_16_BYTES = 15  # low bits of addresses of what is moved 16 bytes at once
 
 
 class CudaArrays(TorchArrays):
@@ -59,6 +59,7 @@ class GpuProgram(BundledProgram):
         super().__init__(program, codes, sized, _no_address, where)
         self.read, self.chip = read, chip
         self.starts: dict[tuple[str, int], Start] = {}
+        self._fitting: dict[tuple[str, frozenset[int]], Code] = {}
 
     def _kind(self, arrays: Sequence[Any]) -> Arrays:
         if not any(isinstance(x, torch.Tensor) for x in arrays):
@@ -105,13 +106,20 @@ class GpuProgram(BundledProgram):
             )
         return Image(data, code.symbol, image.threads, image.shared_bytes)
 
-    def unaligned(self, code: Code) -> Code:
-        """The code of the same form that reads element by element."""
-        for other in self.codes.values():
-            same = other.form == code.form and other.choice == code.choice
-            if same and other.image is not None and not other.image.vectors:
-                return other
-        raise BundleError(f"{self.where} has no {code.kernel} for tensors at odd addresses")
+    def fitting(self, code: Code, odd: frozenset[int]) -> Code:
+        """The code of the same form that moves 16 bytes at once of the most buffers, and not of
+        ``odd`` ones, which do not lie at multiples of that."""
+        found = self._fitting.get((code.symbol, odd))
+        if found is None:
+            same = [
+                c for c in self.codes.values() if (c.form, c.choice) == (code.form, code.choice)
+            ]
+            fits = [(c.image.wide, c) for c in same if c.image and odd.isdisjoint(c.image.wide)]
+            if not fits:
+                raise BundleError(f"{self.where} has no {code.kernel} for tensors at odd addresses")
+            found = max(fits, key=lambda each: len(each[0]))[1]
+            self._fitting[code.symbol, odd] = found
+        return found
 
 
 class GpuLaunch(Launch):
@@ -129,17 +137,16 @@ class GpuLaunch(Launch):
         assert code.image is not None, "codes of a GPU have images"
         self.program = program
         self.steps = tuple(self.buffers[b].strides[d] for b, d in code.image.strides)
-        widths = [max(1, p.element.bits // 8) for p in code.params]
-        self.low = 0
-        for (buffer, _), step_ in zip(code.image.strides, self.steps, strict=True):
-            self.low |= step_ * widths[buffer]
+        self.odd = code.odd([x.strides for x in self.buffers])
 
     def run(self, kind: Arrays, addresses: list[int], buffers: list[Any]) -> None:
         """Starts the form that addresses and strides allow."""
-        device, low = buffers[0].get_device(), self.low
+        device, odd, low = buffers[0].get_device(), self.odd, 0
         for address in addresses:
             low |= address
-        code = self.program.unaligned(self.code) if low & _16_BYTES else self.code
+        if low & _16_BYTES:
+            odd |= {i for i, address in enumerate(addresses) if address & _16_BYTES}
+        code = self.program.fitting(self.code, odd) if odd else self.code
         if device == gpus.current():
             self._start(code, device, addresses)
             return

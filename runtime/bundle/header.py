@@ -84,7 +84,8 @@ _GPU_START = """\
  * NAME_SHARED_BYTES of dynamic shared memory (cuFuncSetAttribute), and launch NAME_blocks(sizes)
  * blocks of NAME_THREADS threads in one dimension. Its parameters, in this order: a pointer for
  * every buffer, inputs first; 64-bit strides in elements as listed; 64-bit sizes. With
- * NAME_ALIGNED 1, every buffer starts, and has strides, at multiples of 16 bytes.
+ * NAME_ALIGNED 1, the buffers that are said to lie so start, and have strides, at multiples of 16
+ * bytes.
  */
 #ifndef TILEWRIGHT_KERNELS_H
 #define TILEWRIGHT_KERNELS_H
@@ -144,6 +145,9 @@ def _gpu_text(code: Code) -> str:
     strides = [f"{code.params[b].name}[{d}]" for b, d in image.strides]
     lines.append(f" *   strides: {', '.join(strides) or 'none'}")
     lines.append(f" *   sizes: {', '.join(code.sizes) or 'none'}")
+    if image.wide:
+        wide = ", ".join(code.params[b].name for b in image.wide)
+        lines.append(f" *   at multiples of 16 bytes: {wide}")
     lines += [" */", f"#define {code.symbol}_THREADS {image.threads}"]
     lines.append(f"#define {code.symbol}_SHARED_BYTES {image.shared_bytes}")
     lines.append(f"#define {code.symbol}_ALIGNED {int(image.vectors)}")

@@ -60,15 +60,16 @@ class Buffer:
 @dataclass(frozen=True)
 class Image:
     """Machine code for a GPU beside a code's facts: files with cubin and PTX, threads and dynamic
-    shared memory (bytes) of a block, which strides (buffer, dimension) it takes, and whether it
-    reads 16 bytes at once."""
+    shared memory (bytes) of a block, which strides (buffer, dimension) it takes, whether it moves
+    16 bytes at once, and of which buffers: ``wide`` ones start and step at multiples of that."""
 
     cubin: str
     ptx: str
     threads: int
     shared_bytes: int
     strides: tuple[tuple[int, int], ...]
-    vectors: bool
+    vectors: bool  # all that 0.1 knows: it takes this for all buffers
+    wide: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,13 @@ class Code:
     params: tuple[Buffer, ...]
     outputs: int
     image: Image | None = None
+
+    def odd(self, strides: Sequence[Sequence[int]]) -> frozenset[int]:
+        """On a GPU, buffers with strides (of every one, in elements) that are no multiples of 16
+        bytes."""
+        assert self.image is not None, "codes of a GPU have images"
+        widths = [max(1, p.element.bits // 8) for p in self.params]
+        return frozenset(b for b, d in self.image.strides if strides[b][d] * widths[b] % 16)
 
 
 SizeClass = tuple[int, ...]

@@ -205,13 +205,20 @@ def _image(x: Fields, params: tuple[Buffer, ...]) -> Image:
     for at, dim in strides:
         if at >= len(params) or dim >= len(params[at].shape):
             raise x.refuse("strides", f"name dimension {dim} of buffer {at}: there is none")
+    vectors = x.flag("vectors")
+    wide = tuple(range(len(params))) if vectors else ()
+    if "wide" in x.value:  # not in bundles of 0.1
+        wide = x.numbers("wide", 0, len(params) - 1)
+        if bool(wide) != vectors:
+            raise x.refuse("wide", "does not go with 'vectors'")
     return Image(
         _file_name(x, "cubin"),
         _file_name(x, "ptx", empty=True),
         x.number("threads", 1, 1024),
         x.number("shared_bytes", 0, 1 << 20),
         tuple(strides),
-        x.flag("vectors"),
+        vectors,
+        wide,
     )
 
 

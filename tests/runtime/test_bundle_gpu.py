@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import struct
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,11 +32,15 @@ from tilewright.runtime.bundle.bundle import Bundle
 from tilewright.runtime.bundle.collect_gpu import GpuCollector
 from tilewright.runtime.bundle.export import Exporter
 from tilewright.runtime.bundle.folder import write_folder
+from tilewright.runtime.bundle.header import HEADER
+from tilewright.runtime.bundle.manifest import ABI, SCHEMA, digest_of
+from tilewright.runtime.bundle.manifest_reading import read_manifest
 from tilewright.runtime.kernel import TORCH_DTYPES
 
 if compiler_missing():
     pytest.skip(str(compiler_missing()), allow_module_level=True)
 FORM = Attention(16, 16, "bf16", causal=True)
+MASKED = Attention(16, 16, "bf16", mask="add")
 
 
 def inputs(queries: int = 20, keys: int = 20) -> list[torch.Tensor]:
@@ -44,9 +51,13 @@ def inputs(queries: int = 20, keys: int = 20) -> list[torch.Tensor]:
 class Made:
     """A bundle for a GPU, and the programs that its kernels were made of."""
 
-    def __init__(self, path: Path, target: str) -> None:
+    def __init__(self, path: Path, target: str, form: Attention, *calls: list[Any]) -> None:
         exporter = Exporter(named_target(target), "test")
-        exporter.add(parse(FORM.text()), [x.to("meta") for x in inputs()])
+        for call in calls:
+            empty = [
+                torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="meta") for x in call
+            ]
+            exporter.add(parse(form.text()), empty)
         made = exporter.made()
         write_folder(path, made.manifest, made.files)
         assert isinstance(exporter.collector, GpuCollector)
@@ -56,11 +67,17 @@ class Made:
 
 @pytest.fixture(scope="module", params=["cuda-sm80", "cuda-sm90"])
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return Made(tmp_path_factory.mktemp(request.param) / "b", request.param)
+    return Made(tmp_path_factory.mktemp(request.param) / "b", request.param, FORM, inputs())
 
 
 @pytest.fixture
 def driver(made: Made) -> Iterator[FakeDriver]:
+    with gpu_for(made) as driver:
+        yield driver
+
+
+@contextmanager
+def gpu_for(made: Made) -> Iterator[FakeDriver]:
     """A GPU of the bundle's kind, which knows its kernels."""
     chip = int(made.bundle.target.cpu[3:])
     with fake_gpu(chip) as driver:
@@ -90,14 +107,15 @@ def computed(kernel: Kernel, values: list[Any]) -> None:
         shape = [size.evaluate(sizes) for size in type_.shape]
         strides = [steps.get((i, d), 1) for d in range(len(shape))]
         tensors.append(view(address, shape, strides, TORCH_DTYPES[type_.dtype.name]))
-    (out,) = tensors[3:]
-    arrays = [x.float().numpy() for x in tensors[:3]]
+    *given, out = tensors
+    arrays = [x.float().numpy() for x in given]
     out.copy_(torch.from_numpy(evaluate_graph(program, *arrays, sizes=sizes)[0]))
 
 
 def check(bundle: Bundle, *given: torch.Tensor) -> None:
     (got,) = bundle["attention"](*given)
-    want = FORM.reference(*given, None)
+    q, k, v, *mask = given
+    want = (MASKED if mask else FORM).reference(q, k, v, mask[0] if mask else None)
     assert got.dtype == torch.bfloat16
     assert float((got.double() - want).abs().max()) < 2e-2
 
@@ -123,6 +141,46 @@ def test_odd_addresses_and_strides_take_the_other_kernel(made: Made, driver: Fak
     (kernel,) = {kernel.source.symbol for kernel in driver.kernels}
     (code,) = (c for c in made.bundle.manifest.codes if c.symbol == kernel)
     assert code.image is not None and not code.image.vectors
+
+
+def test_only_what_lies_oddly_is_moved_by_elements(tmp_path: Path) -> None:
+    """A mask is read by elements anyway, how ever it lies; a call that the bundle was made for has
+    a kernel for how its tensors step; all others have the one for any memory."""
+    q, k, v = inputs(20, 49)
+    mask = programs.numbers(1, 1, 1, 20, 49, dtype=torch.bfloat16)
+    stepping = torch.zeros(1, 2, 49, 17, dtype=torch.bfloat16)[..., :16].copy_(k)
+    moved = torch.zeros(k.numel() + 1, dtype=torch.bfloat16)[1:].view(k.shape).copy_(k)
+    made = Made(tmp_path / "b", "cuda-sm80", MASKED, [q, k, v, mask], [q, stepping, v, mask])
+    names = [p.name for p in made.bundle.manifest.codes[0].params]
+    assert names == ["q", "k", "v", "mask", "out_out"]
+    wide = {c.symbol: c.image.wide for c in made.bundle.manifest.codes if c.image}
+    assert sorted(wide.values()) == [(), (0, 1, 2, 4), (0, 2, 4)]
+    assert b"at multiples of 16 bytes: q, v, out_out\n" in made.bundle.file(HEADER)
+    with gpu_for(made) as driver:
+        for given in ((q, k, v), (q, stepping, v), (q, moved, v), (q, k, moved), (q, k, v)):
+            check(made.bundle, *given, mask)
+        sources = [wide[kernel.source.symbol] for kernel in driver.kernels]
+    assert sources == [(0, 1, 2, 4), (0, 2, 4), ()]  # each was loaded once
+
+
+def test_manifests_that_do_not_say_which_buffers_are_wide(made: Made) -> None:
+    """Those of 0.1: all are, or none. What contradicts itself is refused."""
+
+    def changed(**fields: object) -> list[tuple[int, ...]]:
+        body = {"abi": ABI, **json.loads(json.dumps(asdict(made.bundle.manifest)))}
+        for code in body["codes"]:
+            code["image"].update(fields)
+            if not fields:
+                del code["image"]["wide"]
+        head = {"schema": SCHEMA, "version": 1, "sha256": digest_of(body), "bundle": body}
+        read = read_manifest(json.dumps(head).encode(), "manifest.json")
+        return sorted(c.image.wide for c in read.codes if c.image)
+
+    assert changed() == [(), (0, 1, 2, 3)]
+    with pytest.raises(BundleError, match="'wide' does not go with 'vectors'"):
+        changed(wide=[0])
+    with pytest.raises(BundleError, match=r"'wide'.* 4"):
+        changed(wide=[4])
 
 
 def test_other_chips(made: Made) -> None:
