@@ -90,7 +90,8 @@ class OpenGroup:
             return None
         row, channel = channels // self.form.width, channels % self.form.width
         at = (row * (self.form.group * self.form.width) + channel)[:, None]
-        again = self.memory.view(-1)[at + torch.arange(self.count) * self.form.width].float()
+        steps = torch.arange(self.count, device=at.device) * self.form.width
+        again = self.memory.view(-1)[at + steps].float()
         theirs = [each.flatten()[channels, None] for each in beside]
         return Joined(
             Coded(codes_of(wide, self.form, symmetric, *beside), *beside),
@@ -113,7 +114,8 @@ def rewrite(form: CacheForm, words: torch.Tensor, start: int, joined: Joined) ->
     flat = words.view(torch.uint8).view(-1)
     row, channel = joined.channels // form.width, joined.channels % form.width
     base = (row * (words.shape[2] * form.columns * 4))[:, None]
-    for piece in places(form, torch.arange(start, start + count), channel):
+    tokens = torch.arange(start, start + count, device=channel.device)
+    for piece in places(form, tokens, channel):
         at, codes = piece.at + base, joined.codes
         if piece.width == 8:
             flat[at] = codes
@@ -154,7 +156,7 @@ def _planes(form: CacheForm) -> list[tuple[int, int, torch.Tensor, torch.Tensor]
     chunk's first one, and how far up in it."""
     p, step, found = form.packing, LANES if form.keys else form.padded, []
     for plane in zip(*(p.pieces(k) for k in range(p.chunk)), strict=True):
-        at = torch.tensor([4 * step * piece.word + piece.at // 8 for piece in plane])
-        up = torch.tensor([piece.at % 8 for piece in plane], dtype=torch.uint8)
+        at = torch.tensor([4 * step * piece.word + piece.at // 8 for piece in plane], device="cpu")
+        up = torch.tensor([piece.at % 8 for piece in plane], dtype=torch.uint8, device="cpu")
         found.append((plane[0].low, plane[0].width, at, up))
     return found

@@ -137,3 +137,13 @@ def test_a_token_that_no_code_holds_changes_nothing(bad: float) -> None:
     for at in (39, 40):
         side.append(side.code(x[:, :, at : at + 1]))
     as_a_whole(side, x)
+
+
+def test_other_tensors_may_be_made_elsewhere() -> None:
+    """A model's script sets torch's default device; a cache on the CPU stays there."""
+    side = Side(CacheForm("lanes", 3, 24, "channel", 32), False, (2, 3), torch.float16, "k")
+    x = drawn(20, 24, 0)
+    with torch.device("meta"):
+        for at in range(20):
+            side.append(side.code(x[:, :, at : at + 1]))
+    as_a_whole(side, x)
