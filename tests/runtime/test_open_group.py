@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from tilewright.ir.cache_form import CacheForm
 from tilewright.ir.errors import BindError
 from tilewright.runtime.kv_cache import quantise
-from tilewright.runtime.kv_cache import side as module
 from tilewright.runtime.kv_cache.quantise import _by_torch
 from tilewright.runtime.kv_cache.side import Side
 
@@ -79,13 +78,13 @@ def test_tokens_that_join(
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many tokens are quantised as whole groups, call by call."""
     calls: list[int] = []
-    whole: Callable[..., object] = module.quantise
+    whole: Callable[..., object] = quantise.quantise
 
     def noted(x: torch.Tensor, *rest: object) -> object:
         calls.append(x.shape[2])
         return whole(x, *rest)
 
-    monkeypatch.setattr(module, "quantise", noted)
+    monkeypatch.setattr("tilewright.runtime.kv_cache.side.quantise", noted)
     return calls
 
 
