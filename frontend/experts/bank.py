@@ -21,7 +21,7 @@ from tilewright.frontend.experts.routing import (
     ACTIVE,
     Active,
     AdapterIds,
-    BatchHook,
+    hear_batches,
     slots_of,
 )
 from tilewright.ir.errors import ExpertError
@@ -81,7 +81,7 @@ class ExpertBank:
             for module in found.values():
                 uninstall(module)
             raise
-        BatchHook(id(self)).register(model)
+        hear_batches(model, id(self))
 
     @property
     def slots(self) -> int:

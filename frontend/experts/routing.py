@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -85,37 +86,41 @@ class Active:
 ACTIVE: ContextVar[dict[int, Active]] = ContextVar("tilewright_adapters", default={})  # noqa: B039
 
 
-class BatchHook:
-    """Before and after every call of a bank's model: the layers see tokens only, and how many
-    sequences they make is known here. ``bank``: the bank's identity, so that copies of the model
-    do not hold it."""
+def hear_batches(model: nn.Module, bank: int) -> None:
+    """From now on every call of a bank's model says how many sequences its batch has: the layers
+    see tokens only. ``bank``: the bank's identity, so that copies of the model do not hold it."""
+    model.register_forward_pre_hook(_untraced(_Before)(bank), with_kwargs=True)
+    model.register_forward_hook(_untraced(_After)(bank), always_call=True)
 
-    def __init__(self, bank: int) -> None:
-        self.bank = bank
 
-    def register(self, model: nn.Module) -> None:
-        model.register_forward_pre_hook(self, with_kwargs=True)
-        model.register_forward_hook(_Done(self.bank), always_call=True)
+@dataclass(frozen=True)
+class _Before:
+    bank: int
 
-    # Not for torch.compile to see, as the layers: the hook is a call before the first graph.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         active = ACTIVE.get().get(self.bank)
         if active is not None:
             active.sequences = _sequences(args, kwargs)
 
 
-class _Done:
+@dataclass(frozen=True)
+class _After:
     """After a call, whatever came of it: parts that are called alone have no batch."""
 
-    def __init__(self, bank: int) -> None:
-        self.bank = bank
+    bank: int
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, *_: Any) -> None:
         active = ACTIVE.get().get(self.bank)
         if active is not None:
             active.sequences = None
+
+
+@cache
+def _untraced(kind: Any) -> Any:
+    """A kind of hook that torch.compile calls before or after its graphs, as it does the layers.
+    Not when this file is imported: Dynamo takes seconds to load."""
+    kind.__call__ = torch.compiler.disable(kind.__call__)  # type: ignore[no-untyped-call]
+    return kind
 
 
 def _sequences(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:

@@ -39,6 +39,18 @@ def test_importing_loads_neither_torch_nor_numpy() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_public_names_do_not_load_dynamo() -> None:
+    """It takes seconds: what uses it loads it when it is called. TilewrightConfig is transformers'
+    own, which loads it."""
+    code = """
+import sys, tilewright
+for name in set(tilewright.__all__) - {"TilewrightConfig"}:
+    getattr(tilewright, name)
+sys.exit('torch._dynamo' in sys.modules)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_parsing_and_evaluating_need_no_torch() -> None:
     code = f"""
 import sys, tilewright
