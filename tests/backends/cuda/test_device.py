@@ -3,6 +3,9 @@ the operations mean is tested on the host (test_operations.py, test_sm90.py)."""
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from tilewright.backends.cuda import compile as compiling
@@ -131,3 +134,13 @@ def test_neither_compiler_is_an_error_that_says_what_to_install(
     with pytest.raises(BackendMissingError, match="pip install"):
         compile_kernel(SM80, "sm_80", "k")
     assert "nvcc" in str(compiler_missing())
+
+
+@pytest.mark.parametrize("header", ["tilewright.cuh", "tilewright_sm90.cuh"])
+def test_what_a_warp_does_together_stays_where_it_is(header: str) -> None:
+    """CUDA may move or drop an asm that is not volatile: under a condition that only some lanes
+    meet, too, where an instruction for all of them must not stand."""
+    text = (Path(compiling.__file__).parent / "headers" / header).read_text()
+    found = re.findall(r'\basm\b( volatile)?\s*\((.*?)"[\s\\]*:', text, re.DOTALL)
+    together = [(volatile, ptx) for volatile, ptx in found if ".sync" in ptx]
+    assert together and not [ptx for volatile, ptx in together if not volatile]
