@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from tilewright.ir.broadcast import broadcast_types
 from tilewright.ir.core import Op, Value, attribute, operand
 from tilewright.ir.dtypes import F32, F64, DType
-from tilewright.ir.ops_math import broadcast_types
 from tilewright.ir.reduction import IDENTITIES, reduce_axis
 from tilewright.ir.sizes import Size, product
 from tilewright.ir.types import TensorType, Type
