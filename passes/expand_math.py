@@ -1,11 +1,12 @@
 """Functions as range reduction plus polynomial, so that all back ends compute the same numbers.
 
     exp2 x  -> 2**floor(x) * p(x - floor(x)), p of degree 6 on [0, 1]   (relative error 4e-9)
-    exp x   -> exp2(t) of the rounded t = x * log2 e, with what t lost added to its fraction; of a
-               difference without: it is a weight beside a greatest one, which is 1, and what is
-               far from 0 hardly counts                  (its relative error is |x| * 1e-7)
+    exp x   -> exp2(t) of the rounded t = x * log2 e, with what t lost added to its fraction;
+               without, where what is far from 0 hardly counts: of a difference, which makes a
+               weight beside a greatest one, which is 1, and in 1 / (1 + exp x)
+                                                         (its relative error is |x| * 1e-7)
     tanh x  -> x p(x^2) / q(x^2) on [-9, 9], both of degree 4           (relative error 3e-8)
-    erf x   -> x p(x^2) / q(x^2) on [-3.9, 3.9], both of degree 5       (relative error 2e-8)
+    erf x   -> x p(x^2) / q(x^2) on [-3.9, 3.9], both of degree 5       (relative error 3e-8)
     sigmoid x -> 1 / (1 + exp2(-x * log2 e))
 
 Coefficients: minimax on the interval, found by Remez exchange in extended precision; of tanh and
@@ -90,12 +91,6 @@ def _number(b: Rewriter, like: Value, number: float) -> Value:
     return b.const(number, RegisterType(F32, Layout(_rank(like))))
 
 
-def _within(b: Rewriter, x: Value, low: float, high: float, hint: str) -> Value:
-    """x between two numbers; NaN passes."""
-    below = b(m.Smaller, _number(b, x, high), x, hint=hint)
-    return b(m.Larger, _number(b, x, low), below, hint=hint)
-
-
 def _polynomial(b: Rewriter, x: Value, coefficients: Sequence[float], hint: str = "poly") -> Value:
     """Horner's rule, the coefficient of x**0 first."""
     acc = _number(b, x, coefficients[-1])
@@ -111,17 +106,43 @@ def exp2_parts(b: Rewriter, op: Any) -> Value:
     return b(m.Scale2, _polynomial(b, f, EXP2), x, hint=op.result.hint)
 
 
-def is_weight(b: Rewriter, x: Value) -> bool:
-    """Whether exp x is that of a difference: a weight of a softmax, as streams make them."""
-    return b.producer(x, m.Sub) is not None
+def weights(graph: Graph) -> set[Op]:
+    """The exponentials of differences, as a softmax's weights are, and those of which only
+    1 / (1 + exp x) is taken."""
+    made: dict[Value, Op] = {}
+    users: dict[Value, list[Op | None]] = {}
+    regions = [graph.body, *(region for op in graph.body.walk() for region in op.regions)]
+    for region in regions:
+        for op in region.ops:
+            made.update(dict.fromkeys(op.results, op))
+            for value in op.operands:
+                users.setdefault(value, []).append(op)
+        for value in region.yields:
+            users.setdefault(value, []).append(None)
+
+    def only(value: Value, cls: type[Op]) -> Op | None:
+        used = users.get(value, [])
+        return used[0] if len(used) == 1 and isinstance(used[0], cls) else None
+
+    def logistic(exp: Op) -> bool:
+        below = only(exp.result, m.Add)
+        whole = below and only(below.result, m.Div)
+        return whole is not None and isinstance(made.get(whole.operands[0]), m.Const)
+
+    every = [op for op in made.values() if isinstance(op, m.Exp)]
+    return {x for x in every if isinstance(made.get(x.operands[0]), m.Sub) or logistic(x)}
+
+
+def exp_of_weight(b: Rewriter, op: Any) -> Value:
+    """exp x -> exp2(x * log2 e), the product rounded."""
+    x = op.operands[0]
+    scaled = b(m.Mul, x, _number(b, x, LOG2E), hint="scaled")
+    return exp2_parts(b, b.add(m.Exp2(scaled, hints=[op.result.hint])))
 
 
 def exp_parts(b: Rewriter, op: Any) -> Value:
-    """exp x -> exp2(x * log2 e), the product rounded only where little depends on it."""
+    """exp x -> exp2(x * log2 e), and what the product lost when it was rounded."""
     x = op.operands[0]
-    if is_weight(b, x):
-        scaled = b(m.Mul, x, _number(b, x, LOG2E), hint="scaled")
-        return exp2_parts(b, b.add(m.Exp2(scaled, hints=[op.result.hint])))
     high = _number(b, x, LOG2E_HIGH)
     scaled = b(m.Mul, x, high, hint="scaled")
     lost = b(m.Fma, x, high, b(m.Neg, scaled), fused=True, hint="lost")
@@ -134,11 +155,13 @@ def exp_parts(b: Rewriter, op: Any) -> Value:
 
 def _odd(b: Rewriter, op: Any, parts: tuple[Sequence[float], Sequence[float]], one: float) -> Value:
     """x p(x^2) / q(x^2): as exact near 0 as x is, and never beyond 1."""
-    x = _within(b, op.operands[0], -one, one, hint="x")
-    square = b(m.Mul, x, x, hint="square")
+    x = op.operands[0]
+    square = b(m.Mul, x, x, hint="square")  # x itself may grow: the ratio is 1 and more from there
+    square = b(m.Smaller, _number(b, x, one * one), square, hint="square")
     above = b(m.Mul, x, _polynomial(b, square, parts[0], "above"), hint="above")
     ratio = b(m.Div, above, _polynomial(b, square, parts[1], "below"), hint="ratio")
-    return _within(b, ratio, -1.0, 1.0, hint=op.result.hint)
+    ratio = b(m.Smaller, _number(b, x, 1.0), ratio, hint="ratio")  # NaN passes
+    return b(m.Larger, _number(b, x, -1.0), ratio, hint=op.result.hint)
 
 
 def tanh_parts(b: Rewriter, op: Any) -> Value:
@@ -178,12 +201,13 @@ PARTS: dict[type[Op], Callable[[Rewriter, Any], Value]] = {
 
 def expand_math_graph(graph: Graph) -> Graph:
     """Every function on f32 register tiles as arithmetic."""
+    light = weights(graph)
 
     def rule(b: Rewriter, op: Op) -> Value | None:
         parts = PARTS.get(type(op))
         if parts is None or getattr(op.result.type, "dtype", None) != F32:
             return None
-        return parts(b, op)
+        return exp_of_weight(b, op) if b.original in light else parts(b, op)
 
     return rewrite_graph(graph, rule)
 
