@@ -303,6 +303,20 @@ class Graph:
                 table.setdefault(value, []).append(op)
         return table
 
+    def users(self) -> dict[Value, list[Op | None]]:
+        """For every value the operations that take it, those in regions included; None stands for
+        a region that yields it."""
+        found: dict[Value, list[Op | None]] = {}
+        for op in self.body.walk():
+            for value in op.operands:
+                found.setdefault(value, []).append(op)
+            for region in op.regions:
+                for value in region.yields:
+                    found.setdefault(value, []).append(None)
+        for value in self.results:
+            found.setdefault(value, []).append(None)
+        return found
+
     def producers(self) -> dict[Value, Op]:
         return {result: op for op in self.body.ops for result in op.results}
 

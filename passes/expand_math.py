@@ -109,16 +109,10 @@ def exp2_parts(b: Rewriter, op: Any) -> Value:
 def weights(graph: Graph) -> set[Op]:
     """The exponentials of differences, as a softmax's weights are, and those of which only
     1 / (1 + exp x) is taken."""
-    made: dict[Value, Op] = {}
-    users: dict[Value, list[Op | None]] = {}
-    regions = [graph.body, *(region for op in graph.body.walk() for region in op.regions)]
-    for region in regions:
-        for op in region.ops:
-            made.update(dict.fromkeys(op.results, op))
-            for value in op.operands:
-                users.setdefault(value, []).append(op)
-        for value in region.yields:
-            users.setdefault(value, []).append(None)
+    every = [op for op in graph.body.walk() if isinstance(op, m.Exp)]
+    if not every:
+        return set()
+    made, users = {r: op for op in graph.body.walk() for r in op.results}, graph.users()
 
     def only(value: Value, cls: type[Op]) -> Op | None:
         used = users.get(value, [])
@@ -129,7 +123,6 @@ def weights(graph: Graph) -> set[Op]:
         whole = below and only(below.result, m.Div)
         return whole is not None and isinstance(made.get(whole.operands[0]), m.Const)
 
-    every = [op for op in made.values() if isinstance(op, m.Exp)]
     return {x for x in every if isinstance(made.get(x.operands[0]), m.Sub) or logistic(x)}
 
 

@@ -16,7 +16,7 @@ from tilewright.backends.numba.pointwise import expression
 from tilewright.backends.numba.registers import Tile, indices, tile_of
 from tilewright.backends.numba.text import Index, PythonText
 from tilewright.ir import ops_math as m
-from tilewright.ir.core import Graph, Op, Region, Value
+from tilewright.ir.core import Op, Region, Value
 from tilewright.ir.types import RegisterType
 
 LINES_WORTH_A_FUNCTION = 24  # compiling a function of its own costs as much as so many lines
@@ -53,18 +53,6 @@ def _read_in(region: Region) -> set[Value]:
         found.update(op.operands)
         for inner in op.regions:
             found.update(inner.yields)
-    return found
-
-
-def users(graph: Graph) -> dict[Value, list[Op | None]]:
-    """For every value the operations that take it; None stands for a region that yields it."""
-    found: dict[Value, list[Op | None]] = {}
-    for op in graph.body.walk():
-        for value in op.operands:
-            found.setdefault(value, []).append(op)
-        for region in op.regions:
-            for value in region.yields:
-                found.setdefault(value, []).append(None)
     return found
 
 

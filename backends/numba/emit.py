@@ -13,7 +13,7 @@ from typing import Any
 
 from tilewright.backends.float_mode import has_mxcsr
 from tilewright.backends.numba.bits import BitEmitter
-from tilewright.backends.numba.chains import ChainEmitter, is_chained, reads, users
+from tilewright.backends.numba.chains import ChainEmitter, is_chained, reads
 from tilewright.backends.numba.functions import Functions
 from tilewright.backends.numba.lanes import Elements, LaneEmitter
 from tilewright.backends.numba.loops import LoopEmitter
@@ -98,7 +98,7 @@ class _Program:
         self.memory = MemoryEmitter(self.text)
         self.lanes = LaneEmitter(self.functions)
         self.bits = BitEmitter(self.functions)
-        used = users(graph)
+        used = graph.users()
         self.chains = ChainEmitter(self.text, self.functions, self, used)
         self.loops = LoopEmitter(self.text, self.values, used, self._region)
         self.sizes: dict[str, str] = {}
