@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch.fx import Node
 
+from tilewright.frontend.looked_up import Positions
 from tilewright.frontend.op_map.registry import lookup
 from tilewright.frontend.provenance import function_of
 from tilewright.frontend.regions import Region
@@ -25,10 +26,12 @@ Order = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Built:
-    """A region's module. ``orders[i]``: how to permute result i to get torch's dimensions."""
+    """A region's module. ``orders[i]``: how to permute result i to get torch's dimensions.
+    ``positions``: what has to be looked at before its kernel."""
 
     module: Module
     orders: tuple[Order | None, ...]
+    positions: tuple[Positions, ...] = ()
 
 
 def build_module(region: Region) -> Built:
@@ -59,7 +62,12 @@ def _translate(region: Region) -> tuple[Built, Translator]:
     body = Body(parameters, tuple(translator.emitter.builder.ops), results)
     graph = Graph("graph", function_of(region.anchor), size_names(sizes), body)
     backward = tuple(None if o is None else _inverse(o) for o in orders)
-    return Built(Module((graph,)), backward), translator
+    nodes = {value: node for node, value in translator.scope.items()}
+    positions = tuple(
+        Positions(nodes[found.ids], found.size, found.from_end)
+        for found in translator.emitter.looked_up
+    )
+    return Built(Module((graph,)), backward, positions), translator
 
 
 def memory_order(fake: torch.Tensor) -> Order | None:

@@ -10,6 +10,7 @@ import torch
 from torch._C import _functorch
 
 from tilewright.frontend.build import Order
+from tilewright.frontend.looked_up import LookUps
 from tilewright.frontend.options import Options
 from tilewright.frontend.programs import ProgramLike, shared_program
 from tilewright.frontend.verify import check_against
@@ -58,6 +59,7 @@ class RegionCall:
         locations: tuple[Location, ...],
         options: Options,
         instead: Instead | None = None,
+        looked_up: LookUps | None = None,
     ) -> None:
         self.__name__ = name
         self.__module__ = "tilewright_regions"
@@ -67,6 +69,7 @@ class RegionCall:
         self.locations = locations
         self.options = options
         self.instead = instead
+        self.looked_up = looked_up
         self.tensors = len(module.main.params)
         self.program: ProgramLike | None = None
         self.failure: str | None = None
@@ -80,6 +83,8 @@ class RegionCall:
         reason = refusal(inputs) or self._build()
         if reason is not None:
             return self._with_torch(reason, args)
+        if self.looked_up is not None and self.looked_up.outside(args):
+            return self._unpacked(self.fallback(*args))  # torch raises what it raises
         assert self.program is not None
         try:
             results = self.program(*inputs)

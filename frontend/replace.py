@@ -10,6 +10,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from tilewright.frontend.build import Built, build_module
+from tilewright.frontend.looked_up import LookUps
 from tilewright.frontend.options import Options
 from tilewright.frontend.provenance import location_of
 from tilewright.frontend.region_call import Instead, RegionCall
@@ -59,7 +60,19 @@ def region_call(
     # products with weights and norms may run in torch at any time: strict is about attention
     own = replace(options, strict=options.strict and region.attention)
     instead = None if region.plain is None else _instead(region, region.plain, name, options)
-    return RegionCall(name, built.module, built.orders, fallback, lines, own, instead), extras
+    looked_up = look_ups(region, built) if built.positions else None
+    call = RegionCall(name, built.module, built.orders, fallback, lines, own, instead, looked_up)
+    return call, extras
+
+
+def look_ups(region: Region, built: Built) -> LookUps:
+    """What computes the positions that have to be looked at, of the arguments of the region."""
+    module, _, copies = fallback_module(region)
+    given = next(node for node in module.graph.nodes if node.op == "output")
+    given.args = (tuple(copies[p.node] for p in built.positions),)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    return LookUps(module, built.positions, built.module.main)
 
 
 def _instead(region: Region, plain: Region, name: str, options: Options) -> Instead | None:

@@ -7,6 +7,7 @@ does it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from tilewright.ir import ops_math as m
 from tilewright.ir import ops_tensor as t
@@ -31,12 +32,24 @@ def arithmetic_dtype(dtype: DType) -> DType:
     return F32 if dtype.is_float and dtype.bits == 16 else dtype
 
 
+@dataclass(frozen=True)
+class LookUp:
+    """Integers that an operation takes as positions of a dimension of ``size``, and that may lie
+    outside; ``from_end``: negative ones count from its end."""
+
+    ids: Value
+    size: Size
+    from_end: bool
+
+
 class Emitter:
-    """Appends operations for one region; ``shape`` and ``dtype`` describe the current result."""
+    """Appends operations for one region; ``shape`` and ``dtype`` describe the current result.
+    ``looked_up``: what has to be looked at before a kernel runs (positions.py)."""
 
     def __init__(self, loc: Location = NOWHERE) -> None:
         self.builder = Builder(loc)
         self.letters: dict[Value, str] = {}
+        self.looked_up: list[LookUp] = []
         self.shape: Shape = ()
         self.dtype: DType = F32
 

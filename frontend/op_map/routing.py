@@ -12,6 +12,7 @@ from torch.fx import Node
 
 from tilewright.frontend.op_map.emitter import ONE, Emitter, Shape, tensor_type
 from tilewright.frontend.op_map.pointwise import binary
+from tilewright.frontend.op_map.positions import ZERO, look_up, range_of
 from tilewright.frontend.op_map.promotion import Operand, as_value
 from tilewright.frontend.op_map.registry import INDEX, POSITIONS, Kind, handles
 from tilewright.frontend.symbols import make_static
@@ -142,16 +143,21 @@ def gather(e: Emitter, input: Value, dim: int, index: Value, *, sparse_grad: boo
     """tensor.take_along"""
     axis = dim % _rank(input)
     _same_rows(input, index, axis)
+    look_up(e, index, tensor_type(input).shape[axis])
     return e.op(r.TakeAlong, input, index, axis=axis)
 
 
 @handles("take_along_dim", Kind.ROUTING, [torch.take_along_dim], ["take_along_dim"])
 def take_along_dim(e: Emitter, input: Value, indices: Value, dim: int | None = None) -> Value:
-    """tensor.take_along after both were widened to each other's other dimensions"""
+    """tensor.take_along after both were widened to each other's other dimensions; positions count
+    modulo the dimension"""
     if dim is None or _rank(input) != _rank(indices):
         raise UnsupportedError("take_along_dim without dim, or of other ranks")
     axis = dim % _rank(input)
     size = tensor_type(input).shape[axis]
+    if not range_of(e.builder.ops, indices).is_inside(ZERO, size - ONE):
+        dtype = tensor_type(indices).dtype
+        indices = e.op(m.Mod, indices, e.count((size,), dtype))
     wide = e.broadcast(input, (*e.shape[:axis], size, *e.shape[axis + 1 :]))
     return e.op(r.TakeAlong, wide, e.broadcast(indices, e.shape), axis=axis)
 
@@ -182,12 +188,14 @@ def scatter(
     if reduce not in (None, "add"):
         raise UnsupportedError(f"scatter with reduce={reduce!r}; only 'add'")
     source = value if src is None else src
+    look_up(e, index, tensor_type(input).shape[dim % _rank(input)])
     return _scattered(e, input, dim, index, source, "set" if reduce is None else "sum")
 
 
 @handles("scatter_add", Kind.ROUTING, [torch.scatter_add], ["scatter_add"])
 def scatter_add(e: Emitter, input: Value, dim: int, index: Value, src: Value) -> Value:
     """tensor.scatter {kind = "sum"}"""
+    look_up(e, index, tensor_type(input).shape[dim % _rank(input)])
     return _scattered(e, input, dim, index, src, "sum")
 
 
@@ -199,6 +207,7 @@ def index_add(
     axis, shape = dim % _rank(input), tensor_type(source).shape
     column = [ONE] * len(shape)
     column[axis] = shape[axis]
+    look_up(e, index, tensor_type(input).shape[axis])
     ids = e.broadcast(e.reshape(index, column), shape)
     if alpha != 1:
         source = binary(e, m.Mul, source, alpha, e.dtype)
@@ -222,21 +231,10 @@ def index_put(
 # ---- tables
 
 
-def _not_negative(e: Emitter, ids: Value) -> bool:
-    """Whether positions are known to count from the start: they come from a choice or an iota."""
-    made: dict[Value, Op] = {v: op for op in e.builder.ops for v in op.results}
-    while True:
-        op = made.get(ids)
-        if isinstance(op, r.TopK | r.SortOrder | t.Iota | r.SegmentCount):
-            return True
-        if not isinstance(op, m.Cast | t.Reshape | t.Transpose | t.Broadcast | r.TakeAlong):
-            return False
-        ids = op.operands[0]
-
-
 def _from_start(e: Emitter, ids: Value, size: Size) -> Value:
     """i + size for negative positions i"""
-    if _not_negative(e, ids):
+    look_up(e, ids, size, from_end=True)
+    if range_of(e.builder.ops, ids).natural:
         return ids
     dtype = tensor_type(ids).dtype
     wrapped = e.op(m.Add, ids, e.count((size,), dtype))
@@ -283,6 +281,7 @@ def index(e: Emitter, input: Value, index: object) -> Value:
 @handles("index_select", Kind.ROUTING, [torch.index_select], ["index_select"])
 def index_select(e: Emitter, input: Value, dim: int, index: Value) -> Value:
     """Rows of a table"""
+    look_up(e, index, tensor_type(input).shape[dim % _rank(input)])
     return _read(e, input, {dim % _rank(input): index})
 
 
@@ -294,6 +293,7 @@ def one_hot(e: Emitter, tensor: Value, num_classes: int = -1) -> Value:
     """Where each position is, of ``num_classes``"""
     count = _whole(num_classes, "one_hot without num_classes, or with one")
     shape = tensor_type(tensor).shape
+    look_up(e, tensor, Size.of(count))
     ids = e.cast(e.reshape(tensor, (*shape, ONE)), I64)
     classes = e.iota((*[ONE] * len(shape), Size.of(count)), len(shape))
     return e.cast(e.compare(ids, classes, "eq"), e.dtype)

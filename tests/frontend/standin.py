@@ -67,10 +67,10 @@ def as_array(x: torch.Tensor) -> Any:
 
 
 def translate_whole(
-    function: Callable[..., Any], *inputs: torch.Tensor
+    function: Callable[..., Any], *inputs: torch.Tensor, dynamic: bool = True
 ) -> tuple[Built, list[torch.Tensor]]:
     """All of a function as one region, whatever the rules for regions say, and its inputs in the
-    order of the module's parameters."""
+    order of the module's parameters. ``dynamic``: with sizes that may change."""
     found: list[tuple[Built, list[torch.Tensor]]] = []
 
     def backend(gm: torch.fx.GraphModule, _: object) -> Callable[..., Any]:
@@ -88,7 +88,7 @@ def translate_whole(
 
     torch._dynamo.reset()
     with torch.no_grad():
-        torch.compile(function, backend=backend, dynamic=True, fullgraph=True)(*inputs)
+        torch.compile(function, backend=backend, dynamic=dynamic, fullgraph=True)(*inputs)
     assert len(found) == 1
     return found[0]
 
