@@ -8,6 +8,7 @@
     tanh x  -> x p(x^2) / q(x^2) on [-9, 9], both of degree 4           (relative error 3e-8)
     erf x   -> x p(x^2) / q(x^2) on [-3.9, 3.9], both of degree 5       (relative error 3e-8)
     sigmoid x -> 1 / (1 + exp2(-x * log2 e))
+    log x, log2 x -> log_parts.py
 
 Coefficients: minimax on the interval, found by Remez exchange in extended precision; of tanh and
 erf by least squares with weights of the error before (Lawson) and of the denominator before.
@@ -26,6 +27,7 @@ from tilewright.ir.core import Graph, Module, Op, Value
 from tilewright.ir.dtypes import F32
 from tilewright.ir.layout import Layout
 from tilewright.ir.types import RegisterType
+from tilewright.passes.log_parts import log2_parts, log_parts
 from tilewright.passes.rewrite import Rewriter, for_each_graph, rewrite_graph
 
 EXP2 = (
@@ -189,6 +191,8 @@ PARTS: dict[type[Op], Callable[[Rewriter, Any], Value]] = {
     m.Erf: erf_parts,
     m.Sigmoid: sigmoid_parts,
     m.Rsqrt: rsqrt_parts,
+    m.Log: log_parts,
+    m.Log2: log2_parts,
 }
 
 

@@ -7,8 +7,7 @@
 
 What is left is arithmetic of IEEE 754 (sums, products, quotients, roots, conversions: rounded once,
 to nearest even, subnormal numbers too), integers, and memory. Anything else is refused: a function
-of the C library, an instruction with an order of its own. ``math.log`` and ``math.log2`` become
-polynomials (log_parts).
+of the C library, an instruction with an order of its own.
 """
 
 from __future__ import annotations
@@ -22,22 +21,10 @@ from tilewright.ir.dtypes import F32, I32
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.rounding import FIXED, ORDER
 from tilewright.ir.types import IndexType, RegisterType
-from tilewright.passes.log_parts import log2_parts, log_parts
 from tilewright.passes.rewrite import Rewriter, rewrite_graph
 
 ELSEWHERE = (m.Exp, m.Exp2, m.Log, m.Log2, m.Tanh, m.Erf, m.Rsqrt, m.Sigmoid, m.Pow)  # functions
 CROSSING = (t.PairDot, t.ReduceToLanes, t.Scan)  # sums in an order of their own
-
-
-def expand_logarithms(graph: Graph) -> Graph:
-    """Logarithms of f32 register tiles as arithmetic: only a fixed order wants them so."""
-
-    def rule(b: Rewriter, op: Op) -> Value | None:
-        if not isinstance(op, m.Log | m.Log2) or not _is_f32(op.result):
-            return None
-        return log_parts(b, op) if isinstance(op, m.Log) else log2_parts(b, op)
-
-    return rewrite_graph(graph, rule)
 
 
 def fix_order(graph: Graph) -> Graph:

@@ -19,7 +19,6 @@ from tilewright.ir.types import StreamType, TensorType
 from tilewright.passes.canonicalise import canonicalise_graph
 from tilewright.passes.expand_math import expand_math_graph
 from tilewright.passes.fixed_order import (
-    expand_logarithms,
     fix_order,
     same_on_all_widths,
 )
@@ -138,13 +137,8 @@ def _in_order(
         packed = with_choice(found, choice)
     program = _finished(lambda: _Program(info, schedule, units).run(target, packed))
     if order == FIXED:
-        return in_fixed_order(program)
+        return fix_order(program)
     return program if is_row_kernel(graph) else same_on_all_widths(program)
-
-
-def in_fixed_order(program: Graph) -> Graph:
-    """A program with its logarithms as polynomials, and every rounding written down."""
-    return fix_order(canonicalise_graph(expand_logarithms(program)))
 
 
 def prepared(graph: Graph) -> Graph:

@@ -9,11 +9,11 @@ from tilewright.ir.dtypes import DType
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.target import Target
 from tilewright.ir.types import TensorType
+from tilewright.passes.fixed_order import fix_order
 from tilewright.passes.pipeline import TO_KERNELS, run_passes
 from tilewright.passes.to_tile import kernel_to_tile
 from tilewright.passes.to_tile.choices import Choice
 from tilewright.passes.to_tile.lowbit.activations import quantise_rows
-from tilewright.passes.to_tile.lower import in_fixed_order
 from tilewright.passes.to_tile.orders import FIXED, ordered_target
 from tilewright.passes.to_tile.schedule import row_class, row_classes
 from tilewright.passes.to_tile.side_by_side import common_choice, side_by_side
@@ -40,7 +40,7 @@ def _rounding(key: tuple[tuple[int, int, DType], Level]) -> Call:
 
     def program(target: Target) -> Graph:
         rounded = quantise_rows(*form, target)
-        return in_fixed_order(rounded) if level.order == FIXED else rounded
+        return fix_order(rounded) if level.order == FIXED else rounded
 
     return own_tile_kernel(program)
 

@@ -20,6 +20,8 @@ FUNCTIONS: dict[str, Any] = {
     "erf": np.vectorize(math.erf),
     "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
     "rsqrt": lambda x: 1 / np.sqrt(x),
+    "log": np.log,
+    "log2": np.log2,
 }
 WIDTH = 1 << 12
 
@@ -61,6 +63,7 @@ def test_polynomial_of_exp2(low: float, high: float) -> None:
 
 # How many units of 2**-24, relative, the form computed in f32 may be off.
 ALLOWED = {"exp2": 3.0, "exp": 6.0, "tanh": 6.0, "erf": 6.0, "sigmoid": 6.0, "rsqrt": 2.0}
+ALLOWED.update(log=4.0, log2=4.0)
 RANGES = {
     "exp2": (-120.0, 120.0),
     "exp": (-80.0, 88.0),
@@ -68,6 +71,8 @@ RANGES = {
     "erf": (-6.0, 6.0),
     "sigmoid": (-3.0, 30.0),
     "rsqrt": (1e-20, 1e20),
+    "log": (1.0001, 3e38),
+    "log2": (1e-3, 0.9999),
 }
 
 

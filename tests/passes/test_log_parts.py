@@ -12,7 +12,7 @@ from tilewright.ir import ops_math as m
 from tilewright.ir.core import Graph
 from tilewright.ir.evaluate import evaluate_graph
 from tilewright.ir.parser import parse
-from tilewright.passes.fixed_order import expand_logarithms
+from tilewright.passes.expand_math import expand_math_graph
 
 TEXT = """tile f<N>(%x: buffer<N x 512 x f32, unit 1>, %o: buffer<N x 512 x f32, unit 1>)
 with {grid = [[size(N), 1]], outputs = 1} {
@@ -27,7 +27,7 @@ NAMES = ("log", "log2")
 
 
 def expanded(name: str) -> Graph:
-    graph = expand_logarithms(parse(TEXT.replace("NAME", name)).main)
+    graph = expand_math_graph(parse(TEXT.replace("NAME", name)).main)
     assert not any(isinstance(op, m.Log | m.Log2) for op in graph.body.walk())
     return graph
 

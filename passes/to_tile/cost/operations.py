@@ -28,9 +28,7 @@ _FLOATING: dict[type[Op], Counts] = {
     m.Sqrt: Counts(divide=1),
     m.Max: Counts(alu=3),  # NaN is passed on by a comparison of its own
     m.Min: Counts(alu=3),
-    m.Log: Counts(fma=14, alu=8, divide=1),  # a call of a function of the C library, about
-    m.Log2: Counts(fma=14, alu=8, divide=1),
-    m.Pow: Counts(fma=40, alu=20, divide=1),
+    m.Pow: Counts(fma=40, alu=20, divide=1),  # a call of a function of the C library, about
 }
 _FREE = (m.Const, m.SizeValue, View, t.Take, t.Stack, t.SplitPairs, t.Splat, t.Coordinate, t.Alloc)
 
