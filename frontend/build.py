@@ -64,7 +64,7 @@ def _translate(region: Region) -> tuple[Built, Translator]:
     backward = tuple(None if o is None else _inverse(o) for o in orders)
     nodes = {value: node for node, value in translator.scope.items()}
     positions = tuple(
-        Positions(nodes[found.ids], found.size, found.from_end)
+        Positions(nodes[found.ids], found.size, found.from_end, found.passed_over)
         for found in translator.emitter.looked_up
     )
     return Built(Module((graph,)), backward, positions), translator

@@ -46,6 +46,13 @@ def is_kernel_contraction(node: Node) -> bool:
     return not any(is_weight(operand) for operand in operand_nodes(node))
 
 
+def factors(node: Node) -> list[Node]:
+    """The tensors that a contraction multiplies: without what baddbmm and addmm add to it."""
+    entry, operands = lookup(node), operand_nodes(node)
+    added = entry is not None and entry.name in ("addmm", "baddbmm") and len(operands) == 3
+    return operands[1:] if added else operands
+
+
 LAST = -1
 
 

@@ -7,7 +7,10 @@ share memory is known from the storages of Dynamo's fake tensors.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import cache
+from inspect import signature
+from types import FunctionType
 
 import torch
 from torch.fx import Node
@@ -50,9 +53,26 @@ def writes_in_place(node: Node) -> bool:
     if node.op == "call_function" and node.target in _WRITING_OPERATORS:
         return any(isinstance(fake_of(n), torch.Tensor) for n in node.all_input_nodes[:1])
     named = name.endswith("_") and not name.endswith("__")
-    asked = bool(node.kwargs.get("inplace")) or node.kwargs.get("out") is not None
+    asked = _asks_for_it(node) or node.kwargs.get("out") is not None
     schema = getattr(node.target, "_schema", None)
     return named or asked or bool(getattr(schema, "is_mutable", False))
+
+
+def _asks_for_it(node: Node) -> bool:
+    """Whether a function is called with ``inplace=True``, by name or by position."""
+    if node.op != "call_function" or "inplace" in node.kwargs:
+        return bool(node.kwargs.get("inplace"))
+    at = _place_of_inplace(node.target)
+    return at is not None and len(node.args) > at and bool(node.args[at])
+
+
+@cache
+def _place_of_inplace(function: Callable[..., object]) -> int | None:
+    """Which argument of a function says so; builtins have none."""
+    if not isinstance(function, FunctionType):
+        return None
+    names = list(signature(function).parameters)
+    return names.index("inplace") if "inplace" in names else None
 
 
 class Hazards:

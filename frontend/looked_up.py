@@ -21,12 +21,13 @@ from tilewright.runtime.calls import sizes_function
 
 @dataclass(frozen=True)
 class Positions:
-    """A node of a region with positions of a dimension of ``size``; ``from_end``: negative ones
-    count from its end."""
+    """A node of a region with positions of a dimension of ``size``. ``from_end``: negative ones
+    count from its end; ``passed_over``: a number that is no position."""
 
     node: Node
     size: Size
     from_end: bool
+    passed_over: int | None
 
 
 class LookUps:
@@ -35,12 +36,12 @@ class LookUps:
 
     def __init__(self, module: GraphModule, positions: Iterable[Positions], graph: Graph) -> None:
         self.module = module
-        self.bounds = [(p.size, p.from_end) for p in positions]
+        self.bounds = [(p.size, p.from_end, p.passed_over) for p in positions]
         self.graph = graph
 
     @cached_property
     def _sizes(self) -> Callable[..., dict[str, int]] | None:
-        named = any(size.constant is None for size, _ in self.bounds)
+        named = any(size.constant is None for size, *_ in self.bounds)
         return sizes_function(self.graph) if named else None
 
     def outside(self, args: tuple[Any, ...]) -> bool:
@@ -50,10 +51,20 @@ class LookUps:
         if inputs[0].is_cuda:
             return False
         values = {} if self._sizes is None else self._sizes(*inputs)
-        for (given, from_end), ids in zip(self.bounds, self.module.forward(*args), strict=True):
-            if ids.numel():
-                size = given.evaluate(values)
-                low, high = torch.aminmax(ids)
-                if int(low) < (-size if from_end else 0) or int(high) >= size:
-                    return True
+        for bounds, ids in zip(self.bounds, self.module.forward(*args), strict=True):
+            given, from_end, passed_over = bounds
+            size = given.evaluate(values)
+            low, high = -size if from_end else 0, size - 1
+            inside = _between(ids, low, high)
+            if not inside and passed_over is not None:
+                inside = _between(ids[ids != passed_over], low, high)
+            if not inside:
+                return True
         return False
+
+
+def _between(ids: torch.Tensor, low: int, high: int) -> bool:
+    if not ids.numel():
+        return True
+    least, most = torch.aminmax(ids)
+    return low <= int(least) and int(most) <= high

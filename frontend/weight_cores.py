@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch.fx import Node
 
-from tilewright.frontend.classify import LAST, Analysis, is_given, is_weight, reduced_axes
+from tilewright.frontend.classify import LAST, Analysis, factors, is_given, is_weight, reduced_axes
 from tilewright.frontend.op_map.registry import Kind
 from tilewright.frontend.pointwise_cores import distinct, is_large
 from tilewright.frontend.symbols import Dim, same
@@ -43,7 +43,7 @@ def is_weight_product(analysis: Analysis, node: Node) -> bool:
     if analysis.kind(node) is not Kind.CONTRACTION:
         return False
     fake = fake_of(node)
-    operands = operand_nodes(node)
+    operands = factors(node)
     if fake.dtype != torch.float32 or len(operands) < 2 or is_weight(operands[0]):
         return False
     matrix = fake_of(operands[1])
@@ -57,7 +57,7 @@ def _worth_it(analysis: Analysis, members: set[Node]) -> bool:
     (first, *more) = members
     entry = analysis.entry(first)
     layer = entry is not None and entry.name == "linear"
-    plain = is_given(operand_nodes(first)[0]) and analysis.multiplies(first)
+    plain = is_given(factors(first)[0]) and analysis.multiplies(first)
     return bool(more) or layer or not plain
 
 
@@ -67,7 +67,7 @@ def _join(analysis: Analysis, node: Node, group: dict[Node, set[Node]]) -> None:
     if not operands or any(o not in group for o in operands):
         return
     merged = set().union(*(group[o] for o in operands))
-    inputs = {operand_nodes(n)[0] for n in merged if analysis.kind(n) is Kind.CONTRACTION}
+    inputs = {factors(n)[0] for n in merged if analysis.kind(n) is Kind.CONTRACTION}
     private = all(set(o.users) == {node} or o in _inner(merged, node) for o in operands)
     if len(inputs) != 1 or not private or fake_of(node).shape != fake_of(operands[0]).shape:
         return

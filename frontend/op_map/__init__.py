@@ -4,8 +4,10 @@ Importing this package fills the registry.
 """
 
 from tilewright.frontend.op_map import (
+    activations,
     attention,
     contractions,
+    elementary,
     generators,
     logic,
     losses,
@@ -17,8 +19,10 @@ from tilewright.frontend.op_map import (
 )
 
 FILLED = (
+    activations,
     attention,
     contractions,
+    elementary,
     generators,
     logic,
     losses,

@@ -81,6 +81,14 @@ def baddbmm(
     return binary(e, m.Add, scaled, product, e.dtype)
 
 
+@handles("addmm", Kind.CONTRACTION, [torch.addmm], ["addmm"], settle=settle_ratios_above)
+def addmm(
+    e: Emitter, input: Value, mat1: Value, mat2: Value, *, beta: float = 1, alpha: float = 1
+) -> Value:
+    """beta * input + alpha * (mat1 @ mat2)"""
+    return baddbmm(e, input, mat1, mat2, beta=beta, alpha=alpha)
+
+
 @handles("einsum", Kind.CONTRACTION, [torch.einsum], settle=settle_ratios_above)
 def einsum(e: Emitter, equation: str, *operands: Value | tuple[Value, ...]) -> Value:
     """einsum of two tensors, with ``...`` and an implicit result too"""

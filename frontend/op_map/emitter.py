@@ -35,11 +35,13 @@ def arithmetic_dtype(dtype: DType) -> DType:
 @dataclass(frozen=True)
 class LookUp:
     """Integers that an operation takes as positions of a dimension of ``size``, and that may lie
-    outside; ``from_end``: negative ones count from its end."""
+    outside. ``from_end``: negative ones count from its end; ``passed_over``: a number that is
+    none of them."""
 
     ids: Value
     size: Size
     from_end: bool
+    passed_over: int | None
 
 
 class Emitter:

@@ -45,37 +45,61 @@ def isnan(e: Emitter, input: Value) -> Value:
     return e.compare(input, input, "ne")
 
 
-def _logical(e: Emitter, cls: type[Op], *operands: Operand, bitwise: bool) -> Value:
-    if bitwise and e.dtype != BOOL:
-        raise UnsupportedError("bit operations on integers; only on booleans")
+def _logical(e: Emitter, cls: type[Op], *operands: Operand) -> Value:
     return e.compute(cls, *(as_value(e, x, BOOL) for x in operands), dtype=BOOL)
+
+
+def _of_booleans(e: Emitter, sign: str) -> None:
+    if e.dtype != BOOL:
+        raise UnsupportedError(f"{sign} of integers; only of booleans")
 
 
 @handles("logical_and", Kind.POINTWISE, [torch.logical_and], ["logical_and"])
 def logical_and(e: Emitter, input: Operand, other: Operand) -> Value:
-    return _logical(e, m.And, input, other, bitwise=False)
+    return _logical(e, m.And, input, other)
 
 
 @handles("logical_or", Kind.POINTWISE, [torch.logical_or], ["logical_or"])
 def logical_or(e: Emitter, input: Operand, other: Operand) -> Value:
-    return _logical(e, m.Or, input, other, bitwise=False)
+    return _logical(e, m.Or, input, other)
 
 
 @handles("logical_not", Kind.POINTWISE, [torch.logical_not], ["logical_not"])
 def logical_not(e: Emitter, input: Operand) -> Value:
-    return _logical(e, m.Not, input, bitwise=False)
+    return _logical(e, m.Not, input)
+
+
+@handles("logical_xor", Kind.POINTWISE, [torch.logical_xor], ["logical_xor"])
+def logical_xor(e: Emitter, input: Operand, other: Operand) -> Value:
+    """input != other of booleans"""
+    return e.compare(as_value(e, input, BOOL), as_value(e, other, BOOL), "ne")
 
 
 @handles(
     "bitwise_and", Kind.POINTWISE, [torch.bitwise_and, operator.and_], ["bitwise_and", "__and__"]
 )
 def bitwise_and(e: Emitter, input: Operand, other: Operand) -> Value:
-    return _logical(e, m.And, input, other, bitwise=True)
+    """Both; of an integer and 2**k - 1 the remainder by 2**k (floor division: of negatives too)"""
+    if e.dtype == BOOL:
+        return _logical(e, m.And, input, other)
+    number, value = (input, other) if isinstance(input, int) else (other, input)
+    if not isinstance(number, int) or number < 0 or number & (number + 1):
+        raise UnsupportedError("& of integers; only with a constant 2**k - 1 (write %, //)")
+    return binary(e, m.Mod, value, number + 1, e.dtype)
 
 
 @handles("bitwise_or", Kind.POINTWISE, [torch.bitwise_or, operator.or_], ["bitwise_or", "__or__"])
 def bitwise_or(e: Emitter, input: Operand, other: Operand) -> Value:
-    return _logical(e, m.Or, input, other, bitwise=True)
+    _of_booleans(e, "|")
+    return _logical(e, m.Or, input, other)
+
+
+@handles(
+    "bitwise_xor", Kind.POINTWISE, [torch.bitwise_xor, operator.xor], ["bitwise_xor", "__xor__"]
+)
+def bitwise_xor(e: Emitter, input: Operand, other: Operand) -> Value:
+    _of_booleans(e, "^")
+    return logical_xor(e, input, other)
 
 
 @handles(
@@ -85,7 +109,36 @@ def bitwise_or(e: Emitter, input: Operand, other: Operand) -> Value:
     ["bitwise_not", "__invert__"],
 )
 def bitwise_not(e: Emitter, input: Operand) -> Value:
-    return _logical(e, m.Not, input, bitwise=True)
+    _of_booleans(e, "~")
+    return _logical(e, m.Not, input)
+
+
+@handles(
+    "bitwise_left_shift",
+    Kind.POINTWISE,
+    [torch.bitwise_left_shift, operator.lshift],
+    ["bitwise_left_shift", "__lshift__"],
+)
+def shift_left(e: Emitter, input: Operand, other: Operand) -> Value:
+    """Multiplication by a power of two"""
+    return binary(e, m.Mul, input, _power(e, other), e.dtype)
+
+
+@handles(
+    "bitwise_right_shift",
+    Kind.POINTWISE,
+    [torch.bitwise_right_shift, operator.rshift],
+    ["bitwise_right_shift", "__rshift__"],
+)
+def shift_right(e: Emitter, input: Operand, other: Operand) -> Value:
+    """Division by a power of two, rounded down"""
+    return binary(e, m.Div, input, _power(e, other), e.dtype)
+
+
+def _power(e: Emitter, exponent: Operand) -> int:
+    if not isinstance(exponent, int) or not 0 <= exponent < e.dtype.bits - 1:
+        raise UnsupportedError("a shift by something else than a constant; write * or //")
+    return int(2**exponent)
 
 
 @handles("where", Kind.POINTWISE, [torch.where], [])

@@ -1,4 +1,4 @@
-"""Losses of rows of scores: cross_entropy, one number for each row."""
+"""Losses of rows of scores: cross_entropy, of each row or of all."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch.fx import Node
 
 from tilewright.frontend.op_map.emitter import Emitter, arithmetic_dtype, tensor_type
+from tilewright.frontend.op_map.positions import look_up
 from tilewright.frontend.op_map.reductions import log_sum_exp
 from tilewright.frontend.op_map.registry import Kind, handles
 from tilewright.ir import ops_math as m
@@ -31,12 +32,16 @@ def cross_entropy(  # noqa: PLR0913, PLR0917 (torch's own signature)
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> Value:
-    """log(sum(exp(x))) - x[target] for rows [rows, classes] and ``reduction="none"``; 0 where the
-    target is ``ignore_index``, NaN where it is no class (torch raises an error there)"""
+    """log(sum(exp(x))) - x[target] for rows [rows, classes], 0 where the target is
+    ``ignore_index``, on GPUs NaN where it is no class (torch raises an error there);
+    or the sum of all"""
     scores, labels = tensor_type(input), tensor_type(target)
     plain = weight is None and size_average is None and reduce is None and label_smoothing == 0.0
-    if reduction != "none" or not plain or len(scores.shape) != 2 or not labels.dtype.is_int:
-        raise UnsupportedError('other than rows of classes with reduction="none" and no weights')
+    if reduction == "mean":
+        raise UnsupportedError('reduction="mean"; write "sum", and divide by the labels that count')
+    if not plain or len(scores.shape) != 2 or not labels.dtype.is_int:
+        raise UnsupportedError("other than rows of classes without weights and smoothing")
+    look_up(e, target, scores.shape[1], passed_over=ignore_index)
     wide = arithmetic_dtype(e.dtype)
     x = e.cast(input, wide)
     rows, classes = scores.shape
@@ -53,4 +58,6 @@ def cross_entropy(  # noqa: PLR0913, PLR0917 (torch's own signature)
     ignored = e.compare(label, e.const(ignore_index, labels.dtype), "eq")
     loss = e.select(inside, loss, e.const(float("nan"), wide), wide)
     loss = e.select(ignored, e.const(0.0, wide), loss, wide)
+    if reduction == "sum":
+        return e.cast(e.reduce(loss, "sum", (0, 1), keep=False), e.dtype)
     return e.cast(e.reshape(loss, e.shape), e.dtype)

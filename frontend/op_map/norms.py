@@ -1,14 +1,16 @@
-"""Normalisations of rows: layer_norm and rms_norm along the last dimension."""
+"""Norms, and normalisations by them: layer_norm and rms_norm along the last dimension, lengths of
+vectors along any."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch.fx import Node
 
 from tilewright.frontend.op_map.emitter import Emitter, arithmetic_dtype, tensor_type
+from tilewright.frontend.op_map.reductions import Axes, axes_of
 from tilewright.frontend.op_map.registry import Kind, handles
 from tilewright.ir import ops_math as m
 from tilewright.ir.core import Value
@@ -71,3 +73,85 @@ def _scaled(e: Emitter, x: Value, eps: float, factors: tuple[Value | None, Value
         if factor is not None:
             y = e.op(cls, y, e.cast(factor, wide))
     return e.cast(y, e.dtype)
+
+
+# ---- lengths of vectors
+
+
+def _axes_at(place: int, otherwise: int | None) -> Callable[[Node], frozenset[int]]:
+    """Where ``dim`` stands among a call's arguments, and what it is if nothing is said (None: all
+    dimensions)."""
+
+    def axes(node: Node) -> frozenset[int]:
+        given = node.args[place] if len(node.args) > place else otherwise
+        dim = node.kwargs.get("dim", given)
+        rank = len(node.all_input_nodes[0].meta["example_value"].shape)
+        dims = dim if isinstance(dim, tuple | list) else (range(rank) if dim is None else (dim,))
+        return frozenset(d if d < 0 else d - rank for d in dims if isinstance(d, int))
+
+    return axes
+
+
+def _length(e: Emitter, x: Value, p: object, dim: Axes, keep: bool) -> Value:
+    """The p-norm in the dtype of ``x``, for p of 1, 2 and infinity."""
+    axes = axes_of(x, dim)
+    if p == 2:
+        return e.op(m.Sqrt, e.reduce(e.op(m.Mul, x, x), "sum", axes, keep))
+    if p in (1, float("inf")):
+        return e.reduce(e.op(m.Abs, x), "sum" if p == 1 else "max", axes, keep)
+    raise UnsupportedError(f"the norm of p={p}; only of 1, 2 and infinity")
+
+
+@handles("norm", Kind.REDUCTION, [torch.norm], ["norm"], axes=_axes_at(2, None))
+def norm(
+    e: Emitter,
+    input: Value,
+    p: float | str | None = "fro",
+    dim: Axes = None,
+    keepdim: bool = False,
+    dtype: torch.dtype | None = None,
+) -> Value:
+    """The p-norm of vectors, in f32 (f64)"""
+    x = e.cast(e.cast(input, e.dtype), arithmetic_dtype(e.dtype))
+    return e.cast(_length(e, x, 2 if p in ("fro", None) else p, dim, keepdim), e.dtype)
+
+
+@handles("vector_norm", Kind.REDUCTION, [torch.linalg.vector_norm], axes=_axes_at(2, None))
+def vector_norm(
+    e: Emitter,
+    x: Value,
+    ord: float = 2,
+    dim: Axes = None,
+    keepdim: bool = False,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Value:
+    """The norm of vectors, in f32 (f64)"""
+    wide = e.cast(e.cast(x, e.dtype), arithmetic_dtype(e.dtype))
+    return e.cast(_length(e, wide, ord, dim, keepdim), e.dtype)
+
+
+@handles("normalize", Kind.REDUCTION, [F.normalize], axes=_axes_at(2, 1))
+def normalize(e: Emitter, input: Value, p: float = 2.0, dim: Axes = 1, eps: float = 1e-12) -> Value:
+    """input / max(norm(input), eps), the norm rounded to the input's dtype"""
+    wide = arithmetic_dtype(e.dtype)
+    x = e.cast(input, wide)
+    length = _stored(e, _length(e, x, p, dim, keep=True))
+    bounded = _stored(e, e.op(m.Max, length, e.const(eps, wide)))
+    return e.cast(e.op(m.Div, x, bounded), e.dtype)
+
+
+def _stored(e: Emitter, x: Value) -> Value:
+    """Rounded to the result's dtype, as torch stores it in between."""
+    return e.cast(e.cast(x, e.dtype), tensor_type(x).dtype)
+
+
+@handles("cosine_similarity", Kind.REDUCTION, [F.cosine_similarity], axes=_axes_at(2, 1))
+def cosine_similarity(e: Emitter, x1: Value, x2: Value, dim: int = 1, eps: float = 1e-8) -> Value:
+    """x1 . x2 / (max(norm(x1), eps) * max(norm(x2), eps))"""
+    wide = arithmetic_dtype(e.dtype)
+    unit = []
+    for x in (e.cast(x1, wide), e.cast(x2, wide)):
+        length = _length(e, x, 2, dim, keep=True)
+        unit.append(e.op(m.Div, x, e.op(m.Max, length, e.const(eps, wide))))
+    return e.cast(e.reduce(e.op(m.Mul, *unit), "sum", (dim,), False), e.dtype)

@@ -12,7 +12,6 @@ from tilewright.frontend.op_map.emitter import Emitter, arithmetic_dtype
 from tilewright.frontend.op_map.promotion import Operand, as_value
 from tilewright.frontend.op_map.registry import Handler, Kind, handles
 from tilewright.ir import ops_math as m
-from tilewright.ir.activation_functions import activated
 from tilewright.ir.core import Op, Value
 from tilewright.ir.dtypes import BOOL, DType
 from tilewright.ir.errors import UnsupportedError
@@ -59,9 +58,11 @@ def mul(e: Emitter, input: Operand, other: Operand) -> Value:
     ["div", "true_divide", "__truediv__"],
 )
 def div(e: Emitter, input: Operand, other: Operand, *, rounding_mode: str | None = None) -> Value:
-    """input / other in floats"""
+    """input / other in floats; ``rounding_mode="floor"``: // of integers"""
+    if rounding_mode == "floor":
+        return floor_divide(e, input, other)
     if rounding_mode is not None:
-        raise UnsupportedError(f"division with rounding_mode={rounding_mode!r}; use // of integers")
+        raise UnsupportedError(f"division with rounding_mode={rounding_mode!r}; only 'floor'")
     return binary(e, m.Div, input, other, e.dtype)
 
 
@@ -165,60 +166,6 @@ for _name, _cls in UNARY.items():
     _register_unary(_name, _cls)
 
 
-@handles("relu", Kind.POINTWISE, [torch.relu, F.relu], ["relu"])
-def relu(e: Emitter, input: Value, inplace: bool = False) -> Value:
-    """max(input, 0)"""
-    if inplace:
-        raise UnsupportedError("relu with inplace=True")
-    return binary(e, m.Max, input, 0, e.dtype)
-
-
-@handles("silu", Kind.POINTWISE, [F.silu], [])
-def silu(e: Emitter, input: Value, inplace: bool = False) -> Value:
-    """input * sigmoid(input)"""
-    if inplace:
-        raise UnsupportedError("silu with inplace=True")
-    return _activated(e, "silu", input)
-
-
-@handles("gelu", Kind.POINTWISE, [F.gelu], [])
-def gelu(e: Emitter, input: Value, approximate: str = "none") -> Value:
-    """x / 2 * (1 + erf(x / sqrt(2))); ``approximate="tanh"``: x / 2 * (1 + tanh(sqrt(2 / pi) * (x +
-    0.044715 * x^3)))"""
-    if approximate not in ("none", "tanh"):
-        raise UnsupportedError('gelu: approximate is "none" or "tanh"')
-    return _activated(e, "gelu_tanh" if approximate == "tanh" else "gelu", input)
-
-
-def _activated(e: Emitter, name: str, input: Value) -> Value:
-    """An activation function, in f32 (f64)."""
-    wide = arithmetic_dtype(e.dtype)
-    result = activated(e.op, lambda value: e.const(value, wide), name, e.cast(input, wide))
-    return e.cast(result, e.dtype)
-
-
-@handles("softplus", Kind.POINTWISE, [F.softplus], [])
-def softplus(e: Emitter, input: Value, beta: float = 1, threshold: float = 20) -> Value:
-    """log(1 + exp(input * beta)) / beta; the input itself above the threshold
-
-    With u = exp(input * beta): log(1 + u) * u / ((1 + u) - 1) loses nothing where u is small
-    (Kahan's log1p), and is u where 1 + u rounds to 1.
-    """
-    wide = arithmetic_dtype(e.dtype)
-    x, one = e.cast(input, wide), e.const(1.0, wide)
-    scaled = x if beta == 1 else binary(e, m.Mul, x, beta, wide)
-    u = e.op(m.Exp, scaled)
-    above = e.op(m.Add, u, one)
-    rest = e.op(m.Sub, above, one)
-    small = e.compare(rest, e.const(0.0, wide), "eq")
-    quotient = e.op(m.Div, u, e.select(small, one, rest, wide))
-    logarithm = e.select(small, u, e.op(m.Mul, e.op(m.Log, above), quotient), wide)
-    result = logarithm if beta == 1 else binary(e, m.Div, logarithm, beta, wide)
-    return e.cast(
-        e.select(e.compare(scaled, e.const(threshold, wide), "gt"), x, result, wide), e.dtype
-    )
-
-
 @handles("square", Kind.POINTWISE, [torch.square], ["square"])
 def square(e: Emitter, input: Value) -> Value:
     """input * input"""
@@ -240,13 +187,3 @@ def reciprocal(e: Emitter, input: Value) -> Value:
 def cast(e: Emitter, input: Value, *_target: object, **_options: object) -> Value:
     """A conversion to the dtype that torch says the result has; moving devices is not one."""
     return e.cast(input, e.dtype, asked=True)
-
-
-@handles("dropout", Kind.POINTWISE, [F.dropout, torch.dropout], [])
-def dropout(
-    e: Emitter, input: Value, p: float = 0.5, training: bool = True, inplace: bool = False
-) -> Value:
-    """The identity outside training or with p = 0"""
-    if training and p != 0:
-        raise UnsupportedError("dropout while training stays with torch; call .eval()")
-    return input

@@ -48,12 +48,14 @@ def range_of(ops: Iterable[Op], value: Value) -> Range:
     return _Ranges(ops).of(value)
 
 
-def look_up(e: Emitter, ids: Value, size: Size, from_end: bool = False) -> None:
-    """Says that an operation takes ``ids`` as positions of a dimension of ``size`` (``from_end``:
-    negative ones count from its end), to be looked at before the kernel if they may be outside."""
+def look_up(
+    e: Emitter, ids: Value, size: Size, from_end: bool = False, passed_over: int | None = None
+) -> None:
+    """Says that an operation takes ``ids`` as positions of a dimension of ``size``, to be looked at
+    before the kernel if they may be outside (``from_end``, ``passed_over``: see LookUp)."""
     low = ZERO - size if from_end else ZERO
     if not range_of(e.builder.ops, ids).is_inside(low, size - ONE):
-        e.looked_up.append(LookUp(ids, size, from_end))
+        e.looked_up.append(LookUp(ids, size, from_end, passed_over))
 
 
 class _Ranges:

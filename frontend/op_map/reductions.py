@@ -12,6 +12,7 @@ from tilewright.frontend.torch_dtypes import ir_dtype
 from tilewright.ir import ops_math as m
 from tilewright.ir import ops_tensor as t
 from tilewright.ir.core import Value
+from tilewright.ir.dtypes import BOOL, F32
 from tilewright.ir.errors import UnsupportedError
 
 Axes = int | tuple[int, ...] | None
@@ -123,3 +124,75 @@ def log_sum_exp(e: Emitter, x: Value, axes: tuple[int, ...]) -> Value:
     top = e.select(infinite, e.const(0.0, wide), top, wide)
     total = e.reduce(e.op(m.Exp, e.op(m.Sub, x, top)), "sum", axes, keep=True)
     return e.op(m.Add, e.op(m.Log, total), top)
+
+
+@handles("log_softmax", Kind.REDUCTION, [torch.log_softmax], ["log_softmax"])
+def log_softmax(e: Emitter, input: Value, dim: int, dtype: torch.dtype | None = None) -> Value:
+    """(input - max) - log(sum(exp(input - max))), in f32 (f64)"""
+    if dtype is not None:
+        input = e.cast(input, ir_dtype(dtype))
+    x = e.cast(input, arithmetic_dtype(e.dtype))
+    below = e.op(m.Sub, x, e.reduce(x, "max", (dim,), keep=True))
+    total = e.reduce(e.op(m.Exp, below), "sum", (dim,), keep=True)
+    return e.cast(e.op(m.Sub, below, e.op(m.Log, total)), e.dtype)
+
+
+@handles("functional.log_softmax", Kind.REDUCTION, [F.log_softmax])
+def functional_log_softmax(
+    e: Emitter,
+    input: Value,
+    dim: int | None = None,
+    _stacklevel: int = 3,
+    dtype: torch.dtype | None = None,
+) -> Value:
+    """F.log_softmax, whose third positional argument is a stack level"""
+    if dim is None:
+        raise UnsupportedError("log_softmax without dim; say which dimension")
+    return log_softmax(e, input, dim, dtype)
+
+
+def _register_spread(name: str, root: bool) -> Handler:
+    @handles(name, Kind.REDUCTION, [getattr(torch, name)], [name])
+    def spread(
+        e: Emitter,
+        input: Value,
+        dim: Axes = None,
+        unbiased: bool = True,
+        keepdim: bool = False,
+        *,
+        correction: float | None = None,
+    ) -> Value:
+        """The sum of squared distances from the mean over n - correction; its root"""
+        if isinstance(dim, bool):
+            raise UnsupportedError("with unbiased in the place of dim; write unbiased=")
+        wide, axes = arithmetic_dtype(e.dtype), axes_of(input, dim)
+        x = e.cast(input, wide)
+        apart = e.op(m.Sub, x, e.mean(x, axes, keep=True))
+        total = e.reduce(e.op(m.Mul, apart, apart), "sum", axes, keepdim)
+        count = e.count((tensor_type(input).shape[a] for a in axes), wide)
+        less = float(unbiased) if correction is None else float(correction)
+        free = e.op(m.Max, e.op(m.Sub, count, e.const(less, wide)), e.const(0.0, wide))
+        result = e.op(m.Div, total, free)
+        return e.cast(e.op(m.Sqrt, result) if root else result, e.dtype)
+
+    return spread
+
+
+_register_spread("var", root=False)
+_register_spread("std", root=True)
+
+
+def _register_truth(name: str, kind: str) -> Handler:
+    @handles(name, Kind.REDUCTION, [getattr(torch, name)], [name])
+    def truth(e: Emitter, input: Value, dim: Axes = None, keepdim: bool = False) -> Value:
+        """Whether any (every) number is not 0"""
+        dtype = tensor_type(input).dtype
+        held = input if dtype == BOOL else e.compare(input, e.const(0, dtype), "ne")
+        one = e.cast(held, F32)  # rows of floats have vectors
+        return e.cast(e.reduce(one, kind, axes_of(input, dim), keepdim), e.dtype)
+
+    return truth
+
+
+_register_truth("any", "max")
+_register_truth("all", "min")

@@ -127,3 +127,9 @@ def function_entry(function: object) -> Entry | None:
 def entries() -> list[Entry]:
     """Every entry once, for tests and documentation."""
     return list(dict.fromkeys([*_FUNCTIONS.values(), *_METHODS.values()]))
+
+
+def spellings(entry: Entry) -> tuple[list[Any], list[str]]:
+    """The functions and operators, and the methods, that lead to an entry."""
+    functions = [function for function, found in _FUNCTIONS.items() if found is entry]
+    return functions, [method for method, found in _METHODS.items() if found is entry]
