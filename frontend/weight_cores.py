@@ -107,8 +107,15 @@ def _reduces_rows(analysis: Analysis, node: Node) -> bool:
     if analysis.kind(node) not in (Kind.REDUCTION, Kind.SOFTMAX) or reduced_axes(node) != {LAST}:
         return False
     source, result = fake_of(operand_nodes(node)[0]), fake_of(node)
-    single = isinstance(result, torch.Tensor)  # no positions of a maximum
-    return single and bool(source.shape) and len(result.shape) == len(source.shape)
+    if not isinstance(result, torch.Tensor) or not _in_floats(analysis, node):
+        return False  # positions of a maximum, and integers, whose sums kernels of rows have not
+    return bool(source.shape) and len(result.shape) == len(source.shape)
+
+
+def _in_floats(analysis: Analysis, node: Node) -> bool:
+    entry = analysis.entry(node)
+    truth = entry is not None and entry.name in ("any", "all")
+    return truth or bool(fake_of(node).dtype.is_floating_point)
 
 
 def _before(analysis: Analysis, node: Node, taken: set[Node]) -> set[Node]:

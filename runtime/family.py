@@ -106,6 +106,7 @@ class KernelFamily:
         self.row_count: Size = info.row_count
         self.classes = _classes(graph, target, info, level)
         self.forms: dict[Key, Call] = {}
+        self.refused: dict[Key, UnsupportedError] = {}  # that no form can be made for, and why
         self.reports: list[VariantReport] = []
         self.guard = Guard()
         self.known = 0  # the state of tuned schedules that the forms were made by
@@ -145,6 +146,7 @@ class KernelFamily:
         if self.known != TUNED.number:
             with self.guard.lock:
                 self.forms, self.reports, self.known = {}, [], TUNED.number
+                self.refused = {}
 
     def _have_entries(self, tensors: tuple[torch.Tensor, ...]) -> bool:
         """True if everything that is read at computed positions has elements."""
@@ -211,13 +213,20 @@ class KernelFamily:
         with self.guard.lock:
             if key in self.forms:
                 return self.forms[key]
+            if key in self.refused:
+                raise self.refused[key].with_traceback(None)
             if key[2] == EMPTY and self.empty is not None:
                 empty, given = self.empty, self.given
                 self.forms[key] = lambda *tensors: empty(*tensors[:given])
                 return self.forms[key]
             variant = self.variant(key)
             # no method of this family: what repeats a call (cuda/repeat.py) asks a method's owner
-            call = partial(self._nothing) if gives_nothing(variant.graph) else self._chosen(variant)
+            try:
+                nothing = gives_nothing(variant.graph)
+                call = partial(self._nothing) if nothing else self._chosen(variant)
+            except UnsupportedError as error:  # lowering it again takes as long at every call
+                self.refused[key] = error
+                raise
             self.forms[key] = call
             return call
 

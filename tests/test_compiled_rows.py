@@ -12,6 +12,8 @@ from torch import Tensor
 
 import tilewright
 from tilewright.frontend import pointwise_cores
+from tilewright.ir.errors import UnsupportedError
+from tilewright.runtime import family
 
 Function = Callable[..., Any]
 SHAPES = ((1, 70), (5, 64), (33, 100), (3, 17, 96), (130, 1030))
@@ -92,3 +94,36 @@ def test_products_with_given_matrices(rows: int) -> None:
     agrees(lambda x, u: F.rms_norm(x, (48,), eps=1e-6) @ u.T, x, u, kernels=2)
     if rows > 1:  # scores of a single row have no stream form: torch computes them
         agrees(lambda x, u, at: F.cross_entropy(x @ u.T, at, reduction="none"), x, u, labels)
+
+
+def test_a_form_that_cannot_be_made_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums of integers: the answer is the same at every call, and costs nothing then."""
+    text = """graph total<N, M>(%x: tensor<N x M x i32>) {
+      %y = tensor.reduce %x {axis = 1, kind = "sum"}
+      return %y
+    }"""
+    program = tilewright.Program(tilewright.parse(text))
+    tried: list[int] = []
+    lowered = family.KernelFamily.variant
+
+    def variant(self: family.KernelFamily, key: family.Key) -> family.Variant:
+        tried.append(key[2])
+        return lowered(self, key)
+
+    monkeypatch.setattr(family.KernelFamily, "variant", variant)
+    for _ in range(3):
+        with pytest.raises(UnsupportedError, match="of i32"):
+            program(torch.ones(40, 30, dtype=torch.int32))
+    assert len(tried) == 1
+
+
+def test_integers_along_rows_stay_with_torch() -> None:
+    def function(x: torch.Tensor) -> torch.Tensor:
+        return x * (x > 0.5).sum(-1, keepdim=True) + (x > 3).any(-1, keepdim=True)
+
+    compiled, x = tilewright.compile(function), torch.randn(300, 500)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), function(x))
+    report = compiled.explain()
+    assert all(not region.fallbacks for graph in report.graphs for region in graph.regions)
+    assert "sum" in {row.op for graph in report.graphs for row in graph.left}
