@@ -35,18 +35,25 @@ def softmax(e: Emitter, input: Value, dim: int, dtype: torch.dtype | None = None
     return e.cast(e.op(t.Softmax, wide, axis=dim % len(e.shape)), e.dtype)
 
 
-@handles("functional.softmax", Kind.SOFTMAX, [F.softmax], [])
-def functional_softmax(
-    e: Emitter,
-    input: Value,
-    dim: int | None = None,
-    _stacklevel: int = 3,
-    dtype: torch.dtype | None = None,
-) -> Value:
-    """F.softmax, whose third positional argument is a stack level"""
-    if dim is None:
-        raise UnsupportedError("softmax without dim; say which dimension")
-    return softmax(e, input, dim, dtype)
+def _register_functional(name: str, kind: Kind, function: object, handler: Handler) -> Handler:
+    @handles(f"functional.{name}", kind, [function])
+    def functional(
+        e: Emitter,
+        input: Value,
+        dim: int | None = None,
+        _stacklevel: int = 3,
+        dtype: torch.dtype | None = None,
+    ) -> Value:
+        """The same, with a stack level as the third positional argument"""
+        if dim is None:
+            raise UnsupportedError(f"{name} without dim; say which dimension")
+        result: Value = handler(e, input, dim, dtype)
+        return result
+
+    return functional
+
+
+_register_functional("softmax", Kind.SOFTMAX, F.softmax, softmax)
 
 
 @handles("sum", Kind.REDUCTION, [torch.sum], ["sum"])
@@ -137,18 +144,7 @@ def log_softmax(e: Emitter, input: Value, dim: int, dtype: torch.dtype | None = 
     return e.cast(e.op(m.Sub, below, e.op(m.Log, total)), e.dtype)
 
 
-@handles("functional.log_softmax", Kind.REDUCTION, [F.log_softmax])
-def functional_log_softmax(
-    e: Emitter,
-    input: Value,
-    dim: int | None = None,
-    _stacklevel: int = 3,
-    dtype: torch.dtype | None = None,
-) -> Value:
-    """F.log_softmax, whose third positional argument is a stack level"""
-    if dim is None:
-        raise UnsupportedError("log_softmax without dim; say which dimension")
-    return log_softmax(e, input, dim, dtype)
+_register_functional("log_softmax", Kind.REDUCTION, F.log_softmax, log_softmax)
 
 
 def _register_spread(name: str, root: bool) -> Handler:
