@@ -38,9 +38,7 @@ class Rewriter:
         for old, new in zip(region.outputs, results, strict=True):
             old.replace_all_uses_with(new)
             self.renamed[old] = new
-        for old in reversed(region.nodes):
-            if not old.users:
-                self.graph.erase_node(old)
+        _erase_unused(self.graph, region.nodes)
         _move_users_behind(self.graph, node, results[-1])
         return call
 
@@ -89,9 +87,18 @@ def _instead(region: Region, plain: Region, name: str, options: Options) -> Inst
         plain.outputs, _result_nodes(module.graph, node, plain.outputs), strict=True
     ):
         copies[old].replace_all_uses_with(new)
+    # by hand: what the kernel replaces reads results of it already, which stand behind
+    _erase_unused(module.graph, [copies[n] for n in plain.nodes])
     module.graph.eliminate_dead_code()
     module.recompile()
     return Instead(module, call)
+
+
+def _erase_unused(graph: Graph, nodes: list[Node]) -> None:
+    """Takes away those of ``nodes``, which stand in their order, that nothing needs any more."""
+    for node in reversed(nodes):
+        if not node.users:
+            graph.erase_node(node)
 
 
 def _result_nodes(graph: Graph, call: Node, outputs: list[Node]) -> list[Node]:

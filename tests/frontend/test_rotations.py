@@ -170,6 +170,26 @@ def test_attention_keeps_its_kernel_without_the_rotation(
     assert "tensor.concat" not in region.ir
 
 
+@pytest.mark.parametrize("refused", [False, True])
+def test_rotated_rows_that_others_need(refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel without the rotation gives the rotated rows, which softmax reads, as well."""
+
+    def function(x: Tensor, c: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        rotated = x * c + HALVES["slices"](x) * s
+        return rotated.softmax(-1).softmax(-1), rotated.flip(-1)
+
+    def called(self: StandInProgram, *given: Tensor) -> tuple[Tensor, ...]:
+        if refused and "tensor.concat" in str(self.module):
+            raise UnsupportedError("a roll by 3 of 6 elements")
+        return call(self, *given)
+
+    call = StandInProgram.__call__
+    monkeypatch.setattr(StandInProgram, "__call__", called)
+    x, _, _, c, s, *_ = inputs()
+    (region,) = check(function, [x, c, s]).explain().regions
+    assert region.status == "kernel" and ("tensor.concat" in region.ir) != refused
+
+
 def test_lengths_stay_open() -> None:
     compiled = compile(rotary(HALVES["slices"]))
     with torch.no_grad():
