@@ -45,7 +45,7 @@ def _worth_it(analysis: Analysis, node: Node) -> bool:
     entry = lookup(node)
     if entry is None or not analysis.usable(node):
         return False
-    if entry.kind is Kind.GENERATOR:
+    if analysis.generated(node):
         return True
     if entry.kind is Kind.SHAPE and any(isinstance(fake_of(o), tuple) for o in operand_nodes(node)):
         return False  # one result of several, which are made together

@@ -212,15 +212,21 @@ def _attached(core: list[Node], anchors: set[Node]) -> set[Node]:
     return kept
 
 
-def _tainted(analysis: Analysis, core: Iterable[Node]) -> set[Node]:
-    """Nodes outside that depend on the core (``zeros_like(scores)`` does not, on its numbers)."""
+def _dependents(analysis: Analysis, core: Iterable[Node]) -> set[Node]:
+    """Nodes outside that stand behind the core in the graph."""
     inside = set(core)
-    tainted: set[Node] = set()
+    found: set[Node] = set()
     for node in analysis.nodes:
-        sources = [] if analysis.kind(node) is Kind.GENERATOR else node.all_input_nodes
-        if node not in inside and any(n in inside or n in tainted for n in sources):
-            tainted.add(node)
-    return tainted
+        if node not in inside and any(n in inside or n in found for n in node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def _tainted(analysis: Analysis, core: Iterable[Node]) -> set[Node]:
+    """Those of them that have to. ``zeros_like(scores)`` does not depend on the core's numbers, nor
+    what is made of it and other constants: the core takes those along (``absorb.py``)."""
+    behind = _dependents(analysis, core)
+    return {n for n in behind if not (analysis.generated(n) and analysis.usable(n))}
 
 
 def _ancestors(nodes: Iterable[Node]) -> set[Node]:
@@ -283,10 +289,11 @@ def _with_borders(
     inputs = list(dict.fromkeys(o for n in nodes for o in operand_nodes(n) if o not in inside))
     stay = _surviving(nodes, core)
     outputs = [n for n in nodes if n in core and any(u not in inside or u in stay for u in n.users)]
-    late = [n for n in _tainted(analysis, core) if at[n] < at[anchor] and n not in absorbed]
+    behind = _dependents(analysis, core)
+    late = [n for n in behind if at[n] < at[anchor] and n not in absorbed]
     region = Region(core, nodes, inputs, outputs, anchor, attention=_scores(analysis, core))
     first = min(at[n] for n in core)
-    if _tainted(analysis, core) & set(inputs):
+    if behind & set(inputs):
         region.refused = "one of its inputs depends on its own results"
     elif any(hazards.block(n, at[n], at[anchor]) for n in core):
         region.refused = "memory that it reads is written in place before it ends"

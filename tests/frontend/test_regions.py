@@ -46,6 +46,41 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return weights @ v
 
 
+CONSTANTS_LIKE_SCORES: dict[str, Callable[[Tensor], Tensor]] = {
+    "viewed": lambda s: torch.zeros_like(s).view(s.shape[0], -1, s.shape[-1]),
+    "copied": lambda s: s.new_full((s.shape[-2], s.shape[-1]), -1.0).contiguous(),
+    "mask": lambda s: s.new_ones(s.shape[-2:]).contiguous().tril() * 2,
+    "summed up": lambda s: s.new_full((s.shape[-1],), -1.0).cumsum(-1),
+    "another region's": lambda s: (torch.ones_like(s) * 2).softmax(-1).softmax(-1),
+    "another region's rows": lambda s: torch.zeros(7).add(torch.ones_like(s)).exp().softmax(-1),
+}
+
+
+@pytest.mark.parametrize("name", CONSTANTS_LIKE_SCORES)
+def test_constants_of_the_shape_of_scores(name: str) -> None:
+    """They are made from the scores' node, and come back to the scores' kernel."""
+
+    def function(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        scores = q @ k.mT
+        return (scores + CONSTANTS_LIKE_SCORES[name](scores)).softmax(-1) @ v
+
+    q, k, v = (x[0] for x in inputs(*QKV))
+    report = compiled_report(function, q, k, v)
+    assert any("tensor.contract" in region.ir for region in report.regions)
+
+
+def test_rows_made_of_the_shape_of_scores_that_meet_the_scores() -> None:
+    """Two regions: the constants that the first begins with are made from the second's scores."""
+
+    def function(a: Tensor) -> Tensor:
+        scores = (a + 1) @ a.mT
+        ones = scores.new_full((scores.shape[-1],), 2).contiguous()
+        weights = (ones - ones.amax(-1, keepdim=True)).exp()
+        return (weights / weights.sum(-1, keepdim=True)) @ scores.mT
+
+    compiled_report(function, inputs((5, 8))[0])
+
+
 def test_a_single_product_is_no_region() -> None:
     report = compiled_report(lambda q, k: q @ k.mT * 2, *inputs(*QKV[:2]))
     assert not report.regions
