@@ -89,7 +89,7 @@ def row_cores(analysis: Analysis, taken: set[Node]) -> Iterator[set[Node]]:
         if node in taken or not _reduces_rows(analysis, node):
             continue
         core = {node} | _before(analysis, node, taken)
-        core = _after(analysis, core, taken)
+        core = _after(analysis, core, taken, fake_of(operand_nodes(node)[0]).shape[-1])
         if len(core) > 1 or _gains_alone(analysis, node):
             taken |= core
             yield core
@@ -133,11 +133,11 @@ def _before(analysis: Analysis, node: Node, taken: set[Node]) -> set[Node]:
     return found
 
 
-def _after(analysis: Analysis, core: set[Node], taken: set[Node]) -> set[Node]:
-    """Work on results of the core, the rows it reads, and weights: pointwise, or along the rows."""
+def _after(analysis: Analysis, core: set[Node], taken: set[Node], width: Dim) -> set[Node]:
+    """Work on results of the core, the rows of ``width`` that it reads, and weights: pointwise, or
+    along the rows."""
     core = set(core)
     rows = {o for n in core for o in operand_nodes(n)}
-    width = fake_of(next(iter(operand_nodes(next(iter(core)))))).shape[-1]
     for node in analysis.nodes:
         along = analysis.kind(node) is Kind.POINTWISE or _reduces_rows(analysis, node)
         if node in taken or node in core or not along:

@@ -28,6 +28,19 @@ def test_a_residual_and_its_norm_are_one_region() -> None:
     assert len(report.regions) == 1 and left_ops(report) == set()
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (9, 1), (40,)], ids=str)
+def test_rows_that_begin_with_a_narrower_tensor(shape: tuple[int, ...]) -> None:
+    """How long rows are is what the reduction reads, not the first operand of what made them."""
+
+    def scaled(c: Tensor, x: Tensor) -> Tensor:
+        y = c / (x.abs() + 1)
+        y = c - (c * y) ** 2
+        return y / y.abs().amax(-1, keepdim=True) + 1
+
+    report = compiled_report(scaled, rows(*shape, 1)[..., 0] + 2, rows(9, 40))
+    assert len(report.regions) == 1 and left_ops(report) == set()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_rms_norm_without_eps_takes_that_of_its_arithmetic(dtype: torch.dtype) -> None:
     """Of numbers so small that another would show."""
