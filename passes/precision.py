@@ -4,12 +4,12 @@ torch's products of bf16 and f16 sum in f32 and round once at the end; so does
 
     %s = tensor.contract %q, %k : bf16   ->   cast to f32, contract, cast to bf16
 
-and so do sums along an axis, and other arithmetic on them. Then a value narrowed and widened again
-keeps its f32 form (more precise than asked), unless a product takes it: there the narrow form lets
-the dot instruction of 16-bit floats be used. Nor where something is chosen by it: numbers that
-rounding made equal are ties, and have to stay so. Nor where the 16 bits are a result: what is
-computed from them here and by the caller must agree. Nor where the program itself asks for both
-conversions, one right after the other: then it wants what rounding makes of its numbers.
+and so do sums along an axis or into places, and other arithmetic on them. Then a value narrowed and
+widened again keeps its f32 form (more precise than asked), unless a product takes it: there the
+narrow form lets the dot instruction of 16-bit floats be used. Nor where something is chosen by it:
+numbers that rounding made equal are ties, and have to stay so. Nor where the 16 bits are a result:
+what is computed from them here and by the caller must agree. Nor where the program itself asks for
+both conversions, one right after the other: then it wants what rounding makes of its numbers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tilewright.ir import ops_math as m
 from tilewright.ir import ops_tensor as t
 from tilewright.ir.core import Graph, Module, Op, Value
 from tilewright.ir.dtypes import F32
-from tilewright.ir.ops_routing import SortOrder, TopK
+from tilewright.ir.ops_routing import PrefixSum, Scatter, SortOrder, TopK
 from tilewright.ir.types import TensorType
 from tilewright.passes.rewrite import Rewriter, for_each_graph, rewrite_graph
 
@@ -48,13 +48,16 @@ def widen_arithmetic(b: Rewriter, op: Op) -> Value | None:
     return b(m.Cast, b(type(op), *wide, hint=op.result.hint, **op.attrs), dtype=dtype)
 
 
-def widen_reductions(b: Rewriter, op: Op) -> Value | None:
-    """reduce(x): 16 bit -> cast(reduce(cast x)): sums round once, at the end"""
-    if not isinstance(op, t.Reduce) or not _narrow(op.x):
+def widen_sums(b: Rewriter, op: Op) -> Value | None:
+    """reduce(x), prefix_sum(x), scatter(x, ids, source) {sum}: 16 bit -> cast(op(cast x, …)): sums
+    round once, at the end"""
+    added = isinstance(op, Scatter) and op.kind == "sum"
+    if not (added or isinstance(op, t.Reduce | PrefixSum)) or not _narrow(op.operands[0]):
         return None
-    wide = b(t.Reduce, b(m.Cast, op.x, dtype=F32, hint=op.x.hint), hint=op.result.hint, **op.attrs)
-    assert isinstance(op.x.type, TensorType)
-    return b(m.Cast, wide, dtype=op.x.type.dtype, hint=op.result.hint)
+    wide = [b(m.Cast, v, dtype=F32, hint=v.hint) if _narrow(v) else v for v in op.operands]
+    total = b(type(op), *wide, hint=op.result.hint, **op.attrs)
+    dtype = getattr(op.operands[0].type, "dtype", F32)
+    return b(m.Cast, total, dtype=dtype, hint=op.result.hint)
 
 
 def keep_wide(graph: Graph) -> Graph:
@@ -84,7 +87,7 @@ def precision(module: Module) -> Module:
     """All rules on every tensor graph."""
 
     def widen(graph: Graph) -> Graph:
-        for rule in (widen_products, widen_reductions, widen_arithmetic):
+        for rule in (widen_products, widen_sums, widen_arithmetic):
             graph = rewrite_graph(graph, rule)
         return keep_wide(graph)
 

@@ -100,6 +100,22 @@ def test_positions_of_any_kind(target: str | None) -> None:
 
 
 @pytest.mark.parametrize("target", [None, "x86-64-v3"])
+@pytest.mark.parametrize("dtype", ["bf16", "f16"])
+def test_sums_of_narrow_numbers_round_once(dtype: str, target: str | None) -> None:
+    """Running and into places."""
+    narrow = {"bf16": torch.bfloat16, "f16": torch.float16}[dtype]
+
+    def run(seed: int, tokens: int) -> None:
+        rng = np.random.default_rng(seed)
+        x, source = whole(rng, tokens, 12), whole(rng, tokens, 3)
+        given = [x.to(narrow), ids_of(rng, (tokens, 3), 12), source.to(narrow)]
+        rest = [whole(rng, 3, 12).to(narrow), ids_of(rng, (tokens,), 4, np.int64)]
+        check(PIECES.replace("f32", dtype), *given, *rest, target=target)
+
+    for_lengths(run, 4)
+
+
+@pytest.mark.parametrize("target", [None, "x86-64-v3"])
 def test_counting_sorts(target: str | None) -> None:
     """Few tokens in one kernel, many in three: parts are counted, added up, and ranked."""
     check(SORTED, ids_of(np.random.default_rng(0), (3, 3), 9), torch.arange(9), target=target)
