@@ -3,6 +3,8 @@ made for rows of none."""
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 
@@ -18,6 +20,14 @@ PRODUCT = """graph product<M, N>(%x: tensor<M x 8 x f32>, %w: tensor<8 x N x f16
   %narrow = math.cast %scaled {dtype = f16}
   %y = tensor.contract %narrow, %w {equation = "mk,kn->mn"}
   return %y
+}"""
+BESIDE = """graph beside<N, M>(%q: tensor<2 x N x D x T>, %k: tensor<2 x M x D x T>,
+    %v: tensor<2 x M x E x T>) {
+  %scores = tensor.contract %q, %k {equation = "bnd,bmd->bnm"}
+  %weights = tensor.softmax %scores {axis = -1}
+  %sum = tensor.reduce %weights {kind = "sum", axis = -1}
+  %y = tensor.contract %weights, %v {equation = "bnm,bme->bne"}
+  return %sum, %y
 }"""
 ROLL = """graph rolled<N>(%x: tensor<N x 0 x f32>) {
   %y = tensor.roll %x {axis = 1, shift = 0}
@@ -37,6 +47,27 @@ def test_products_without_columns(backend: str, rows: int, columns: int) -> None
     assert torch.allclose(y.double(), want, rtol=1e-2, atol=2e-2)
     with pytest.raises(BindError):
         program(x, w[:7])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("dtype", "width", "columns"), [("f32", 8, 0), ("bf16", 8, 0), ("f32", 0, 3)]
+)
+@pytest.mark.parametrize("rows", [3, 70])
+def test_results_with_elements_beside_one_without(
+    backend: str, dtype: str, width: int, columns: int, rows: int
+) -> None:
+    """The kernel runs for the others."""
+    names = {" D ": f" {width} ", " E ": f" {columns} ", " T>": f" {dtype}>"}
+    text = functools.reduce(lambda all_, name: all_.replace(name, names[name]), names, BESIDE)
+    given = [torch.randn(2, rows, width), torch.randn(2, 37, width), torch.randn(2, 37, columns)]
+    narrow = torch.bfloat16 if dtype == "bf16" else torch.float32
+    total, y = Program(parse(text), backend=backend)(*(x.to(narrow) for x in given))
+    torch.testing.assert_close(total.float(), torch.ones(2, rows), rtol=1e-2, atol=0)
+    want = (
+        given[2].mean(1, keepdim=True).expand(2, rows, columns)
+    )  # without a width all count alike
+    torch.testing.assert_close(y.float(), want, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
