@@ -28,7 +28,7 @@ from tilewright.frontend.replace import Rewriter
 from tilewright.frontend.report import GraphReport, LeftRow, RegionReport, Report
 from tilewright.frontend.strictness import is_bookkeeping, offences, refuse
 from tilewright.frontend.translate import operand_nodes
-from tilewright.frontend.unused import drop_unused
+from tilewright.frontend.unused import drop_conversions, drop_unused
 from tilewright.ir.errors import SettingError, UnsupportedError
 from tilewright.runtime.determinism import Level, in_force, using
 from tilewright.runtime.logs import CAPTURE
@@ -73,6 +73,7 @@ class Capture:
     def _rewrite(self, gm: GraphModule, kept: Level) -> CapturedGraph:
         functionalise_scores(gm)
         _call_directly(gm)
+        drop_conversions(gm)
         drop_unused(gm)
         analysis = Analysis(gm.graph)
         captured = CapturedGraph()

@@ -41,6 +41,21 @@ def test_rows_that_begin_with_a_narrower_tensor(shape: tuple[int, ...]) -> None:
     assert len(report.regions) == 1 and left_ops(report) == set()
 
 
+def test_a_conversion_to_the_dtype_that_a_tensor_has_is_the_tensor() -> None:
+    def function(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        x, z = x.float(), (y * 2).to(y)
+        return x, (x.type_as(z) * 2).softmax(-1), z.to(torch.float32), z
+
+    x, y = rows(9, 81)[:, 1::2], rows(9, 40)
+    compiled = compile(function)
+    with torch.no_grad():
+        same, weights, first, second = compiled(x, y)
+    assert same.data_ptr() == x.data_ptr() and same.stride() == x.stride()
+    assert first.data_ptr() == second.data_ptr()
+    torch.testing.assert_close(weights, (x * 2).softmax(-1))
+    assert len(compiled.explain().regions) == 1
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_rms_norm_without_eps_takes_that_of_its_arithmetic(dtype: torch.dtype) -> None:
     """Of numbers so small that another would show."""
