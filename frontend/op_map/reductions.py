@@ -88,7 +88,10 @@ def _register_extremum(kind: str) -> Handler:
     @handles(f"a{kind}", Kind.REDUCTION, functions, [f"a{kind}"])
     def extremum(e: Emitter, input: Value, dim: Axes = None, keepdim: bool = False) -> Value:
         wide = e.cast(input, arithmetic_dtype(e.dtype))
-        return e.cast(e.reduce(wide, kind, axes_of(input, dim), keepdim), e.dtype)
+        axes = axes_of(input, dim)
+        if any(tensor_type(input).shape[a].constant == 0 for a in axes):
+            raise UnsupportedError(f"a {kind} of no elements; torch refuses it too")
+        return e.cast(e.reduce(wide, kind, axes, keepdim), e.dtype)
 
     return extremum
 

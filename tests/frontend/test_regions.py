@@ -81,6 +81,17 @@ def test_rows_made_of_the_shape_of_scores_that_meet_the_scores() -> None:
     compiled_report(function, inputs((5, 8))[0])
 
 
+def test_extremes_of_no_elements_are_refused_as_torch_refuses_them() -> None:
+    def function(a: Tensor) -> Tensor:
+        return (a @ a.mT).softmax(0).min(-1)[0]
+
+    compiled = compile(function)
+    compiled(torch.ones(2, 3, 4))
+    assert len(compiled.explain().regions) == 1
+    with pytest.raises(IndexError, match="non-zero size"):
+        compiled(torch.ones(2, 0, 4))
+
+
 def test_a_single_product_is_no_region() -> None:
     report = compiled_report(lambda q, k: q @ k.mT * 2, *inputs(*QKV[:2]))
     assert not report.regions
