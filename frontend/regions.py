@@ -224,9 +224,17 @@ def _dependents(analysis: Analysis, core: Iterable[Node]) -> set[Node]:
 
 def _tainted(analysis: Analysis, core: Iterable[Node]) -> set[Node]:
     """Those of them that have to. ``zeros_like(scores)`` does not depend on the core's numbers, nor
-    what is made of it and other constants: the core takes those along (``absorb.py``)."""
+    what is made of it and other constants: the core takes those along (``absorb.py``). But
+    ``zeros_like(scores.flip(0))`` stands behind a flip that is not the core's."""
+    core = set(core)
     behind = _dependents(analysis, core)
-    return {n for n in behind if not (analysis.generated(n) and analysis.usable(n))}
+    along: set[Node] = set()
+    for node in analysis.nodes:
+        if node in behind and analysis.generated(node) and analysis.usable(node):
+            after = behind.intersection(node.all_input_nodes)
+            if after <= along:
+                along.add(node)
+    return behind - along
 
 
 def _ancestors(nodes: Iterable[Node]) -> set[Node]:

@@ -51,6 +51,8 @@ CONSTANTS_LIKE_SCORES: dict[str, Callable[[Tensor], Tensor]] = {
     "copied": lambda s: s.new_full((s.shape[-2], s.shape[-1]), -1.0).contiguous(),
     "mask": lambda s: s.new_ones(s.shape[-2:]).contiguous().tril() * 2,
     "summed up": lambda s: s.new_full((s.shape[-1],), -1.0).cumsum(-1),
+    "like what torch makes of them": lambda s: torch.ones_like(s.flip(-1).roll(2)).tril(),
+    "like constants like that": lambda s: torch.ones_like(s.flip(0).new_zeros(s.shape[-1])) * 2,
     "another region's": lambda s: (torch.ones_like(s) * 2).softmax(-1).softmax(-1),
     "another region's rows": lambda s: torch.zeros(7).add(torch.ones_like(s)).exp().softmax(-1),
 }
