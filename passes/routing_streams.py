@@ -41,7 +41,7 @@ class RoutingStreams:
 
     def top_k(self, op: Any, given: list[Value]) -> tuple[Value, ...]:
         names = self._along(op, 0, -1)
-        kept = self._axis(self.axes.dims[op.results[0]][-1], Size.of(op.k), "k")
+        kept = self._axis(op, self.axes.dims[op.results[0]][-1], Size.of(op.k), "k")
         attrs = {key: op.attrs[key] for key in ("largest", "ties", "ordered")}
         hints = [v.hint for v in op.results]
         made = rs.StreamTopK(
@@ -69,7 +69,7 @@ class RoutingStreams:
 
     def segment_count(self, op: Any, given: list[Value]) -> tuple[Value, ...]:
         self._check_walk(op, given[0])
-        segments = self._axis(self.axes.dims[op.result][0], op.segments, "segment")
+        segments = self._axis(op, self.axes.dims[op.result][0], op.segments, "segment")
         axis = _stream(given[0]).loops[-1].name
         found = self.build(
             rs.StreamSegmentCount, given[0], axis=axis, segments=segments, hint=op.result.hint
@@ -98,12 +98,14 @@ class RoutingStreams:
             raise UnsupportedError(f"{op.name} along a dimension of one element", op.loc)
         return names
 
-    def _axis(self, dim: Dim, size: Size, name: str) -> Axis:
+    def _axis(self, op: Op, dim: Dim, size: Size, name: str) -> Axis:
         """The axis of a dimension; one of its own where that has one place."""
-        if dim:
-            (axis,) = self.axes.resolve(dim)
-            return self.axes.axis(axis)
-        return Axis(f"{name}_one", size)
+        if not dim:
+            return Axis(f"{name}_one", size)
+        axes = self.axes.resolve(dim)
+        if len(axes) > 1:
+            raise UnsupportedError(f"a {name} that is taken apart into several dimensions", op.loc)
+        return self.axes.axis(axes[0])
 
     def _single(self, value: Value, axis: Axis) -> Value:
         """The number itself where an axis has one place: dimensions of one element have no axis."""

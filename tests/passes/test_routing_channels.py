@@ -156,12 +156,14 @@ def test_groups_are_axes_of_one_element(tokens: int, k: int, seed: int) -> None:
         "%t = tensor.transpose %i {permutation = [1, 0]} "
         "%o = tensor.segment_rank %t, %s return %o }",
         "%v, %o = tensor.top_k %one {k = 1} return %o }",
+        "%v, %o = tensor.top_k %wide {k = 4} "
+        "%r = tensor.reshape %v {shape = [size(T), 2, 2]} %n = math.neg %r return %n }",
     ],
 )
 def test_what_has_no_streams_is_refused(body: str) -> None:
     text = (
         "graph f<T, M>(%x: tensor<T x f32>, %i: tensor<T x M x i32>, %s: tensor<4 x i32>, "
-        f"%one: tensor<T x 1 x f32>) {{ {body}"
+        f"%one: tensor<T x 1 x f32>, %wide: tensor<T x 9 x f32>) {{ {body}"
     )
     with pytest.raises(UnsupportedError):
         streamed(parse(text))
