@@ -181,17 +181,19 @@ _register_spread("var", root=False)
 _register_spread("std", root=True)
 
 
-def _register_truth(name: str, kind: str) -> Handler:
+def _register_truth(name: str, negated: bool) -> Handler:
     @handles(name, Kind.REDUCTION, [getattr(torch, name)], [name])
     def truth(e: Emitter, input: Value, dim: Axes = None, keepdim: bool = False) -> Value:
-        """Whether any (every) number is not 0"""
+        """Whether any (every) number is not 0; of none no (yes)"""
         dtype = tensor_type(input).dtype
         held = input if dtype == BOOL else e.compare(input, e.const(0, dtype), "ne")
-        one = e.cast(held, F32)  # rows of floats have vectors
-        return e.cast(e.reduce(one, kind, axes_of(input, dim), keepdim), e.dtype)
+        counted = e.cast(e.op(m.Not, held) if negated else held, F32)  # rows of floats have vectors
+        total = e.reduce(counted, "sum", axes_of(input, dim), keepdim)
+        found = e.compare(total, e.const(0.0, F32), "eq" if negated else "ne")
+        return e.cast(found, e.dtype)
 
     return truth
 
 
-_register_truth("any", "max")
-_register_truth("all", "min")
+_register_truth("any", negated=False)
+_register_truth("all", negated=True)
