@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 from tilewright.frontend.attention.closure import Closure
 from tilewright.frontend.attention.form import DENSE, Form, Given
+from tilewright.frontend.attention.function_mask import NO_FUNCTIONS, FunctionMask
 from tilewright.frontend.attention.plans import plan_for
 from tilewright.frontend.region_call import refusal
 from tilewright.frontend.torch_dtypes import has_ir_dtype
@@ -39,38 +40,35 @@ def attention_forward(
     ``attention_mask`` is None, a FunctionMask or a tensor; soft caps, sinks and position biases are
     known. What we have no kernel for runs in torch; ``FALLBACKS`` counts the reasons.
     """
+    causal = query.shape[2] > 1 and _is_causal(module, options)
+    mask = attention_mask
     if torch.compiler.is_compiling():
-        return in_torch(module, query, key, value, attention_mask, **options)
+        return in_torch(module, query, key, value, mask, **options)
     given = {"q": query, "k": key, "v": value}
     given |= {
         ours: options[name] for name, ours in _TENSORS.items() if options.get(name) is not None
     }
-    function = None
-    if isinstance(attention_mask, torch.Tensor):
-        given["mask"] = attention_mask
-    elif attention_mask is not None:
-        function = attention_mask
-    closure = _NOTHING if function is None else function.closure
-    reason = _other(given, function, options) or refusal((*given.values(), *closure.tensors))
+    function = mask if isinstance(mask, FunctionMask) else None
+    if function is None and mask is not None:
+        given["mask"] = mask
+    closure = NO_FUNCTIONS if function is None else function.closure
+    reason = _other(given, function, options) or refusal(
+        (*given.values(), *closure.tensors)
+    )
     if reason is None:
         try:
-            return _run(module, given, function, closure, options), None
+            return _run(given, function, mask is None and causal, closure, options), None
         except UnsupportedError as error:
             reason = error.message
     refuse_unordered(in_force(), UnsupportedError(reason))
     FALLBACKS[reason] += 1
-    return in_torch(module, query, key, value, attention_mask, **options)
-
-
-_NOTHING = Closure()
-_NOTHING.add(None)
-_NOTHING.add(None)
+    return in_torch(module, query, key, value, mask, **options)
 
 
 def _run(
-    module: torch.nn.Module,
     given: dict[str, torch.Tensor],
-    mask: Any,
+    mask: FunctionMask | None,
+    causal: bool,
     closure: Closure,
     options: dict[str, Any],
 ) -> torch.Tensor:
@@ -78,13 +76,14 @@ def _run(
     query, key, value = given["q"], given["k"], given["v"]
     softcap = options.get("softcap")
     sinks, bias, tensor = (given.get(name) for name in ("sinks", "bias", "mask"))
-    plain = mask is None and tensor is None
+    if mask is not None and mask.causal:  # kernels have that one built in
+        mask, causal = None, True
     facts = (
         query.dtype,
         query.shape[1] // key.shape[1],
         (query.shape[3], value.shape[3]),
         options.get("scaling"),
-        plain and query.shape[2] > 1 and _is_causal(module, options),
+        causal,
         key.shape[0] == 1 and query.shape[0] != 1,
         None if sinks is None else sinks.dtype,
         None if tensor is None else _given(tensor),
@@ -128,7 +127,9 @@ def _is_causal(module: torch.nn.Module, options: dict[str, Any]) -> bool:
     return bool(getattr(module, "is_causal", True) if causal is None else causal)
 
 
-def _other(given: dict[str, torch.Tensor], mask: Any, options: dict[str, Any]) -> str | None:
+def _other(
+    given: dict[str, torch.Tensor], mask: FunctionMask | None, options: dict[str, Any]
+) -> str | None:
     """Why our kernel must not be used; None if it may."""
     if options.get("dropout"):
         return "dropout while training stays with torch; call .eval()"
@@ -159,8 +160,11 @@ def in_torch(
     """The same by transformers' sdpa function, or spelled out where that cannot do it."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    if attention_mask is not None and not isinstance(attention_mask, torch.Tensor):
-        attention_mask = attention_mask.to_dense()
+    if isinstance(attention_mask, FunctionMask):
+        if attention_mask.causal and attention_mask.lengths == (query.shape[2], key.shape[2]):
+            attention_mask, options = None, {**options, "is_causal": True}  # no tensor in memory
+        else:
+            attention_mask = attention_mask.to_dense()
     if options.get("softcap") is None and options.get("s_aux") is None:
         result: tuple[torch.Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, **options

@@ -1,85 +1,20 @@
 """What transformers gets as a mask: its own mask function, to be traced, instead of a tensor.
 
-As flex attention's BlockMask does, the object goes through a model unread; the attention function
-gets it back. Offsets of the cache are tensors in it, so that no decode step needs a new trace. Code
-that reads it like a tensor gets the tensor that "sdpa" would have got.
+It goes through a model unread, and the attention function gets it back. Offsets of the cache are
+tensors in it, so that no decode step needs a new trace. Code that reads it gets the tensor that
+"sdpa" would have got.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.nn.attention.flex_attention import BlockMask
 from transformers.masking_utils import causal_mask_function, prepare_padding_mask, sdpa_mask
 
-from tilewright.frontend.attention.closure import Closure
-from tilewright.frontend.attention.plans import closure_of
+from tilewright.frontend.attention.function_mask import FunctionMask, MaskFunction
 from tilewright.frontend.attention.symbols import known_nonnegative
-
-MaskFunction = Callable[..., Any]
-
-
-class FunctionMask(BlockMask):
-    """A mask [B, 1, N, M] as a function; a BlockMask to those who ask, without any blocks."""
-
-    def __init__(
-        self, function: MaskFunction, shape: tuple[int, int], dense: Callable[[], torch.Tensor]
-    ) -> None:
-        self.function = function
-        self.closure: Closure = closure_of(None, function)
-        self.lengths = shape
-        self._dense = dense
-        self._tensor: torch.Tensor | None = None
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.to_dense().shape) if self._tensor is not None else (1, 1, *self.lengths)
-
-    @property
-    def ndim(self) -> int:
-        return 4
-
-    def to_dense(self) -> torch.Tensor:
-        """The bool tensor [B, 1, N, M], made when first asked for."""
-        if self._tensor is None:
-            self._tensor = self._dense()
-        return self._tensor
-
-    def to(self, *_target: Any, **_options: Any) -> FunctionMask:
-        return self
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.to_dense()[index]
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return getattr(self.to_dense(), name)
-
-    def __repr__(self) -> str:
-        return f"FunctionMask({getattr(self.function, '__qualname__', self.function)})"
-
-    __str__ = __repr__
-
-    @classmethod
-    def __torch_function__(
-        cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
-        """torch.cat and the like get the tensor."""
-        plain = _dense_in(kwargs or {})
-        return func(*_dense_in(tuple(args)), **plain)
-
-
-def _dense_in(x: Any) -> Any:
-    if isinstance(x, FunctionMask):
-        return x.to_dense()
-    if isinstance(x, tuple | list):
-        return type(x)(_dense_in(y) for y in x)
-    if isinstance(x, dict):
-        return {key: _dense_in(y) for key, y in x.items()}
-    return x
 
 
 def function_mask(  # noqa: PLR0913, PLR0917  (transformers' signature)
@@ -95,8 +30,9 @@ def function_mask(  # noqa: PLR0913, PLR0917  (transformers' signature)
     allow_is_bidirectional_skip: bool = False,
     **options: Any,
 ) -> FunctionMask | torch.Tensor | None:
-    """transformers' mask function for our attention: None where nothing needs a mask, else a
-    FunctionMask; under torch.compile the tensor of "sdpa", which our backend knows."""
+    """transformers' mask function for our attention: None where every key is seen, else a
+    FunctionMask; under torch.compile the tensor of "sdpa", which our backend knows. Causality is
+    said by the mask, never left to a flag of the module: not all models keep theirs right."""
     sizes = {"batch_size": batch_size, "q_length": q_length, "kv_length": kv_length}
     given: dict[str, Any] = {**sizes, **options}
     given |= {"mask_function": mask_function, "attention_mask": attention_mask}
@@ -114,7 +50,8 @@ def function_mask(  # noqa: PLR0913, PLR0917  (transformers' signature)
     # one query after all keys sees them all; queries of all keys are causal by their places
     ends_together = first_query + q_length == first_key + kv_length
     by_place = ends_together and q_length in (1, kv_length) and local_size is None
-    if padding is None and allow_is_causal_skip and by_place:
+    causal = padding is None and allow_is_causal_skip and by_place
+    if causal and q_length == 1:
         return None
     short = local_size is None or kv_length < local_size
     if padding is None and allow_is_bidirectional_skip and short:
@@ -124,7 +61,9 @@ def function_mask(  # noqa: PLR0913, PLR0917  (transformers' signature)
     # because static caches change their own offset while the model runs
     function = shifted(mask_function, torch.tensor(first_query), torch.tensor(first_key), cut)
     given |= {"q_offset": first_query, "kv_offset": first_key, "allow_is_causal_skip": False}
-    return FunctionMask(function, (q_length, kv_length), lambda: _sdpa_mask(**given))
+    sizes_of_mask = batch_size, q_length, kv_length
+    device = torch.device(options.get("device", "cpu"))
+    return FunctionMask(function, sizes_of_mask, lambda: _sdpa_mask(**given), device, causal)
 
 
 _sdpa_mask: Callable[..., Any] = sdpa_mask

@@ -10,6 +10,7 @@ import torch
 from tests.frontend.test_attention_spellings import PARTS
 from tilewright.frontend import programs
 from tilewright.frontend.attention import plans
+from tilewright.frontend.attention.function_mask import FunctionMask
 from tilewright.frontend.compile import CompiledModule, compile
 from tilewright.frontend.huggingface import FALLBACKS, register_attention
 from tilewright.ir.errors import UnsupportedError
@@ -17,8 +18,7 @@ from tilewright.ir.errors import UnsupportedError
 transformers = pytest.importorskip("transformers")
 from transformers.masking_utils import bidirectional_mask_function  # noqa: E402
 
-from tilewright.frontend import huggingface_mask  # noqa: E402  (needs transformers)
-from tilewright.frontend.huggingface_mask import function_mask  # noqa: E402
+from tilewright.frontend.huggingface_mask import function_mask  # noqa: E402  (needs transformers)
 
 LAYERS = 2
 
@@ -136,7 +136,7 @@ def both_models(kind: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any
 
 @pytest.mark.parametrize("kind", CLASSES)
 def test_models_match_eager_without_masks_in_memory(kind: str, monkeypatch: Any) -> None:
-    monkeypatch.setattr(huggingface_mask.FunctionMask, "to_dense", lambda _: pytest.fail("dense"))
+    monkeypatch.setattr(FunctionMask, "to_dense", lambda _: pytest.fail("dense"))
     ours, theirs = both_models(kind)
     more = {"decoder_input_ids": IDS} if kind == "T5" else {}
     with torch.no_grad():
@@ -165,11 +165,15 @@ def test_generation_in_batches_with_padding(kind: str, cache: str) -> None:
 
 
 def test_where_no_mask_is_needed() -> None:
-    """One query after all keys, or as many queries as keys; not in a cache that is longer."""
+    """One query after all keys; as many queries as keys are causal; not in a longer cache."""
     assert function_mask(1, 1, 4, q_offset=3) is None
-    assert function_mask(1, 4, 4) is None
-    assert function_mask(1, 4, 4, 2, 2, attention_mask=torch.ones(1, 6).bool()) is None
-    assert function_mask(1, 4, 4, allow_is_causal_skip=False) is not None
+    for causal in (
+        function_mask(1, 4, 4),
+        function_mask(1, 4, 4, 2, 2, attention_mask=torch.ones(1, 6).bool()),
+    ):
+        assert isinstance(causal, FunctionMask) and causal.causal
+    traced = function_mask(1, 4, 4, allow_is_causal_skip=False)
+    assert isinstance(traced, FunctionMask) and not traced.causal
     assert function_mask(1, 1, 8, q_offset=torch.tensor(3)) is not None
     assert function_mask(1, 4, 4, q_offset=1) is not None
     assert function_mask(1, 4, 8, q_offset=4) is not None
@@ -242,9 +246,18 @@ def test_sixteen_bits() -> None:
 
 def test_a_function_mask_is_a_tensor_to_those_who_read_it() -> None:
     mask = function_mask(2, 3, 5, 2, 0, attention_mask=torch.ones(2, 5).bool().tril(3))
-    assert isinstance(mask, huggingface_mask.FunctionMask)
+    assert isinstance(mask, FunctionMask)
     dense = mask.to_dense()
     assert dense.shape == (2, 1, 3, 5) and mask.shape == dense.shape and mask.ndim == 4
     assert torch.equal(mask[:, :, :, :2], dense[..., :2])
-    assert torch.cat([mask, dense]).shape == (4, 1, 3, 5)  # type: ignore[list-item]
+    assert torch.cat([mask, dense]).shape == (4, 1, 3, 5)
     assert mask.to("cpu") is mask and "shifted" in repr(mask)
+    assert mask.dtype == torch.bool and torch.equal(~mask, ~dense)
+    assert torch.equal(dense & mask, dense) and torch.equal(mask.float(), dense.float())
+
+
+def test_metadata_of_a_mask_does_not_make_its_tensor() -> None:
+    mask = FunctionMask(lambda b, h, q, kv: q >= kv, (2, 3, 5), lambda: pytest.fail("read"))
+    assert mask.shape == (2, 1, 3, 5) and mask.dtype == torch.bool and mask.dim() == 4
+    assert isinstance(mask, torch.Tensor) and mask.device.type == "cpu" and mask.numel() == 30
+    assert "lambda" in repr(mask) and mask.lengths == (3, 5)

@@ -1,0 +1,58 @@
+"""Models that read their mask, choose keys, or have an attention of their own, match eager."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tilewright.frontend.huggingface import FALLBACKS, register_attention
+
+transformers = pytest.importorskip("transformers")
+from tests.frontend.experts.shared_models import make  # noqa: E402  (needs transformers)
+
+IDS = torch.arange(39).reshape(3, 13) * 5 % 60 + 2
+SEEN = torch.ones(3, 13, dtype=torch.long)
+SEEN[0, :5] = SEEN[2, :1] = 0
+RIGHT = SEEN.flip(1)
+TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
+
+
+def in_both(model: Any, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits with our attention and with the model's own, of the positions that are no padding."""
+    register_attention()
+    FALLBACKS.clear()
+    found = []
+    for attention in ("tilewright", "eager"):
+        model.set_attn_implementation(attention)
+        with torch.no_grad():
+            logits = model(IDS, use_cache=False, **options).logits
+        seen = options.get("attention_mask", torch.ones_like(IDS)).bool()
+        found.append(logits[seen])
+    return found[0], found[1]
+
+
+def bigbird(**_: Any) -> Any:
+    """A decoder whose attention does not say of itself that it is causal."""
+    config = transformers.BigBirdPegasusConfig(
+        vocab_size=64,
+        d_model=32,
+        decoder_layers=2,
+        decoder_attention_heads=4,
+        decoder_ffn_dim=48,
+        max_position_embeddings=64,
+        init_std=0.3,
+    )
+    torch.manual_seed(0)
+    return transformers.BigBirdPegasusForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("kind", ["Doge", "BigBirdPegasus"])
+def test_causality_and_padding_of_masks_that_a_model_reads(kind: str, padded: bool) -> None:
+    """Doge adds the mask to its own; BigBirdPegasus has a flag that says the opposite."""
+    model = bigbird() if kind == "BigBirdPegasus" else make(kind)
+    ours, theirs = in_both(model, **({"attention_mask": SEEN} if padded else {}))
+    torch.testing.assert_close(ours, theirs, **TOLERANCE)
+    assert not FALLBACKS
