@@ -18,6 +18,7 @@ from tilewright.frontend.attention.closure import Closure
 from tilewright.frontend.attention.form import DENSE, Form, Given
 from tilewright.frontend.attention.function_mask import NO_FUNCTIONS, FunctionMask
 from tilewright.frontend.attention.plans import plan_for
+from tilewright.frontend.huggingface_options import added, own_attention, with_chosen_keys
 from tilewright.frontend.region_call import refusal
 from tilewright.frontend.torch_dtypes import has_ir_dtype
 from tilewright.ir.errors import BackendMissingError, UnsupportedError
@@ -37,11 +38,12 @@ def attention_forward(
 ) -> tuple[torch.Tensor, None]:
     """transformers' attention function: [b, h, n, d] in, [b, n, h, e] out.
 
-    ``attention_mask`` is None, a FunctionMask or a tensor; soft caps, sinks and position biases are
-    known. What we have no kernel for runs in torch; ``FALLBACKS`` counts the reasons.
+    ``attention_mask`` is None, a FunctionMask or a tensor; soft caps, sinks, position biases and
+    chosen keys are known. What we have no kernel for runs in torch; ``FALLBACKS`` counts the
+    reasons.
     """
     causal = query.shape[2] > 1 and _is_causal(module, options)
-    mask = attention_mask
+    mask = with_chosen_keys(module, query, key, attention_mask, causal, options)
     if torch.compiler.is_compiling():
         return in_torch(module, query, key, value, mask, **options)
     given = {"q": query, "k": key, "v": value}
@@ -52,7 +54,7 @@ def attention_forward(
     if function is None and mask is not None:
         given["mask"] = mask
     closure = NO_FUNCTIONS if function is None else function.closure
-    reason = _other(given, function, options) or refusal(
+    reason = _other(module, given, function, options) or refusal(
         (*given.values(), *closure.tensors)
     )
     if reason is None:
@@ -128,9 +130,15 @@ def _is_causal(module: torch.nn.Module, options: dict[str, Any]) -> bool:
 
 
 def _other(
-    given: dict[str, torch.Tensor], mask: FunctionMask | None, options: dict[str, Any]
+    module: torch.nn.Module,
+    given: dict[str, torch.Tensor],
+    mask: FunctionMask | None,
+    options: dict[str, Any],
 ) -> str | None:
     """Why our kernel must not be used; None if it may."""
+    own = own_attention(module, options)
+    if own is not None:
+        return own[0]
     if options.get("dropout"):
         return "dropout while training stays with torch; call .eval()"
     if options.get("cache") is not None:
@@ -165,6 +173,11 @@ def in_torch(
             attention_mask, options = None, {**options, "is_causal": True}  # no tensor in memory
         else:
             attention_mask = attention_mask.to_dense()
+    own = own_attention(module, options)
+    if own is not None:
+        causal = query.shape[2] > 1 and _is_causal(module, options)
+        mask = added(query, key, attention_mask, causal)
+        return own[1](module, query, key, value, mask, **options)[0], None
     if options.get("softcap") is None and options.get("s_aux") is None:
         result: tuple[torch.Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, **options

@@ -56,3 +56,52 @@ def test_causality_and_padding_of_masks_that_a_model_reads(kind: str, padded: bo
     ours, theirs = in_both(model, **({"attention_mask": SEEN} if padded else {}))
     torch.testing.assert_close(ours, theirs, **TOLERANCE)
     assert not FALLBACKS
+
+
+CHOOSING = {
+    "DeepseekV32": {"index_topk": 4},
+    "HYV4": {"index_topk": 4},
+    "MiniMaxM3VL": {
+        "layer_types": ["full_attention", "minimax_m3_sparse"],
+        "index_block_size": 3,
+        "index_topk_blocks": 2,
+        "index_local_blocks": 1,
+    },
+}
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("kind", CHOOSING)
+def test_keys_that_a_model_chose_for_each_query(kind: str, padded: bool) -> None:
+    """Models hide the others themselves from "eager" and "sdpa" only. (Padding on the right: what
+    MiniMaxM3VL chooses depends on padding before it, whose rows differ from eager to sdpa.)"""
+    model = make(kind, **CHOOSING[kind])
+    ours, theirs = in_both(model, **({"attention_mask": RIGHT} if padded else {}))
+    torch.testing.assert_close(ours, theirs, **TOLERANCE)
+    assert not FALLBACKS
+
+
+def test_chosen_keys_in_generation_and_without_a_kernel() -> None:
+    model = make("DeepseekV32", index_topk=4)
+    new = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "attention_mask": SEEN}
+    register_attention()
+    model.set_attn_implementation("eager")
+    expected = model.generate(IDS, **new)
+    model.set_attn_implementation("tilewright")
+    assert torch.equal(model.generate(IDS, **new), expected)
+    grads = []
+    for attention in ("tilewright", "eager"):  # gradients: in torch
+        model.set_attn_implementation(attention)
+        model.zero_grad()
+        model(IDS, use_cache=False).logits.pow(2).mean().backward()
+        grads.append(model.model.layers[0].self_attn.o_proj.weight.grad.clone())
+    torch.testing.assert_close(*grads, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_what_only_the_models_own_attention_knows_stays_with_it(padded: bool) -> None:
+    """Inkling2 has a sink for each query, from its token."""
+    model = make("Inkling2")
+    ours, theirs = in_both(model, **({"attention_mask": SEEN} if padded else {}))
+    torch.testing.assert_close(ours, theirs, **TOLERANCE)
+    assert FALLBACKS and all("sinks of Inkling2" in reason for reason in FALLBACKS)
