@@ -172,7 +172,7 @@ def in_torch(
         if attention_mask.causal and attention_mask.lengths == (query.shape[2], key.shape[2]):
             attention_mask, options = None, {**options, "is_causal": True}  # no tensor in memory
         else:
-            attention_mask = attention_mask.to_dense()
+            attention_mask = attention_mask.allowed()
     own = own_attention(module, options)
     if own is not None:
         causal = query.shape[2] > 1 and _is_causal(module, options)

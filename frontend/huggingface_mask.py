@@ -2,7 +2,7 @@
 
 It goes through a model unread, and the attention function gets it back. Offsets of the cache are
 tensors in it, so that no decode step needs a new trace. Code that reads it gets the tensor that
-"sdpa" would have got.
+"eager" would have got.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def function_mask(  # noqa: PLR0913, PLR0917  (transformers' signature)
     function = shifted(mask_function, torch.tensor(first_query), torch.tensor(first_key), cut)
     given |= {"q_offset": first_query, "kv_offset": first_key, "allow_is_causal_skip": False}
     sizes_of_mask = batch_size, q_length, kv_length
-    device = torch.device(options.get("device", "cpu"))
-    return FunctionMask(function, sizes_of_mask, lambda: _sdpa_mask(**given), device, causal)
+    dtype, device = options.get("dtype", torch.float32), torch.device(options.get("device", "cpu"))
+    return FunctionMask(function, sizes_of_mask, lambda: _sdpa_mask(**given), dtype, device, causal)
 
 
 _sdpa_mask: Callable[..., Any] = sdpa_mask

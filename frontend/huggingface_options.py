@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from tilewright.frontend.attention.function_mask import FunctionMask
 from tilewright.ir.errors import UnsupportedError
 
 Attention = Callable[..., tuple[torch.Tensor, Any]]
@@ -41,6 +42,8 @@ def with_chosen_keys(
         return mask
     if mask is None:
         return chosen & _causal(query, key) if causal else chosen
+    if isinstance(mask, FunctionMask):
+        return mask.allowed() & chosen
     if mask.dtype == torch.bool:
         return mask & chosen
     return mask.masked_fill(~chosen, torch.finfo(mask.dtype).min)

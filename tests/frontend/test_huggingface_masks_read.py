@@ -58,6 +58,32 @@ def test_causality_and_padding_of_masks_that_a_model_reads(kind: str, padded: bo
     assert not FALLBACKS
 
 
+def test_a_mask_that_an_encoder_of_its_own_adds_to_scores() -> None:
+    """BigBirdPegasus' encoder has no interface, and its decoder has: one mask serves both."""
+    config = transformers.BigBirdPegasusConfig(
+        vocab_size=64,
+        d_model=32,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=48,
+        decoder_ffn_dim=48,
+        max_position_embeddings=64,
+        attention_type="original_full",
+        init_std=0.3,
+    )
+    torch.manual_seed(0)
+    model = transformers.BigBirdPegasusForConditionalGeneration(config).eval()
+    register_attention()
+    found = []
+    for attention in ("tilewright", "eager"):
+        model.set_attn_implementation(attention)
+        with torch.no_grad():
+            found.append(model(IDS, attention_mask=RIGHT, decoder_input_ids=IDS).logits)
+    torch.testing.assert_close(*found, **TOLERANCE)
+
+
 CHOOSING = {
     "DeepseekV32": {"index_topk": 4},
     "HYV4": {"index_topk": 4},
