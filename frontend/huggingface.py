@@ -125,8 +125,10 @@ def _soft_cap(limit: float) -> Callable[..., Any]:
 
 
 def _is_causal(module: torch.nn.Module, options: dict[str, Any]) -> bool:
+    """What no mask means. A module that does not say is not causal, as in eager: causal masks are
+    never None (function_mask), so there is none where all keys may be seen."""
     causal = options.get("is_causal")
-    return bool(getattr(module, "is_causal", True) if causal is None else causal)
+    return bool(getattr(module, "is_causal", False) if causal is None else causal)
 
 
 def _other(

@@ -58,6 +58,22 @@ def test_causality_and_padding_of_masks_that_a_model_reads(kind: str, padded: bo
     assert not FALLBACKS
 
 
+@pytest.mark.parametrize("length", [1, 7])
+def test_an_encoder_that_does_not_say_that_it_is_not_causal(length: int) -> None:
+    """Splinter's attention has no ``is_causal``, and without padding no mask."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 64}
+    config = transformers.SplinterConfig(num_attention_heads=4, initializer_range=0.3, **sizes)
+    torch.manual_seed(0)
+    model = transformers.SplinterModel(config).eval()
+    register_attention()
+    found = []
+    for attention in ("tilewright", "eager"):
+        model.set_attn_implementation(attention)
+        with torch.no_grad():
+            found.append(model(IDS[:, :length]).last_hidden_state)
+    torch.testing.assert_close(*found, **TOLERANCE)
+
+
 def test_a_mask_that_an_encoder_of_its_own_adds_to_scores() -> None:
     """BigBirdPegasus' encoder has no interface, and its decoder has: one mask serves both."""
     config = transformers.BigBirdPegasusConfig(
