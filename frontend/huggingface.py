@@ -18,7 +18,12 @@ from tilewright.frontend.attention.closure import Closure
 from tilewright.frontend.attention.form import DENSE, Form, Given
 from tilewright.frontend.attention.function_mask import NO_FUNCTIONS, FunctionMask
 from tilewright.frontend.attention.plans import plan_for
-from tilewright.frontend.huggingface_options import added, own_attention, with_chosen_keys
+from tilewright.frontend.huggingface_options import (
+    added,
+    of_dtype,
+    own_attention,
+    with_chosen_keys,
+)
 from tilewright.frontend.region_call import refusal
 from tilewright.frontend.torch_dtypes import has_ir_dtype
 from tilewright.ir.errors import BackendMissingError, UnsupportedError
@@ -170,19 +175,20 @@ def in_torch(
     """The same by transformers' sdpa function, or spelled out where that cannot do it."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+    causal = query.shape[2] > 1 and _is_causal(module, options)
     if isinstance(attention_mask, FunctionMask):
         if attention_mask.causal and attention_mask.lengths == (query.shape[2], key.shape[2]):
-            attention_mask, options = None, {**options, "is_causal": True}  # no tensor in memory
+            attention_mask, causal = None, True  # no tensor in memory
         else:
             attention_mask = attention_mask.allowed()
     own = own_attention(module, options)
     if own is not None:
-        causal = query.shape[2] > 1 and _is_causal(module, options)
         mask = added(query, key, attention_mask, causal)
         return own[1](module, query, key, value, mask, **options)[0], None
+    options["is_causal"] = causal  # which transformers' function would assume
     if options.get("softcap") is None and options.get("s_aux") is None:
         result: tuple[torch.Tensor, None] = sdpa_attention_forward(
-            module, query, key, value, attention_mask, **options
+            module, query, key, value, of_dtype(attention_mask, query.dtype), **options
         )
         return result
     return _spelled_out(module, query, key, value, attention_mask, options), None

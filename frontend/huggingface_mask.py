@@ -11,7 +11,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers.masking_utils import causal_mask_function, prepare_padding_mask, sdpa_mask
+from transformers.masking_utils import (
+    causal_mask_function,
+    eager_mask,
+    prepare_padding_mask,
+    sdpa_mask,
+)
 
 from tilewright.frontend.attention.function_mask import FunctionMask, MaskFunction
 from tilewright.frontend.attention.symbols import known_nonnegative
@@ -31,15 +36,14 @@ def function_mask(  # noqa: PLR0913, PLR0917  (transformers' signature)
     **options: Any,
 ) -> FunctionMask | torch.Tensor | None:
     """transformers' mask function for our attention: None where every key is seen, else a
-    FunctionMask; under torch.compile the tensor of "sdpa", which our backend knows. Causality is
+    FunctionMask; under torch.compile the tensor of "eager", which our backend knows. Causality is
     said by the mask, never left to a flag of the module: not all models keep theirs right."""
     sizes = {"batch_size": batch_size, "q_length": q_length, "kv_length": kv_length}
     given: dict[str, Any] = {**sizes, **options}
     given |= {"mask_function": mask_function, "attention_mask": attention_mask}
     if torch.compiler.is_compiling():
         given |= {"q_offset": q_offset, "kv_offset": kv_offset, "local_size": local_size}
-        given["allow_is_causal_skip"] = allow_is_causal_skip
-        tensor: torch.Tensor | None = _sdpa_mask(
+        tensor: torch.Tensor | None = _eager_mask(
             **given, allow_is_bidirectional_skip=allow_is_bidirectional_skip
         )
         return tensor
@@ -67,6 +71,7 @@ def function_mask(  # noqa: PLR0913, PLR0917  (transformers' signature)
 
 
 _sdpa_mask: Callable[..., Any] = sdpa_mask
+_eager_mask: Callable[..., Any] = eager_mask
 
 
 def shifted(

@@ -7,8 +7,6 @@ implementation knows. Ignoring either would be another model.
 
 from __future__ import annotations
 
-import functools
-import inspect
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -85,24 +83,16 @@ def own_attention(
     module: torch.nn.Module, options: Mapping[str, Any]
 ) -> tuple[str, Attention] | None:
     """What the model's own eager attention is given that we do not know, and that function."""
-    kind: Any = type(module)  # mypy takes the class's __hash__ for its instances'
-    function, names = _own(kind)
-    given = [name for name in names if options.get(name) is not None]
-    if function is None or not given:
+    function = getattr(sys.modules.get(type(module).__module__), "eager_attention_forward", None)
+    if function is None:
+        return None
+    code = function.__code__  # no cache of it: Dynamo goes through here, too, and warns of those
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    given = [name for name in names if name not in _KNOWN and options.get(name) is not None]
+    if not given:
         return None
     what = f"{', '.join(given)} of {type(module).__name__}"
     return f"only the model's own attention knows {what}", function
-
-
-@functools.cache
-def _own(kind: Any) -> tuple[Attention | None, tuple[str, ...]]:
-    """The eager attention of the file that a module is from, and its options beyond ours."""
-    function = getattr(sys.modules.get(kind.__module__), "eager_attention_forward", None)
-    if function is None:
-        return None, ()
-    parameters = inspect.signature(function).parameters.values()
-    named = [p.name for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    return function, tuple(name for name in named if name not in _KNOWN)
 
 
 def added(
@@ -115,3 +105,11 @@ def added(
         return mask
     zero = torch.zeros((), dtype=query.dtype, device=query.device)
     return torch.where(mask, zero, torch.finfo(query.dtype).min)
+
+
+def of_dtype(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    """The mask as sdpa wants it, which under autocast is not what the model made: bools, or numbers
+    of the query's dtype. The lowest number stays finite, lest rows without any key become NaN."""
+    if mask is None or mask.dtype in (torch.bool, dtype):
+        return mask
+    return mask.clamp(min=torch.finfo(dtype).min).to(dtype)

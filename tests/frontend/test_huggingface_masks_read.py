@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -98,6 +99,36 @@ def test_a_mask_that_an_encoder_of_its_own_adds_to_scores() -> None:
         with torch.no_grad():
             found.append(model(IDS, attention_mask=RIGHT, decoder_input_ids=IDS).logits)
     torch.testing.assert_close(*found, **TOLERANCE)
+
+
+@pytest.mark.parametrize("kind", ["BigBirdPegasus", "DeepseekV32", "Inkling2"])
+def test_the_hook_in_a_compiled_model(kind: str) -> None:
+    """There masks are tensors from the start, and what they say is the same."""
+    torch._dynamo.reset()
+    model = bigbird() if kind == "BigBirdPegasus" else make(kind, index_topk=4)
+    register_attention()
+    model.set_attn_implementation("tilewright")
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ours = torch.compile(model, backend="eager")(IDS, use_cache=False).logits
+        model.set_attn_implementation("eager")
+        theirs = model(IDS, use_cache=False).logits
+    torch.testing.assert_close(ours, theirs, **TOLERANCE)
+
+
+def test_the_hook_under_autocast() -> None:
+    """Masks are f32 there, queries bf16."""
+    model = bigbird()
+    register_attention()
+    found = []
+    for attention in ("tilewright", "eager"):
+        model.set_attn_implementation(attention)
+        for grad in (False, True):
+            with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(grad):
+                logits = model(IDS, attention_mask=SEEN, use_cache=False).logits
+            found.append(logits[SEEN.bool()].float())
+    for ours in found[:2]:
+        torch.testing.assert_close(ours, found[2], rtol=0.1, atol=0.15)
 
 
 CHOOSING = {
