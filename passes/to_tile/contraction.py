@@ -18,6 +18,7 @@ from tilewright.ir.layout import Layout
 from tilewright.ir.types import BufferType
 from tilewright.passes.to_tile.cached.info import cached_of
 from tilewright.passes.to_tile.cached.scores import KeyScores
+from tilewright.passes.to_tile.elements import cut_off
 from tilewright.passes.to_tile.kernel_info import strip_casts
 from tilewright.passes.to_tile.rows import RowLowering
 from tilewright.passes.to_tile.shared_operand import (
@@ -213,6 +214,7 @@ class Contraction:
                 k = operand.load(position, d, k_layout, (-1, 2), None)
             else:
                 k = lanes_expression(self.state, inner, here, where, k_layout, length)
+                k = cut_off(self.state, inner, k, d, k_layout, 2)
             if limit is None and y.prefetch and not operand.in_scratch:
                 ahead = {**here, info.inner.name: b.add(position, y.prefetch)}
                 prefetch_sources(self.state, inner, ahead, where, k_layout)

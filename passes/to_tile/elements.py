@@ -1,11 +1,15 @@
-"""Maps that know where in an element they are: positions as numbers, rolls along its axis."""
+"""Maps that know where in an element they are: positions as numbers, rolls along its axis, and what
+lies past its end."""
 
 from __future__ import annotations
 
+from tilewright.ir import ops_math as m
 from tilewright.ir import ops_stream as s
+from tilewright.ir import ops_tile as t
 from tilewright.ir.core import Value
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.layout import Layout
+from tilewright.passes.to_tile.kernel_info import strip_casts
 from tilewright.passes.to_tile.state import LoweringState
 
 
@@ -31,3 +35,24 @@ def rolled(state: LoweringState, op: s.Roll, at: dict[str, Value], width: int) -
         raise UnsupportedError(message, op.loc)
     moved = b.mod(b.add(at[axis.name], (-op.shift) % length), length)
     return {**at, axis.name: moved}
+
+
+def cut_off(
+    state: LoweringState, value: Value, x: Value, at: Value, layout: Layout, dim: int
+) -> Value:
+    """``x``, a vector of ``value``'s element along tile dimension ``dim`` from ``at``, with zeros
+    past the element's end.
+
+    Loads give zeros there, but what is computed from those may be no number (1 / 0, log 0), and
+    times the zeros of a product's other side it would be none either.
+    """
+    b, axis = state.build, state.info.element(value)[0]
+    length = axis.size.constant or 0
+    plain = isinstance(state.info.made.get(strip_casts(state.info, value)[0]), s.Source | s.Gather)
+    if plain or length % layout.shape[dim] == 0:
+        return x
+    rank = layout.rank
+    place = b(t.Coordinate, dim=dim, layout=layout)
+    left = b.splat(b.sub(b.index(length), at), rank)
+    inside = b(m.Compare, place, left, relation="lt")
+    return b(m.Select, inside, x, b.number(0.0, state.dtype(value), rank), hint=x.hint)

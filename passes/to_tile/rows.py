@@ -12,7 +12,7 @@ from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.layout import Layout
 from tilewright.ir.ops_stream import IDENTITY
 from tilewright.ir.types import Axis, TensorType
-from tilewright.passes.to_tile.elements import index_at, rolled
+from tilewright.passes.to_tile.elements import cut_off, index_at, rolled
 from tilewright.passes.to_tile.folds import fold_all, needed_folds
 from tilewright.passes.to_tile.gathers import load_gathered
 from tilewright.passes.to_tile.kernel_info import strip_casts
@@ -128,6 +128,8 @@ class RowLowering:
             layout = layout.local(1, 2)
         with b.loop(b.index(0), b.index(length), step, hint="d") as loop:
             tile = self.at_point(below, {**at, axis.name: loop.counter}, layout)
+            if not pairs and not self.schedule.rows_on_lanes:  # others end where the element does
+                tile = cut_off(self.state, value, tile, loop.counter, layout, 1)
             if pairs:
                 self._store_pairs(tile, target, loop.counter, row)
             elif self.schedule.rows_on_lanes:

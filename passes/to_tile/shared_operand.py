@@ -12,7 +12,7 @@ from tilewright.ir.layout import Layout
 from tilewright.ir.ops_remake import RemakeStream
 from tilewright.passes.to_tile.cached.info import cached_of
 from tilewright.passes.to_tile.cached.unpacked import UnpackedBlock
-from tilewright.passes.to_tile.elements import index_at, rolled
+from tilewright.passes.to_tile.elements import cut_off, index_at, rolled
 from tilewright.passes.to_tile.gathers import integer_at, positions_in_memory
 from tilewright.passes.to_tile.made import MadeBlock, made_positions, remakes, remakes_below, sides
 from tilewright.passes.to_tile.rows import RowLowering
@@ -89,6 +89,7 @@ class InnerOperand:
                     self.axis.name: loop.counter,
                 }
                 x = self.rows.at_point(self.value, here, layout)
+                x = cut_off(self.state, self.value, x, loop.counter, layout, 1)
                 if self.state.dtype(self.value) != F32:
                     x = b(m.Cast, x, dtype=F32, hint=x.hint)
                 b.store(

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tilewright
+from tests import computed_operands
 from tests.attention_programs import Attention
 from tests.fused_programs import CASES
 from tests.test_fused_programs import results
@@ -102,3 +103,13 @@ def test_inputs_that_do_not_fit() -> None:
         run(text, q, q.double(), q)
     with pytest.raises(BindError):
         run(text, q, q)
+
+
+@pytest.mark.parametrize(("made", "head", "value_head"), [("qk", 5, 16), ("v", 16, 9)])
+def test_computed_operands(made: str, head: int, value_head: int) -> None:
+    """What lies past an end, where loads give zeros, reaches no sum as log 0 or 1 / 0."""
+    program = computed_operands.text(made, head, value_head)
+    given = computed_operands.inputs(9, 21, head, value_head)
+    (got,) = run(program, *given)
+    want = computed_operands.expected(program, given)
+    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5)
