@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -127,3 +128,16 @@ def test_integers_along_rows_stay_with_torch() -> None:
     report = compiled.explain()
     assert all(not region.fallbacks for graph in report.graphs for region in graph.regions)
     assert "sum" in {row.op for graph in report.graphs for row in graph.left}
+
+
+@pytest.mark.parametrize("shape", [(9, 40), (70, 300)], ids=str)
+def test_logsumexp_of_rows_with_infinities(shape: tuple[int, int]) -> None:
+    """And with NaN beside them."""
+    x = torch.randn(shape)
+    x[0, 3] = x[1, -1] = x[2, 0] = x[4, 7] = math.inf
+    x[2, 1:] = x[3] = -math.inf
+    x[4, 20] = x[5, 1] = math.nan
+    compiled = tilewright.compile(lambda x: (x * 2).logsumexp(-1, keepdim=True))
+    want = (x.double() * 2).logsumexp(-1, keepdim=True)
+    torch.testing.assert_close(compiled(x).double(), want, equal_nan=True, rtol=1e-6, atol=1e-5)
+    assert [region.status for region in compiled.explain().regions] == ["kernel"]
