@@ -13,6 +13,7 @@ from inspect import signature
 from types import FunctionType
 
 import torch
+from torch._C import _functorch
 from torch.fx import Node
 
 from tilewright.frontend.op_map.kept import operation_name
@@ -40,6 +41,8 @@ _MODES = {"_set_grad_enabled", "_enter_autocast", "_exit_autocast", "_enter_infe
 def storage_of(node: Node) -> int | None:
     """An identity of the memory that holds a node's tensor."""
     fake = fake_of(node)
+    while isinstance(fake, torch.Tensor) and _functorch.is_functorch_wrapped_tensor(fake):
+        fake = _functorch.get_unwrapped(fake)  # under vmap: a tensor of all entries stands for one
     if not isinstance(fake, torch.Tensor) or fake.layout is not torch.strided:
         return None
     return int(fake.untyped_storage()._cdata)
