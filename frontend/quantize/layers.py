@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map_only
 
 from tilewright.frontend.quantize.form import PARTS, Facts, Form, Parts, parts_of
 from tilewright.frontend.quantize.linear import call_op, check, through_op, transformed
@@ -74,6 +75,31 @@ class QuantizedWeight(torch.nn.Module):
     @property
     def device(self) -> torch.device:
         return self.words.device
+
+    @property
+    def values(self) -> torch.Tensor:
+        """The floats that it stands for, [N, K], made anew by every call."""
+        return self.tensor.dequantize().to(self.dtype)
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Models that read a layer's weight instead of calling the layer (Mamba multiplies by one)
+        read the floats. Raises UnsupportedError if they write to them: that would be lost."""
+        name = getattr(func, "__name__", "")
+        written = name.endswith("_") and not name.endswith("__")
+        if (kwargs or {}).get("out") is not None or (written and isinstance(args[0], cls)):
+            raise UnsupportedError(
+                f"torch's {name} writes to the weight of a quantised layer, whose floats are not "
+                "kept: give quantize a plan that leaves the layer (its name: None)"
+            )
+        plain = tree_map_only(cls, lambda weight: weight.values, (args, dict(kwargs or {})))
+        return func(*plain[0], **plain[1])
 
     def _set_form(self, form: Form) -> None:
         self.form = form

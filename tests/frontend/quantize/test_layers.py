@@ -157,3 +157,20 @@ def test_a_weight_of_more_axes_is_no_layer() -> None:
     experts = QuantizedTensor.from_float(torch.randn(2, 4, 32), "u4", 32)
     with pytest.raises(UnsupportedError, match=r"this one is \[2, 4, 32\]"):
         QuantizedWeight.of(experts)
+
+
+def test_a_weight_that_is_read_is_its_floats() -> None:
+    """As Mamba does: ``self.dt_proj.weight @ steps``."""
+    layer = torch.nn.Sequential(torch.nn.Linear(64, 32))
+    quantize(layer, "u4", group=32)
+    held = layer[0].weight
+    assert isinstance(held, QuantizedWeight)
+    floats, x = held.tensor.dequantize(), torch.randn(5, 64)
+    torch.testing.assert_close(held @ x.T, floats @ x.T)  # type: ignore[operator]
+    torch.testing.assert_close(x @ floats.T, torch.nn.functional.linear(x, held))  # type: ignore[arg-type]
+    torch.testing.assert_close(torch.cat([held, floats]), torch.cat([floats, floats]))  # type: ignore[list-item]
+    assert (held.half() @ x.T.half()).dtype == torch.float16
+    with pytest.raises(UnsupportedError, match="plan that leaves the layer"):
+        torch.relu_(held)  # type: ignore[arg-type]
+    with pytest.raises(UnsupportedError, match="plan that leaves the layer"):
+        torch.mul(floats, 2.0, out=held)  # type: ignore[call-overload]
