@@ -70,10 +70,10 @@ def routers(model: nn.Module) -> set[nn.Module]:
     """
     found: set[nn.Module] = set()
     for block in model.modules():
-        beside = [child for child in block.children() if is_experts(child)]
+        beside = [child for child in block.children() if is_experts(child) or _stacked(child)]
         if not beside:
             continue
-        sizes = {1, *(int(getattr(experts, "num_experts", 1)) for experts in beside)}
+        sizes = {1, *(size for experts in beside for size in _choices(experts))}
         for child in block.children():
             layers = [layer for layer in child.modules() if isinstance(layer, nn.Linear)]
             for layer in layers:
@@ -81,3 +81,17 @@ def routers(model: nn.Module) -> set[nn.Module]:
                 if layer.out_features in sizes - taken:
                     found.add(layer)
     return found
+
+
+def _stacked(module: nn.Module) -> list[int]:
+    """The numbers of rows of experts' weights outside of transformers' interface: 3-D parameters,
+    several of them, as a convolution has not."""
+    rows = [p.shape[0] for p in module.parameters(recurse=False) if p.dim() == 3]
+    return rows if len(rows) > 1 else []
+
+
+def _choices(experts: nn.Module) -> Iterator[int]:
+    """How many there are to choose from. LongCat-Flash may choose some that compute nothing, for
+    which one of its parameters has rows, too."""
+    yield int(getattr(experts, "num_experts", 1))
+    yield from _stacked(experts)

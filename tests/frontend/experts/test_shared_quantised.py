@@ -112,3 +112,14 @@ def test_a_packed_weight_says_which_floats_it_stands_for() -> None:
         model.double()
         assert [copy.deepcopy(layer).weight.dtype for layer in layers] == [torch.double] * 2
         assert layers[0].weight.scales.dtype == torch.float16  # as they are stored, still
+
+
+def test_a_router_that_may_choose_no_expert_is_left_alone() -> None:
+    """LongCat-Flash's gives a number for each expert and for two more, which compute nothing."""
+    sizes = {"zero_expert_num": 2, "expert_ffn_hidden_size": 24, "ffn_hidden_size": 48}
+    model = make("LongcatFlash", num_layers=1, head_dim=8, **sizes)
+    report = tilewright.quantize(model, "u4", group=8)
+    router = model.model.layers[0].mlp.router.classifier
+    assert type(router) is torch.nn.Linear and router.out_features == EXPERTS + 2
+    assert "chooses experts" in str(report)
+    assert logits(model).isfinite().all()
