@@ -7,6 +7,7 @@ transformers' own mask function traced into it. transformers is imported only th
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -30,6 +31,10 @@ from tilewright.ir.errors import BackendMissingError, UnsupportedError
 from tilewright.runtime.determinism import in_force, refuse_unordered
 
 FALLBACKS: Counter[str] = Counter()  # why attention ran in torch instead, and how often
+_NO_WEIGHTS = (
+    "tilewright's attention does not keep its weights, so there are no attentions in the output; "
+    'for those use model.set_attn_implementation("eager")'
+)
 _TENSORS = {"s_aux": "sinks", "position_bias": "bias"}  # transformers' name -> ours
 
 
@@ -51,6 +56,8 @@ def attention_forward(
     mask = with_chosen_keys(module, query, key, attention_mask, causal, options)
     if torch.compiler.is_compiling():
         return in_torch(module, query, key, value, mask, **options)
+    if options.get("output_attentions"):
+        warnings.warn(_NO_WEIGHTS, stacklevel=2)
     given = {"q": query, "k": key, "v": value}
     given |= {
         ours: options[name] for name, ours in _TENSORS.items() if options.get(name) is not None

@@ -261,3 +261,9 @@ def test_metadata_of_a_mask_does_not_make_its_tensor() -> None:
     assert mask.shape == (2, 1, 3, 5) and mask.dtype == torch.float32 and mask.dim() == 4
     assert isinstance(mask, torch.Tensor) and mask.device.type == "cpu" and mask.numel() == 30
     assert "lambda" in repr(mask) and mask.lengths == (3, 5)
+
+
+def test_asking_for_attentions_says_that_there_are_none() -> None:
+    ours, _ = both_models("Llama")
+    with torch.no_grad(), pytest.warns(UserWarning, match='set_attn_implementation\\("eager"\\)'):
+        assert not ours(IDS, output_attentions=True).attentions
