@@ -137,7 +137,28 @@ def test_logsumexp_of_rows_with_infinities(shape: tuple[int, int]) -> None:
     x[0, 3] = x[1, -1] = x[2, 0] = x[4, 7] = math.inf
     x[2, 1:] = x[3] = -math.inf
     x[4, 20] = x[5, 1] = math.nan
-    compiled = tilewright.compile(lambda x: (x * 2).logsumexp(-1, keepdim=True))
     want = (x.double() * 2).logsumexp(-1, keepdim=True)
-    torch.testing.assert_close(compiled(x).double(), want, equal_nan=True, rtol=1e-6, atol=1e-5)
+    for function in (lambda x: (x * 2).logsumexp(-1, keepdim=True), written_log_sum_exp):
+        compiled = tilewright.compile(function)
+        torch.testing.assert_close(compiled(x).double(), want, equal_nan=True, rtol=1e-6, atol=1e-5)
+        assert [region.status for region in compiled.explain().regions] == ["kernel"]
+
+
+def written_log_sum_exp(x: Tensor) -> Tensor:
+    x = x * 2
+    top = x.amax(-1, keepdim=True)
+    top = torch.where(top.abs() == math.inf, 0.0, top)
+    return (x - top).exp().sum(-1, keepdim=True).log() + top
+
+
+@pytest.mark.parametrize("columns", [7, 300])
+def test_log_sum_exp_of_products_with_infinities(columns: int) -> None:
+    """Over a running maximum: what came before an infinite score keeps its finite sum."""
+    a, b = torch.randn(40, 16), torch.randn(columns, 16)
+    bias = torch.randn(40, columns)
+    bias[0, 3] = bias[1, -1] = bias[2, 0] = math.inf
+    bias[2, 1:] = bias[3] = -math.inf
+    compiled = tilewright.compile(lambda a, b, bias: (a @ b.T + bias).logsumexp(-1))
+    want = (a.double() @ b.double().T + bias).logsumexp(-1)
+    torch.testing.assert_close(compiled(a, b, bias).double(), want, rtol=1e-5, atol=1e-5)
     assert [region.status for region in compiled.explain().regions] == ["kernel"]

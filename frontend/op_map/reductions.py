@@ -121,12 +121,8 @@ _register_overloaded("min", minimum, amin)
 @handles("logsumexp", Kind.REDUCTION, [torch.logsumexp], ["logsumexp"])
 def logsumexp(e: Emitter, input: Value, dim: Axes, keepdim: bool = False) -> Value:
     """log(sum(exp(x - max))) + max, with the maximum taken as 0 where it is infinite"""
-    x, axes = e.cast(e.cast(input, e.dtype), arithmetic_dtype(e.dtype)), axes_of(input, dim)
-    wide = tensor_type(x).dtype
-    # said apart: over a running maximum the sum of a row with +inf is NaN
-    top = e.reduce(x, "max", axes, keep=True)
-    infinite = e.compare(top, e.const(float("inf"), wide), "eq")
-    result = e.select(infinite, top, log_sum_exp(e, x, axes), wide)
+    x = e.cast(e.cast(input, e.dtype), arithmetic_dtype(e.dtype))
+    result = log_sum_exp(e, x, axes_of(input, dim))
     return e.cast(e.reshape(result, e.shape), e.dtype)
 
 

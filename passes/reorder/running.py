@@ -35,11 +35,13 @@ from tilewright.passes.rewrite import Rewriter
 @dataclass(frozen=True)
 class Shifted:
     """exp(scale(x - max x)): ``difference`` is x - max x, ``scaling`` the maps above it,
-    outermost first. Positive constant factors keep exp(scale(-inf)) zero; others may not."""
+    outermost first. Positive constant factors keep exp(scale(-inf)) zero; others may not.
+    ``finite``: the maximum counts as 0 where it is +inf, too, not only where it is -inf."""
 
     difference: m.Binary
     scaling: tuple[Op, ...]
     positive: bool
+    finite: bool
 
 
 def is_exponential(op: Op | None) -> bool:
@@ -60,7 +62,9 @@ def shifted_by_maximum(made: Made, op: Op, loops: LoopAnalysis) -> Shifted | Non
         below = made.get(value)
         if isinstance(below, m.Sub):
             found = _is_maximum_of(made, below.rhs, below.lhs)
-            return Shifted(below, tuple(scaling), positive) if found else None
+            if found is None:
+                return None
+            return Shifted(below, tuple(scaling), positive, finite=found == math.inf)
         if casts_floats(made, value) is None:
             if not isinstance(below, m.Mul | m.Div):
                 return None
@@ -74,28 +78,34 @@ def shifted_by_maximum(made: Made, op: Op, loops: LoopAnalysis) -> Shifted | Non
         value = below.operands[0]
 
 
-def _is_maximum_of(made: Made, value: Value, x: Value) -> bool:
-    """True for max x over the innermost loop, and for select(max x == -inf, 0, max x)."""
+def _is_maximum_of(made: Made, value: Value, x: Value) -> float | None:
+    """Up to which infinity the value is max x over the innermost loop, and 0 there: -inf for max x
+    itself and for select(max x == -inf, 0, max x), inf for select(abs(max x) == inf, 0, max x);
+    None for others."""
     repeat = made.get(value)
     if not isinstance(repeat, s.Repeat):
-        return False
-    op = made.get(repeat.x)
-    if isinstance(op, m.Select) and _guards(made, op):
-        op = made.get(op.rhs)
-    return isinstance(op, s.Reduce) and op.kind == "max" and op.x is x
+        return None
+    op, kept = made.get(repeat.x), -math.inf
+    if isinstance(op, m.Select):
+        guarded = _guarded(made, op)
+        if guarded is None:
+            return None
+        op, kept = made.get(op.rhs), guarded
+    return kept if isinstance(op, s.Reduce) and op.kind == "max" and op.x is x else None
 
 
-def _guards(made: Made, choice: m.Select) -> bool:
-    """True for select(x == -inf, 0, x), and for select(abs x == inf, 0, x)."""
+def _guarded(made: Made, choice: m.Select) -> float | None:
+    """-inf for select(x == -inf, 0, x), inf for select(abs x == inf, 0, x), None for others."""
     test, zero = made.get(choice.condition), made.get(choice.lhs)
     if not isinstance(test, m.Compare) or test.relation != "eq":
-        return False
+        return None
     bound, tested = made.get(test.rhs), made.get(test.lhs)
     if not isinstance(bound, m.Const) or not isinstance(zero, m.Const) or zero.value != 0:
-        return False
-    lowest = test.lhs is choice.rhs and bound.value == -math.inf
-    infinite = isinstance(tested, m.Abs) and tested.operands[0] is choice.rhs
-    return lowest or (infinite and bound.value == math.inf)
+        return None
+    if test.lhs is choice.rhs and bound.value == -math.inf:
+        return -math.inf
+    both = isinstance(tested, m.Abs) and tested.operands[0] is choice.rhs
+    return math.inf if both and bound.value == math.inf else None
 
 
 def running_maximum(graph: Graph) -> Graph:
@@ -140,7 +150,11 @@ def _running(b: Rewriter, op: Op, form: Shifted) -> tuple[Value, Value]:
     now.hint, before.hint = "running", "before"
     # exp(-inf - -inf) would be NaN before the first finite element: any finite reference does
     lowest = b.const(-math.inf, scalar)
-    empty = b(m.Compare, now, lowest, relation="eq", hint="empty")
+    if form.finite:  # exp(inf - inf) would be, too, where the program says exp(inf - 0)
+        size = b(m.Abs, now, hint="size")
+        empty = b(m.Compare, size, b.const(math.inf, scalar), relation="eq", hint="empty")
+    else:
+        empty = b(m.Compare, now, lowest, relation="eq", hint="empty")
     reference = b(m.Select, empty, b.const(0.0, scalar), now, hint="reference")
     grown = _scaled(b, b(m.Sub, before, reference, hint="grown"), scaling)
     delta = b(type(op), grown, hint="rescale")

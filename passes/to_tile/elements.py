@@ -9,7 +9,7 @@ from tilewright.ir import ops_tile as t
 from tilewright.ir.core import Value
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.layout import Layout
-from tilewright.passes.to_tile.kernel_info import strip_casts
+from tilewright.passes.to_tile.kernel_info import finite_past_end
 from tilewright.passes.to_tile.state import LoweringState
 
 
@@ -48,8 +48,7 @@ def cut_off(
     """
     b, axis = state.build, state.info.element(value)[0]
     length = axis.size.constant or 0
-    plain = isinstance(state.info.made.get(strip_casts(state.info, value)[0]), s.Source | s.Gather)
-    if plain or length % layout.shape[dim] == 0:
+    if length % layout.shape[dim] == 0 or finite_past_end(state.info, value):
         return x
     rank = layout.rank
     place = b(t.Coordinate, dim=dim, layout=layout)

@@ -277,3 +277,19 @@ def strip_casts(info: KernelInfo, value: Value) -> tuple[Value, list[Op]]:
         value = op.x
         op = info.made.get(value)
     return value, casts
+
+
+_FINITE = m.Neg | m.Abs | m.Add | m.Sub | m.Mul | m.Max | m.Min | m.Cast | s.Repeat | s.Roll
+
+
+def finite_past_end(info: KernelInfo, value: Value) -> bool:
+    """Whether a value is certainly a number past an end, where loads give zeros: it is loaded, or
+    made of that by what makes numbers of numbers, and not by 1 / x or log x."""
+    op = info.made.get(value)
+    if isinstance(op, m.Const):
+        return math.isfinite(op.value)
+    if isinstance(op, m.Select):
+        return all(finite_past_end(info, x) for x in op.operands[1:])
+    if isinstance(op, _FINITE):
+        return all(finite_past_end(info, x) for x in op.operands)
+    return isinstance(op, s.Source | s.Gather | s.Index | CachedStream)

@@ -14,7 +14,7 @@ from tilewright.ir.layout import Layout
 from tilewright.ir.ops_cache import CachedStream
 from tilewright.ir.ops_stream import IDENTITY
 from tilewright.ir.types import RegisterType
-from tilewright.passes.to_tile.kernel_info import strip_casts
+from tilewright.passes.to_tile.kernel_info import finite_past_end
 from tilewright.passes.to_tile.state import LoweringState
 from tilewright.passes.to_tile.weights import weight_of
 from tilewright.passes.to_tile.whole_blocks.codes import has_one_scale
@@ -156,9 +156,7 @@ class BlockBuilder:
             scalar = self.build(m.Cast, scalar, dtype=weights.dtype, hint=scalar.hint)
         scalar = memory.widened(scalar, self.frame.layout)
         vector = memory.widened(values.tile(weights.vector, shared), shared.layout)
-        below, _ = strip_casts(self.info, weights.vector)
-        if not isinstance(self.info.made.get(below), s.Source | CachedStream):
-            # loads give zeros past the end, but 1 / 0 times a weight of 0 is no number
+        if not finite_past_end(self.info, weights.vector):  # times a weight of 0 it stays so
             vector = memory.masked(vector, shared.axes[0], shared, values.scope.place, 0.0)
         if vector.type != RegisterType(weights.dtype, shared.layout):
             vector = self.build(m.Cast, vector, dtype=weights.dtype, hint=vector.hint)
