@@ -21,7 +21,7 @@ Axes = int | tuple[int, ...] | None
 def axes_of(x: Value, dim: Axes) -> tuple[int, ...]:
     """The dimensions that ``dim`` names; all for None or an empty tuple."""
     rank = len(tensor_type(x).shape)
-    if dim is None or dim == ():
+    if dim is None or dim == () or not rank:  # torch takes dim=-1 of a number
         return tuple(range(rank))
     return (dim,) if isinstance(dim, int) else dim
 
@@ -31,6 +31,8 @@ def softmax(e: Emitter, input: Value, dim: int, dtype: torch.dtype | None = None
     """torch.softmax: computed in f32, NaN for a row of -inf; ``dtype`` converts the input first"""
     if dtype is not None:
         input = e.cast(input, ir_dtype(dtype))
+    if not e.shape:
+        raise UnsupportedError("softmax of one number")
     wide = e.cast(input, arithmetic_dtype(e.dtype))
     return e.cast(e.op(t.Softmax, wide, axis=dim % len(e.shape)), e.dtype)
 
@@ -141,9 +143,9 @@ def log_softmax(e: Emitter, input: Value, dim: int, dtype: torch.dtype | None = 
     """(input - max) - log(sum(exp(input - max))), in f32 (f64)"""
     if dtype is not None:
         input = e.cast(input, ir_dtype(dtype))
-    x = e.cast(input, arithmetic_dtype(e.dtype))
-    below = e.op(m.Sub, x, e.reduce(x, "max", (dim,), keep=True))
-    total = e.reduce(e.op(m.Exp, below), "sum", (dim,), keep=True)
+    x, axes = e.cast(input, arithmetic_dtype(e.dtype)), axes_of(input, dim)
+    below = e.op(m.Sub, x, e.reduce(x, "max", axes, keep=True))
+    total = e.reduce(e.op(m.Exp, below), "sum", axes, keep=True)
     return e.cast(e.op(m.Sub, below, e.op(m.Log, total)), e.dtype)
 
 

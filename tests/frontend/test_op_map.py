@@ -71,6 +71,7 @@ ONE_TENSOR: dict[str, Function] = {
     ),
     "any": lambda x: ((x > 1.9).any(-1), x.relu().any(), x.gt(-1).all((0, 1)), torch.all(x, 1)),
     "any of none": lambda x: (x.new_zeros(2, 0).any(-1), x.new_zeros(0, 3).all(0)),
+    "of a number": lambda x: (x.sum().norm(), x.mean().any(-1), x.sum().log_softmax(0)),
     "norm": lambda x: (x.norm(), x.norm(2, -1), x.norm(p=1, dim=(0, 2), keepdim=True)),
     "vector_norm": lambda x: (
         torch.linalg.vector_norm(x, dim=-1, keepdim=True),
