@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch.utils._pytree import tree_map_only
@@ -16,6 +16,18 @@ from tilewright.ir.errors import UnsupportedError
 from tilewright.runtime.quantized.tensor import QuantizedTensor
 
 _FORM = "_extra_state"  # torch's name for it in a state_dict
+
+
+def _writes(name: str) -> bool:
+    """Whether torch's operation of that name writes to its first tensor."""
+    return name.endswith("_") and not name.endswith("__")
+
+
+def _cannot_write(name: str) -> UnsupportedError:
+    return UnsupportedError(
+        f"torch's {name} writes to the weight of a quantised layer, whose floats are not kept: "
+        "give quantize a plan that leaves the layer (its name: None)"
+    )
 
 
 class QuantizedWeight(torch.nn.Module):
@@ -92,14 +104,22 @@ class QuantizedWeight(torch.nn.Module):
         """Models that read a layer's weight instead of calling the layer (Mamba multiplies by one)
         read the floats. Raises UnsupportedError if they write to them: that would be lost."""
         name = getattr(func, "__name__", "")
-        written = name.endswith("_") and not name.endswith("__")
-        if (kwargs or {}).get("out") is not None or (written and isinstance(args[0], cls)):
-            raise UnsupportedError(
-                f"torch's {name} writes to the weight of a quantised layer, whose floats are not "
-                "kept: give quantize a plan that leaves the layer (its name: None)"
-            )
+        written = _writes(name) and isinstance(args[0], cls)
+        if (kwargs or {}).get("out") is not None or written:
+            raise _cannot_write(name)
         plain = tree_map_only(cls, lambda weight: weight.values, (args, dict(kwargs or {})))
         return func(*plain[0], **plain[1])
+
+    def __getattr__(self, name: str) -> Any:
+        """Methods of tensors that write (RWKV divides a layer's weight) say what the functions do,
+        when they are called."""
+        if not _writes(name) or not hasattr(torch.Tensor, name):
+            return super().__getattr__(name)
+
+        def refused(*_: object, **__: object) -> NoReturn:
+            raise _cannot_write(name)
+
+        return refused
 
     def _set_form(self, form: Form) -> None:
         self.form = form

@@ -174,3 +174,5 @@ def test_a_weight_that_is_read_is_its_floats() -> None:
         torch.relu_(held)  # type: ignore[arg-type]
     with pytest.raises(UnsupportedError, match="plan that leaves the layer"):
         torch.mul(floats, 2.0, out=held)  # type: ignore[call-overload]
+    with pytest.raises(UnsupportedError, match="torch's div_ writes to the weight"):
+        held.div_(2.0)  # as RWKV's layers do before they run
