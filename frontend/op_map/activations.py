@@ -188,13 +188,6 @@ def logsigmoid(e: Emitter, input: Value) -> Value:
     return e.cast(e.op(m.Sub, e.op(m.Min, x, e.const(0.0, wide)), small), e.dtype)
 
 
-@handles("softsign", Kind.POINTWISE, [F.softsign])
-def softsign(e: Emitter, input: Value) -> Value:
-    """input / (1 + abs(input))"""
-    x, wide = _wide(e, input)
-    return e.cast(e.op(m.Div, x, binary(e, m.Add, e.op(m.Abs, x), 1.0, wide)), e.dtype)
-
-
 @handles("tanhshrink", Kind.POINTWISE, [F.tanhshrink])
 def tanhshrink(e: Emitter, input: Value) -> Value:
     """input - tanh(input)"""
