@@ -50,19 +50,22 @@ def test_pointwise_functions_are_exact_to_a_few_units(dtype: torch.dtype) -> Non
     """Of the result, however small; a result in 16 bits to one rounding."""
 
     def functions(x: Tensor) -> tuple[Tensor, ...]:
+        x = -x  # one operation alone would stay with torch
         return tuple(f(x) for f in POINTWISE.values())
 
     x, compiled = numbers().to(dtype), compile(functions)
     with torch.no_grad():
         results = compiled(x)
         wanted = functions(x.double())
-    assert {r.status for g in compiled.explain().graphs for r in g.regions} == {"kernel"}
+    (graph,) = compiled.explain().graphs
+    assert not graph.left and [r.status for r in graph.regions] == ["kernel"]
     bound = 12 * UNIT if dtype == torch.float32 else 1.01 * 2**-8
     for name, ours, exact in zip(POINTWISE, results, wanted, strict=True):
         wide = ours.double()
         apart = (wide - exact).abs()
         near = apart <= bound * exact.abs() + 2.0**-126
-        assert (near | (wide == exact) | (wide.isnan() & exact.isnan())).all(), name
+        same = wide == exact.to(dtype).double()  # infinities, and what is too large for the dtype
+        assert (near | same | (wide.isnan() & exact.isnan())).all(), name
 
 
 ROWS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -52,7 +52,7 @@ ONE_TENSOR: dict[str, Function] = {
     "leaky_relu": lambda x: (F.leaky_relu(x), F.leaky_relu(x, 0.3), F.threshold(x, 0.5, -3)),
     "elu": lambda x: (F.elu(x), F.elu(9 * x, alpha=0.5), F.celu(x, 0.7), F.selu(x)),
     "hardswish": lambda x: (F.hardswish(3 * x), F.hardsigmoid(3 * x)),
-    "mish": lambda x: (F.mish(x), F.logsigmoid(30 * x), F.softsign(x), F.tanhshrink(x)),
+    "mish": lambda x: (F.mish(x), F.logsigmoid(30 * x), F.tanhshrink(x)),
     "log1p": lambda x: (torch.log1p(x / 3), x.mul(1e-9).log1p(), torch.log1p(1 / x.relu())),
     "expm1": lambda x: (torch.expm1(20 * x), x.mul(1e-9).expm1(), torch.expm1(x.log())),
     "log10": lambda x: torch.log10(x.abs()),
