@@ -17,13 +17,14 @@ from typing import NoReturn
 import torch
 
 from tilewright.ir.bind import bind_sizes
-from tilewright.ir.core import Graph, Op
+from tilewright.ir.core import Graph, Op, Value
 from tilewright.ir.errors import BindError, ScheduleError, UnsupportedError
 from tilewright.ir.ops_lowbit import StreamDequantize
 from tilewright.ir.ops_stream import Gather
 from tilewright.ir.sizes import Size
 from tilewright.ir.target import Target
 from tilewright.ir.types import StreamType, TensorType
+from tilewright.passes.canonicalise import drop_dead
 from tilewright.passes.specialise import specialise
 from tilewright.passes.to_tile.choices import Choice
 from tilewright.passes.to_tile.kernel_info import KernelInfo, analyse, is_routing, is_row_kernel
@@ -223,20 +224,40 @@ class KernelFamily:
             # no method of this family: what repeats a call (cuda/repeat.py) asks a method's owner
             try:
                 nothing = gives_nothing(variant.graph)
-                call = partial(self._nothing) if nothing else self._chosen(variant)
+                call = partial(self._nothing) if nothing else self._with_elements(variant)
             except UnsupportedError as error:  # lowering it again takes as long at every call
                 self.refused[key] = error
                 raise
             self.forms[key] = call
             return call
 
+    def _with_elements(self, variant: Variant) -> Call:
+        """The kernel of the results that have elements; the others need none, and it could not
+        tell where memory of no size ends."""
+        graph = variant.graph
+        kept = [v for v in graph.results if not is_empty(v)]
+        if len(kept) == len(graph.results):
+            return self._chosen(variant)
+        others = drop_dead(graph.with_body(replace(graph.body, yields=tuple(kept))))
+        call = self._chosen(replace(variant, graph=others))
+        places = [None if is_empty(v) else kept.index(v) for v in graph.results]
+
+        def beside(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            made, empty = call(*tensors), self._nothing(*tensors)
+            return tuple(
+                none if at is None else made[at] for none, at in zip(empty, places, strict=True)
+            )
+
+        return beside
+
     def _nothing(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The results of a call in which none has an element: no kernel has rows of none."""
+        """The results of a call that have no element: no kernel has rows of none. Those that have
+        some are left empty, too."""
         sizes = bind_sizes(self.graph, [tuple(x.shape) for x in tensors])
         types = [v.type for v in self.graph.results if isinstance(v.type, TensorType)]
         shapes = [[size.evaluate(sizes) for size in type_.shape] for type_ in types]
         return tuple(
-            tensors[0].new_empty(shape, dtype=TORCH_DTYPES[type_.dtype.name])
+            tensors[0].new_empty(shape if 0 in shape else [0], dtype=TORCH_DTYPES[type_.dtype.name])
             for shape, type_ in zip(shapes, types, strict=True)
         )
 
@@ -313,8 +334,12 @@ def _unit(tensor: torch.Tensor) -> int:
 
 def gives_nothing(graph: Graph) -> bool:
     """Whether the sizes that a form is made for leave no result an element."""
-    types = [v.type for v in graph.results if isinstance(v.type, TensorType)]
-    return all(any(size.constant == 0 for size in type_.shape) for type_ in types)
+    return all(is_empty(v) for v in graph.results)
+
+
+def is_empty(value: Value) -> bool:
+    """Whether a tensor is known to have no element."""
+    return isinstance(value.type, TensorType) and any(s.constant == 0 for s in value.type.shape)
 
 
 def _static_names(graph: Graph) -> set[str]:

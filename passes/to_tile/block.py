@@ -60,7 +60,7 @@ class BlockLowering:
         ops = self.info.graph.body.ops
         self.scans = [op for op in ops if isinstance(op, s.Scan)]
         self.reduces = [op for op in ops if isinstance(op, s.Reduce)]
-        self.sinks = [op for op in ops if isinstance(op, s.Sink) and self.info.per_position(op)]
+        self.sinks = self.info.numbers_per_position()
         self.weights = {op: weight_of(self.info, op) for op in self.reduces if self._is_outer(op)}
         self.phases = 1 + max((self._phase_of(op) for op in ops), default=0)
         self._allocate()

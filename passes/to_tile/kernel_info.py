@@ -79,6 +79,16 @@ class KernelInfo:
         """True if the result has one number for every position of the inner axis."""
         return any(self.inner.name in dim for dim in sink.dims)
 
+    def numbers_per_position(self) -> list[s.Sink]:
+        """The results with one number for every position. Raises UnsupportedError for one with a
+        vector for each: a block of those is no register tile."""
+        sinks = [op for op in self.graph.body.ops if isinstance(op, s.Sink)]
+        found = [op for op in sinks if self.per_position(op)]
+        for op in found:
+            if self.element(op.x):
+                raise UnsupportedError("a vector for every position as a result", op.loc)
+        return found
+
     def is_row_scalar(self, value: Value) -> bool:
         """True for a scalar that is the same throughout a row (constants apart)."""
         op = self.made.get(value)

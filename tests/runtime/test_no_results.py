@@ -70,6 +70,21 @@ def test_results_with_elements_beside_one_without(
     torch.testing.assert_close(y.float(), want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("backend", ["mlir", "numba"])
+def test_memory_of_no_size_is_not_read(backend: str) -> None:
+    """A vector of it would be: the kernel of the other result takes no part of it."""
+    text = """graph f<N>(%x: tensor<N x f32>, %c: tensor<0 x N x f32>) {
+      %total = tensor.reduce %x {kind = "sum", axis = 0, keep = true}
+      %near = math.div %x, %total
+      %y = tensor.contract %c, %near {equation = "bn,n->b"}
+      return %y, %total
+    }"""
+    x = torch.rand(30)
+    none, total = Program(parse(text), backend=backend)(x, torch.empty(0, 30))
+    assert none.shape == (0,)
+    torch.testing.assert_close(total, x.sum(0, keepdim=True))
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_rows_of_no_elements(backend: str) -> None:
     (y,) = Program(parse(ROLL), backend=backend)(torch.zeros(3, 0))

@@ -44,7 +44,7 @@ class BlockBuilder:
         self.frame = values.score_frame
         ops = self.info.graph.body.ops
         self.statistics = [op for op in ops if isinstance(op, s.Scan | s.Reduce)]
-        self.sinks = [op for op in ops if isinstance(op, s.Sink) and self.info.per_position(op)]
+        self.sinks = self.info.numbers_per_position()
         sums = [op for op in self.statistics if isinstance(op, s.Reduce)]
         self.weights = {op: self._weights(op) for op in sums if self.info.element(op.result)}
         for op in self.statistics:
