@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+import torch
 from torch.fx import Node
 
 from tilewright.frontend.absorb import absorb_inputs
@@ -286,6 +287,14 @@ def _complete(
     return rotated
 
 
+def _is_empty(node: Node) -> bool:
+    """Whether a tensor has no elements; sizes that may change are never 0 (Dynamo guards it)."""
+    fake = fake_of(node)
+    return isinstance(fake, torch.Tensor) and any(
+        isinstance(size, int) and size == 0 for size in fake.shape
+    )
+
+
 def _with_borders(
     analysis: Analysis, hazards: Hazards, core: frozenset[Node], absorbed: set[Node]
 ) -> Region:
@@ -301,7 +310,9 @@ def _with_borders(
     late = [n for n in behind if at[n] < at[anchor] and n not in absorbed]
     region = Region(core, nodes, inputs, outputs, anchor, attention=_scores(analysis, core))
     first = min(at[n] for n in core)
-    if behind & set(inputs):
+    if any(map(_is_empty, (*inputs, *nodes))):
+        region.refused = "a tensor of it has no elements: torch makes as many in no time"
+    elif behind & set(inputs):
         region.refused = "one of its inputs depends on its own results"
     elif any(hazards.block(n, at[n], at[anchor]) for n in core):
         region.refused = "memory that it reads is written in place before it ends"

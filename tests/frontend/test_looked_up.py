@@ -80,6 +80,19 @@ def test_positions_of_a_dimension_that_changes() -> None:
         assert compiled(x[:0], ids[:0]).shape == (0,)
 
 
+def test_tensors_of_no_elements_stay_with_torch() -> None:
+    def function(x: Tensor) -> Tensor:
+        hot = F.one_hot(x.topk(1, -1).indices, 8).sum(-2)
+        return hot.index_select(0, hot.flatten() % hot.shape[0]) / x.amax(-1, keepdim=True)[:1]
+
+    compiled = compile(function)
+    with torch.no_grad():
+        x = X.repeat(1, 2)[:, :8]
+        torch.testing.assert_close(compiled(x), function(x))
+        assert compiled(torch.zeros(0, 8)).shape == (0, 8)
+    assert compiled.explain().graphs[1].regions[0].status == "torch"
+
+
 INSIDE: dict[str, Function] = {
     "a choice": lambda x, i: x.gather(1, x.topk(3).indices),
     "an order": lambda x, i: x.gather(1, x.argsort(1, descending=True)),
