@@ -295,11 +295,20 @@ _FINITE = m.Neg | m.Abs | m.Add | m.Sub | m.Mul | m.Max | m.Min | m.Cast | s.Rep
 def finite_past_end(info: KernelInfo, value: Value) -> bool:
     """Whether a value is certainly a number past an end, where loads give zeros: it is loaded, or
     made of that by what makes numbers of numbers, and not by 1 / x or log x."""
-    op = info.made.get(value)
-    if isinstance(op, m.Const):
-        return math.isfinite(op.value)
-    if isinstance(op, m.Select):
-        return all(finite_past_end(info, x) for x in op.operands[1:])
-    if isinstance(op, _FINITE):
-        return all(finite_past_end(info, x) for x in op.operands)
-    return isinstance(op, s.Source | s.Gather | s.Index | CachedStream)
+    todo, seen = [value], set[Value]()
+    while todo:
+        value = todo.pop()
+        op = info.made.get(value)
+        if value in seen or isinstance(op, s.Source | s.Gather | s.Index | CachedStream):
+            continue
+        seen.add(value)
+        if isinstance(op, m.Const):
+            if not math.isfinite(op.value):
+                return False
+        elif isinstance(op, m.Select):
+            todo += op.operands[1:]
+        elif isinstance(op, _FINITE):
+            todo += op.operands
+        else:
+            return False
+    return True
