@@ -83,7 +83,8 @@ def interesting(dtype: DType) -> np.ndarray:
 def test_the_table_has_every_width_and_every_split() -> None:
     wanted = {f"u{n}" for n in range(1, 9)} | {f"i{n}" for n in range(2, 9)} | {"nf4", "e8m0"}
     wanted |= {f"f{k}e{x}m{k - 1 - x}" for k in range(3, 9) for x in range(1, k)}
-    assert wanted == {d.name for d in CODED}
+    own = {d.name for d in CODED if not d.name.startswith("test_")}  # of files collected before
+    assert wanted == own
 
 
 @pytest.mark.parametrize("dtype", CODED, ids=str)
