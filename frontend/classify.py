@@ -9,7 +9,7 @@ import operator
 import torch
 from torch.fx import Graph, Node
 
-from tilewright.frontend.op_map.registry import Entry, Kind, lookup
+from tilewright.frontend.op_map.registry import Entry, Kind, axes_named, lookup
 from tilewright.frontend.translate import fake_of, operand_nodes, probe
 
 
@@ -54,6 +54,7 @@ def factors(node: Node) -> list[Node]:
 
 
 LAST = -1
+_SECOND = axes_named(1, None)  # where most reductions have their dim
 
 
 def reduced_axes(node: Node) -> frozenset[int]:
@@ -61,12 +62,7 @@ def reduced_axes(node: Node) -> frozenset[int]:
     entry = lookup(node)
     if entry is None or entry.kind not in (Kind.SOFTMAX, Kind.REDUCTION):
         return frozenset()
-    if entry.axes is not None:
-        return entry.axes(node)
-    rank = len(fake_of(operand_nodes(node)[0]).shape)
-    dim = node.kwargs.get("dim", node.args[1] if len(node.args) > 1 else None)
-    dims = dim if isinstance(dim, tuple | list) else (range(rank) if dim is None else (dim,))
-    return frozenset(d if d < 0 else d - rank for d in dims if isinstance(d, int))
+    return (entry.axes or _SECOND)(node)
 
 
 class Analysis:

@@ -3,7 +3,7 @@ vectors along any."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from tilewright.frontend.op_map.emitter import Emitter, arithmetic_dtype, tensor_type
 from tilewright.frontend.op_map.reductions import Axes, axes_of
-from tilewright.frontend.op_map.registry import Kind, handles
+from tilewright.frontend.op_map.registry import Kind, axes_named, handles
 from tilewright.ir import ops_math as m
 from tilewright.ir.core import Value
 from tilewright.ir.errors import UnsupportedError
@@ -78,20 +78,6 @@ def _scaled(e: Emitter, x: Value, eps: float, factors: tuple[Value | None, Value
 # ---- lengths of vectors
 
 
-def _axes_at(place: int, otherwise: int | None) -> Callable[[Node], frozenset[int]]:
-    """Where ``dim`` stands among a call's arguments, and what it is if nothing is said (None: all
-    dimensions)."""
-
-    def axes(node: Node) -> frozenset[int]:
-        given = node.args[place] if len(node.args) > place else otherwise
-        dim = node.kwargs.get("dim", given)
-        rank = len(node.all_input_nodes[0].meta["example_value"].shape)
-        dims = dim if isinstance(dim, tuple | list) else (range(rank) if dim is None else (dim,))
-        return frozenset(d if d < 0 else d - rank for d in dims if isinstance(d, int))
-
-    return axes
-
-
 def _length(e: Emitter, x: Value, p: object, dim: Axes, keep: bool) -> Value:
     """The p-norm in the dtype of ``x``, for p of 1, 2 and infinity."""
     axes = axes_of(x, dim)
@@ -102,7 +88,7 @@ def _length(e: Emitter, x: Value, p: object, dim: Axes, keep: bool) -> Value:
     raise UnsupportedError(f"the norm of p={p}; only of 1, 2 and infinity")
 
 
-@handles("norm", Kind.REDUCTION, [torch.norm], ["norm"], axes=_axes_at(2, None))
+@handles("norm", Kind.REDUCTION, [torch.norm], ["norm"], axes=axes_named(2, None))
 def norm(
     e: Emitter,
     input: Value,
@@ -116,7 +102,7 @@ def norm(
     return e.cast(_length(e, x, 2 if p in ("fro", None) else p, dim, keepdim), e.dtype)
 
 
-@handles("vector_norm", Kind.REDUCTION, [torch.linalg.vector_norm], axes=_axes_at(2, None))
+@handles("vector_norm", Kind.REDUCTION, [torch.linalg.vector_norm], axes=axes_named(2, None))
 def vector_norm(
     e: Emitter,
     x: Value,
@@ -131,7 +117,7 @@ def vector_norm(
     return e.cast(_length(e, wide, ord, dim, keepdim), e.dtype)
 
 
-@handles("normalize", Kind.REDUCTION, [F.normalize], axes=_axes_at(2, 1))
+@handles("normalize", Kind.REDUCTION, [F.normalize], axes=axes_named(2, 1))
 def normalize(e: Emitter, input: Value, p: float = 2.0, dim: Axes = 1, eps: float = 1e-12) -> Value:
     """input / max(norm(input), eps), the norm rounded to the input's dtype"""
     wide = arithmetic_dtype(e.dtype)
@@ -146,7 +132,7 @@ def _stored(e: Emitter, x: Value) -> Value:
     return e.cast(e.cast(x, e.dtype), tensor_type(x).dtype)
 
 
-@handles("cosine_similarity", Kind.REDUCTION, [F.cosine_similarity], axes=_axes_at(2, 1))
+@handles("cosine_similarity", Kind.REDUCTION, [F.cosine_similarity], axes=axes_named(2, 1))
 def cosine_similarity(e: Emitter, x1: Value, x2: Value, dim: int = 1, eps: float = 1e-8) -> Value:
     """x1 . x2 / (max(norm(x1), eps) * max(norm(x2), eps))"""
     wide = arithmetic_dtype(e.dtype)

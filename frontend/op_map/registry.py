@@ -39,14 +39,28 @@ Axes = Callable[[Node], frozenset[int]]
 @dataclass(frozen=True)
 class Entry:
     """One operation of the map. ``settle`` adds the guards on sizes that its handler relies on.
-    ``axes``: the dimensions that it reduces, counted from the last (-1), where no ``dim`` names
-    them."""
+    ``axes``: the dimensions that it reduces, counted from the last (-1), where no ``dim`` in the
+    second place names them."""
 
     name: str
     kind: Kind
     handler: Handler
     settle: Settle | None = None
     axes: Axes | None = None
+
+
+def axes_named(place: int, otherwise: int | None) -> Axes:
+    """The dimensions that a call's ``dim`` names, which stands at ``place`` among its arguments and
+    is ``otherwise`` if nothing is said (None: all dimensions)."""
+
+    def axes(node: Node) -> frozenset[int]:
+        given = node.args[place] if len(node.args) > place else otherwise
+        dim = node.kwargs.get("dim", given)
+        rank = len(node.all_input_nodes[0].meta["example_value"].shape)
+        dims = dim if isinstance(dim, tuple | list) else (range(rank) if dim is None else (dim,))
+        return frozenset(d if d < 0 else d - rank for d in dims if isinstance(d, int))
+
+    return axes
 
 
 INDEX = "x[tensor]"  # stands for operator.getitem with tensors among the indices
