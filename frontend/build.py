@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch.fx import Node
 
-from tilewright.frontend.looked_up import Positions
+from tilewright.frontend.op_map.emitter import LookUp
 from tilewright.frontend.op_map.registry import lookup
 from tilewright.frontend.provenance import function_of
 from tilewright.frontend.regions import Region
@@ -27,11 +27,11 @@ Order = tuple[int, ...]
 @dataclass(frozen=True)
 class Built:
     """A region's module. ``orders[i]``: how to permute result i to get torch's dimensions.
-    ``positions``: what has to be looked at before its kernel."""
+    ``look_ups``: nodes whose positions have to be looked at before its kernel."""
 
     module: Module
     orders: tuple[Order | None, ...]
-    positions: tuple[Positions, ...] = ()
+    look_ups: tuple[tuple[Node, LookUp], ...] = ()
 
 
 def build_module(region: Region) -> Built:
@@ -63,11 +63,8 @@ def _translate(region: Region) -> tuple[Built, Translator]:
     graph = Graph("graph", function_of(region.anchor), size_names(sizes), body)
     backward = tuple(None if o is None else _inverse(o) for o in orders)
     nodes = {value: node for node, value in translator.scope.items()}
-    positions = tuple(
-        Positions(nodes[found.ids], found.size, found.from_end, found.passed_over)
-        for found in translator.emitter.looked_up
-    )
-    return Built(Module((graph,)), backward, positions), translator
+    look_ups = tuple((nodes[one.ids], one) for one in translator.emitter.looked_up)
+    return Built(Module((graph,)), backward, look_ups), translator
 
 
 def memory_order(fake: torch.Tensor) -> Order | None:

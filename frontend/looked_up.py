@@ -6,42 +6,28 @@ those are, and which are known to lie inside, is found with the operations (op_m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 
+from tilewright.frontend.op_map.emitter import LookUp
 from tilewright.ir.core import Graph
-from tilewright.ir.sizes import Size
 from tilewright.runtime.calls import sizes_function
-
-
-@dataclass(frozen=True)
-class Positions:
-    """A node of a region with positions of a dimension of ``size``. ``from_end``: negative ones
-    count from its end; ``passed_over``: a number that is no position."""
-
-    node: Node
-    size: Size
-    from_end: bool
-    passed_over: int | None
 
 
 class LookUps:
     """The positions of a region at run time: ``module`` computes them from the region's arguments,
     of which those of ``graph`` come first and give the sizes."""
 
-    def __init__(self, module: GraphModule, positions: Iterable[Positions], graph: Graph) -> None:
-        self.module = module
-        self.bounds = [(p.size, p.from_end, p.passed_over) for p in positions]
-        self.graph = graph
+    def __init__(self, module: GraphModule, look_ups: Sequence[LookUp], graph: Graph) -> None:
+        self.module, self.look_ups, self.graph = module, look_ups, graph
 
     @cached_property
     def _sizes(self) -> Callable[..., dict[str, int]] | None:
-        named = any(size.constant is None for size, *_ in self.bounds)
+        named = any(one.size.constant is None for one in self.look_ups)
         return sizes_function(self.graph) if named else None
 
     def outside(self, args: tuple[Any, ...]) -> bool:
@@ -51,13 +37,12 @@ class LookUps:
         if inputs[0].is_cuda:
             return False
         values = {} if self._sizes is None else self._sizes(*inputs)
-        for bounds, ids in zip(self.bounds, self.module.forward(*args), strict=True):
-            given, from_end, passed_over = bounds
-            size = given.evaluate(values)
-            low, high = -size if from_end else 0, size - 1
+        for one, ids in zip(self.look_ups, self.module.forward(*args), strict=True):
+            size = one.size.evaluate(values)
+            low, high = -size if one.from_end else 0, size - 1
             inside = _between(ids, low, high)
-            if not inside and passed_over is not None:
-                inside = _between(ids[ids != passed_over], low, high)
+            if not inside and one.passed_over is not None:
+                inside = _between(ids[ids != one.passed_over], low, high)
             if not inside:
                 return True
         return False

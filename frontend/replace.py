@@ -58,7 +58,7 @@ def region_call(
     # products with weights and norms may run in torch at any time: strict is about attention
     own = replace(options, strict=options.strict and region.attention)
     instead = None if region.plain is None else _instead(region, region.plain, name, options)
-    looked_up = look_ups(region, built) if built.positions else None
+    looked_up = look_ups(region, built) if built.look_ups else None
     call = RegionCall(name, built.module, built.orders, fallback, lines, own, instead, looked_up)
     return call, extras
 
@@ -67,10 +67,10 @@ def look_ups(region: Region, built: Built) -> LookUps:
     """What computes the positions that have to be looked at, of the arguments of the region."""
     module, _, copies = fallback_module(region)
     given = next(node for node in module.graph.nodes if node.op == "output")
-    given.args = (tuple(copies[p.node] for p in built.positions),)
+    given.args = (tuple(copies[node] for node, _ in built.look_ups),)
     module.graph.eliminate_dead_code()
     module.recompile()
-    return LookUps(module, built.positions, built.module.main)
+    return LookUps(module, [one for _, one in built.look_ups], built.module.main)
 
 
 def _instead(region: Region, plain: Region, name: str, options: Options) -> Instead | None:

@@ -138,12 +138,16 @@ def _same_rows(x: Value, ids: Value, axis: int) -> None:
         raise UnsupportedError("an index that leaves out rows of the other dimensions")
 
 
+def _look_up_along(e: Emitter, x: Value, dim: int, ids: Value) -> None:
+    look_up(e, ids, tensor_type(x).shape[dim % _rank(x)])
+
+
 @handles("gather", Kind.ROUTING, [torch.gather], ["gather"])
 def gather(e: Emitter, input: Value, dim: int, index: Value, *, sparse_grad: bool = False) -> Value:
     """tensor.take_along"""
     axis = dim % _rank(input)
     _same_rows(input, index, axis)
-    look_up(e, index, tensor_type(input).shape[axis])
+    _look_up_along(e, input, axis, index)
     return e.op(r.TakeAlong, input, index, axis=axis)
 
 
@@ -188,14 +192,14 @@ def scatter(
     if reduce not in (None, "add"):
         raise UnsupportedError(f"scatter with reduce={reduce!r}; only 'add'")
     source = value if src is None else src
-    look_up(e, index, tensor_type(input).shape[dim % _rank(input)])
+    _look_up_along(e, input, dim, index)
     return _scattered(e, input, dim, index, source, "set" if reduce is None else "sum")
 
 
 @handles("scatter_add", Kind.ROUTING, [torch.scatter_add], ["scatter_add"])
 def scatter_add(e: Emitter, input: Value, dim: int, index: Value, src: Value) -> Value:
     """tensor.scatter {kind = "sum"}"""
-    look_up(e, index, tensor_type(input).shape[dim % _rank(input)])
+    _look_up_along(e, input, dim, index)
     return _scattered(e, input, dim, index, src, "sum")
 
 
@@ -207,7 +211,7 @@ def index_add(
     axis, shape = dim % _rank(input), tensor_type(source).shape
     column = [ONE] * len(shape)
     column[axis] = shape[axis]
-    look_up(e, index, tensor_type(input).shape[axis])
+    _look_up_along(e, input, axis, index)
     ids = e.broadcast(e.reshape(index, column), shape)
     if alpha != 1:
         source = binary(e, m.Mul, source, alpha, e.dtype)
@@ -281,7 +285,7 @@ def index(e: Emitter, input: Value, index: object) -> Value:
 @handles("index_select", Kind.ROUTING, [torch.index_select], ["index_select"])
 def index_select(e: Emitter, input: Value, dim: int, index: Value) -> Value:
     """Rows of a table"""
-    look_up(e, index, tensor_type(input).shape[dim % _rank(input)])
+    _look_up_along(e, input, dim, index)
     return _read(e, input, {dim % _rank(input): index})
 
 

@@ -125,19 +125,19 @@ OUTSIDE: dict[str, Function] = {
 @pytest.mark.parametrize("name", INSIDE)
 def test_what_is_certainly_inside_is_not_looked_at(name: str) -> None:
     built, _ = translate_whole(INSIDE[name], X, torch.ones(4, 5, dtype=torch.long), dynamic=False)
-    assert not built.positions
+    assert not built.look_ups
 
 
 @pytest.mark.parametrize("name", SIZES)
 def test_what_is_inside_for_all_sizes_is_not_looked_at(name: str) -> None:
     built, _ = translate_whole(SIZES[name], X, torch.ones(4, 5, dtype=torch.long))
-    assert not built.positions and built.module.main.sizes
+    assert not built.look_ups and built.module.main.sizes
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_what_may_be_outside_is(name: str) -> None:
     built, _ = translate_whole(OUTSIDE[name], X, torch.ones(4, 5, dtype=torch.long), dynamic=False)
-    assert len(built.positions) == 1
+    assert len(built.look_ups) == 1
 
 
 @given(integers(), st.integers(1, 4), st.integers(1, 4), st.lists(st.integers(0, 255), min_size=1))
