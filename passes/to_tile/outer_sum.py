@@ -192,7 +192,7 @@ class OuterSum:
             return
         length = self.state.info.element(vector)[0].size.constant or 0
         vectors = round_up(length, y.lanes) // y.lanes
-        width = max(1, min(vectors, y.element_tile))
+        width = min(vectors, y.element_tile)
         if self._in_scratch(vector):  # near enough: rows share what is read
             width = min(width, max(1, y.element_tile // y.rows))
         height = max(1, y.element_tile // width)

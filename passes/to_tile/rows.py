@@ -214,10 +214,9 @@ class RowLowering:
             return [1, rows]
         if len(element) > 1:
             raise UnsupportedError("a sum of matrices inside one kernel")
-        length = element[0].size.constant or 1  # of a result without columns a state all the same
         if self.schedule.rows_on_lanes:
-            return [length, rows]
-        return [rows, round_up(length, self.schedule.lanes)]
+            return [element[0].size.constant or 0, rows]
+        return [rows, round_up(element[0].size.constant or 0, self.schedule.lanes)]
 
     def _fill(self, scratch: Value, shape: list[int], number: float, dtype: DType) -> None:
         b, width = self.build, shape[1]

@@ -273,7 +273,7 @@ class BlockModel:
         rest = Counts(load=1, store=1) + (Counts(fma=1) if op.rescale else Counts(add=1))
         block = 4.0 * y.block * y.vectors * y.lanes / (2 if pairs else 1)
         found = []
-        tile = np.maximum(np.minimum(y.element_tile, length), 1)
+        tile = np.minimum(y.element_tile, length)
         whole, left = length // tile, length % tile
         for size, tiles in ((tile, whole), (left, (left > 0) * 1.0)):
             if not np.any(tiles):
