@@ -21,6 +21,7 @@ from tilewright.frontend.attention.function_mask import NO_FUNCTIONS, FunctionMa
 from tilewright.frontend.attention.plans import plan_for
 from tilewright.frontend.huggingface_options import (
     added,
+    causal_mask,
     of_dtype,
     own_attention,
     with_chosen_keys,
@@ -218,7 +219,7 @@ def _spelled_out(
     if options.get("position_bias") is not None:
         scores = scores + options["position_bias"]
     if mask is None and query.shape[2] > 1 and _is_causal(module, options):
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        mask = causal_mask(query, key)
     if mask is not None and mask.dtype == torch.bool:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     elif mask is not None:

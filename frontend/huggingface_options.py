@@ -39,7 +39,7 @@ def with_chosen_keys(
     if chosen is None:
         return mask
     if mask is None:
-        return chosen & _causal(query, key) if causal else chosen
+        return chosen & causal_mask(query, key) if causal else chosen
     if isinstance(mask, FunctionMask):
         return mask.allowed() & chosen
     if mask.dtype == torch.bool:
@@ -74,7 +74,8 @@ def _marked(places: torch.Tensor, size: int) -> torch.Tensor:
     return marked.scatter(-1, places, True)[..., :size]
 
 
-def _causal(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+def causal_mask(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """bool [n, m]: True where a query sees a key by their places."""
     size = query.shape[2], key.shape[2]
     return torch.ones(size, dtype=torch.bool, device=query.device).tril()
 
@@ -100,7 +101,7 @@ def added(
 ) -> torch.Tensor | None:
     """The mask as eager attention wants it: numbers that are added to scores."""
     if mask is None and causal:
-        mask = _causal(query, key)
+        mask = causal_mask(query, key)
     if mask is None or mask.dtype != torch.bool:
         return mask
     zero = torch.zeros((), dtype=query.dtype, device=query.device)
