@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,18 +21,22 @@ RIGHT = SEEN.flip(1)
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
 
 
-def in_both(model: Any, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits with our attention and with the model's own, of the positions that are no padding."""
+def by_both(model: Any, result: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """A result with our attention and with the model's own, without gradients."""
     register_attention()
-    FALLBACKS.clear()
     found = []
     for attention in ("tilewright", "eager"):
         model.set_attn_implementation(attention)
         with torch.no_grad():
-            logits = model(IDS, use_cache=False, **options).logits
-        seen = options.get("attention_mask", torch.ones_like(IDS)).bool()
-        found.append(logits[seen])
+            found.append(result())
     return found[0], found[1]
+
+
+def in_both(model: Any, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits by both, of the positions that are no padding."""
+    FALLBACKS.clear()
+    seen = options.get("attention_mask", torch.ones_like(IDS)).bool()
+    return by_both(model, lambda: model(IDS, use_cache=False, **options).logits[seen])
 
 
 def bigbird(**_: Any) -> Any:
@@ -66,13 +71,8 @@ def test_an_encoder_that_does_not_say_that_it_is_not_causal(length: int) -> None
     config = transformers.SplinterConfig(num_attention_heads=4, initializer_range=0.3, **sizes)
     torch.manual_seed(0)
     model = transformers.SplinterModel(config).eval()
-    register_attention()
-    found = []
-    for attention in ("tilewright", "eager"):
-        model.set_attn_implementation(attention)
-        with torch.no_grad():
-            found.append(model(IDS[:, :length]).last_hidden_state)
-    torch.testing.assert_close(*found, **TOLERANCE)
+    ours, theirs = by_both(model, lambda: model(IDS[:, :length]).last_hidden_state)
+    torch.testing.assert_close(ours, theirs, **TOLERANCE)
 
 
 def test_a_mask_that_an_encoder_of_its_own_adds_to_scores() -> None:
@@ -92,13 +92,9 @@ def test_a_mask_that_an_encoder_of_its_own_adds_to_scores() -> None:
     )
     torch.manual_seed(0)
     model = transformers.BigBirdPegasusForConditionalGeneration(config).eval()
-    register_attention()
-    found = []
-    for attention in ("tilewright", "eager"):
-        model.set_attn_implementation(attention)
-        with torch.no_grad():
-            found.append(model(IDS, attention_mask=RIGHT, decoder_input_ids=IDS).logits)
-    torch.testing.assert_close(*found, **TOLERANCE)
+    given = {"attention_mask": RIGHT, "decoder_input_ids": IDS}
+    ours, theirs = by_both(model, lambda: model(IDS, **given).logits)
+    torch.testing.assert_close(ours, theirs, **TOLERANCE)
 
 
 @pytest.mark.parametrize("kind", ["BigBirdPegasus", "DeepseekV32", "Inkling2"])
