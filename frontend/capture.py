@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import torch
 from torch.fx import GraphModule, Node
 
 from tilewright.frontend.build import Built, build_module
@@ -27,7 +28,8 @@ from tilewright.frontend.regions import Region, find_regions
 from tilewright.frontend.replace import Rewriter
 from tilewright.frontend.report import GraphReport, LeftRow, RegionReport, Report
 from tilewright.frontend.strictness import is_bookkeeping, offences, refuse
-from tilewright.frontend.translate import operand_nodes
+from tilewright.frontend.symbols import settle_equal_products
+from tilewright.frontend.translate import fake_of, operand_nodes
 from tilewright.frontend.unused import drop_conversions, drop_unused
 from tilewright.ir.errors import SettingError, UnsupportedError
 from tilewright.runtime.determinism import Level, in_force, using
@@ -75,6 +77,7 @@ class Capture:
         _call_directly(gm)
         drop_conversions(gm)
         drop_unused(gm)
+        settle_equal_products(_symbolic_sizes(gm))
         analysis = Analysis(gm.graph)
         captured = CapturedGraph()
         found = [_build(region) for region in find_regions(analysis)]
@@ -97,6 +100,12 @@ class Capture:
         if self.options.verify and not captured.calls:
             CAPTURE.warning("verify: no kernel in a graph, so nothing is checked; see .explain()")
         return captured
+
+
+def _symbolic_sizes(gm: GraphModule) -> list[torch.SymInt]:
+    """The sizes that a graph takes as inputs."""
+    given = (fake_of(n) for n in gm.graph.nodes if n.op == "placeholder")
+    return [x for x in given if isinstance(x, torch.SymInt)]
 
 
 class Backend:

@@ -10,6 +10,7 @@ import torch
 from torch.fx import Graph, Node
 
 from tilewright.frontend.op_map.registry import Entry, Kind, axes_named, lookup
+from tilewright.frontend.symbols import same
 from tilewright.frontend.translate import fake_of, operand_nodes, probe
 
 
@@ -109,6 +110,53 @@ class Analysis:
     def multiplies(self, node: Node) -> bool:
         """Whether this is a usable product of activations."""
         return is_kernel_contraction(node) and self.usable(node)
+
+    def opens(self, node: Node) -> bool:
+        """Whether this product opens a stream of scores: of activations, or of a head with weights
+        on a CPU whose rows only reductions read (the losses of a model: its logits need no memory;
+        for GPUs the vendor's product is faster than one kernel of few blocks of rows)."""
+        if self.multiplies(node):
+            return True
+        entry, fake = lookup(node), fake_of(node)
+        if entry is None or entry.kind is not Kind.CONTRACTION or fake.device.type != "cpu":
+            return False
+        operands = factors(node)
+        weights = len(operands) > 1 and is_weight(operands[1]) and not is_weight(operands[0])
+        return weights and self.usable(node) and self._folds(node)
+
+    def _folds(self, node: Node) -> bool:
+        """Whether all that follows from a product's rows are numbers that reductions make of whole
+        ones."""
+        columns = fake_of(node).shape[-1]
+        rows, folds = [node], False
+        for source in rows:
+            for user in source.users:
+                if user in rows:
+                    continue
+                result = fake_of(user)
+                if not isinstance(result, torch.Tensor):
+                    return False
+                if self.picks(user) and user.all_input_nodes[0] is source:
+                    folds = True
+                    continue
+                if self.kind(user) is Kind.REDUCTION and reduced_axes(user) == {LAST}:
+                    if result.shape != fake_of(source).shape:
+                        folds = True
+                        continue
+                elif self.kind(user) not in (Kind.POINTWISE, Kind.SHAPE, Kind.SOFTMAX):
+                    return False
+                if not result.shape or not same(result.shape[-1], columns):
+                    return False
+                rows.append(user)
+        return folds
+
+    def picks(self, node: Node) -> bool:
+        """Whether a node looks up one number of each row: of logits, those of labels."""
+        entry = lookup(node)
+        if entry is None or entry.name not in ("gather", "take_along_dim") or entry.axes is None:
+            return False
+        one = fake_of(node).dim() > 0 and fake_of(node).shape[-1] == 1
+        return one and entry.axes(node) == {LAST} and self.usable(node)
 
     def _find_reason(self, node: Node) -> str | None:
         entry = lookup(node)

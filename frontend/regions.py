@@ -144,7 +144,7 @@ def _levels(analysis: Analysis) -> dict[Node, int]:
     for node in analysis.nodes:
         incoming = max((level.get(n, 0) for n in operand_nodes(node)), default=0)
         entry = analysis.entry(node)
-        if entry is None or entry.kind is Kind.ROUTING:
+        if entry is None or (entry.kind is Kind.ROUTING and not _picks(analysis, level, node)):
             continue
         if not incoming and not _may_open(analysis, node):
             continue
@@ -152,11 +152,22 @@ def _levels(analysis: Analysis) -> dict[Node, int]:
             continue
         if analysis.multiplies(node):
             level[node] = 2 if incoming == 1 else 1
-        elif analysis.kind(node) is Kind.SOFTMAX:
+        elif analysis.opens(node) or analysis.kind(node) is Kind.SOFTMAX:
             level[node] = 1
         elif analysis.kind(node) is not Kind.CONTRACTION:
             level[node] = incoming
     return {n: v for n, v in level.items() if v}
+
+
+def _picks(analysis: Analysis, level: dict[Node, int], node: Node) -> bool:
+    """Whether a look-up reads one number of each row of a product's stream, at places that do not
+    depend on it (those that a router chose are its core's)."""
+    if not analysis.picks(node):
+        return False
+    source, *places = operand_nodes(node)
+    stream = {n for n in _ancestors([node]) if level.get(n) == 1}
+    opened = level.get(source) == 1 and any(map(analysis.opens, stream))
+    return opened and not stream & ({*places} | _ancestors(places))
 
 
 def _may_open(analysis: Analysis, node: Node) -> bool:
@@ -165,7 +176,7 @@ def _may_open(analysis: Analysis, node: Node) -> bool:
 
 
 def _reduces(analysis: Analysis, node: Node) -> bool:
-    return analysis.kind(node) in (Kind.SOFTMAX, Kind.REDUCTION)
+    return analysis.kind(node) in (Kind.SOFTMAX, Kind.REDUCTION) or analysis.picks(node)
 
 
 def _between(analysis: Analysis, level: dict[Node, int], end: Node) -> set[Node]:
@@ -173,7 +184,7 @@ def _between(analysis: Analysis, level: dict[Node, int], end: Node) -> set[Node]
     found, stack = {end}, [end]
     while stack:
         node = stack.pop()
-        if node is not end and analysis.multiplies(node):
+        if node is not end and analysis.opens(node):
             continue
         for operand in operand_nodes(node):
             if level.get(operand) == 1 and operand not in found:
@@ -196,7 +207,7 @@ def _convex(analysis: Analysis, core: set[Node]) -> Iterator[set[Node]]:
     """The core without what a detour out and back in depends on; nothing if too little stays."""
     core = core | {u for n in core if isinstance(fake_of(n), tuple) for u in n.users}
     core = _trimmed(analysis, core)
-    products = [n for n in core if analysis.multiplies(n)]
+    products = [n for n in core if analysis.opens(n)]
     reductions = [n for n in core if _reduces(analysis, n)]
     ordered = sorted(core, key=analysis.position.__getitem__)
     core = _attached(ordered, {*products, *reductions})

@@ -7,6 +7,8 @@ Guards are added to Dynamo's own shape environment: when one no longer holds, Dy
 
 from __future__ import annotations
 
+import weakref
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -24,7 +26,66 @@ def expression(dim: Dim) -> Expr | int:
     if isinstance(dim, int):
         return dim
     expr = dim.node.expr
+    expr = _equals(dim).get(expr, expr)
     return int(expr) if expr.is_Integer else expr
+
+
+_tables: weakref.WeakKeyDictionary[Any, tuple[int, dict[Expr, Expr]]] = weakref.WeakKeyDictionary()
+
+
+def _equals(dim: torch.SymInt) -> dict[Expr, Expr]:
+    """What guards say of whole expressions: each to the simplest one that it is equal to.
+
+    torch's own shape rules add such guards, and puts them in by itself only where one side is a
+    symbol: ``silu(g) * u`` of the two halves of a row says ``(s + 1)//2 == s - (s + 1)//2``.
+    """
+    env = dim.node.shape_env
+    seen, table = _tables.get(env, (0, {}))
+    if seen < len(env.guards):
+        table = {}
+        for left, right in _equalities(env):
+            _unite(table, left, right)
+        _tables[env] = (len(env.guards), table)
+    return table
+
+
+def _equalities(env: Any) -> list[list[Expr]]:
+    """The two sides of every equality that is guarded."""
+    found = [g.expr for g in env.guards if g.expr.func.__name__ == "Equality"]
+    return [[env.replace(side) for side in expr.args] for expr in found]
+
+
+def _unite(table: dict[Expr, Expr], left: Expr, right: Expr) -> None:
+    if _monomial(left) and _monomial(right):
+        return  # b*t == c*u, 10*s == 30: what is made by merging dimensions has to say which
+    plain, other = sorted((table.get(x, x) for x in (left, right)), key=_effort)
+    if plain != other:
+        table.update({x: plain for x, found in table.items() if found == other})
+        table[other] = plain
+
+
+def _monomial(expr: Expr) -> bool:
+    factors = expr.args if expr.is_Mul else (expr,)
+    return all(f.is_Symbol or f.is_Integer for f in factors)
+
+
+def _effort(expr: Expr) -> tuple[int, str]:
+    return int(expr.count_ops()), str(expr)
+
+
+def settle_equal_products(dims: Iterable[torch.SymInt]) -> None:
+    """Where guards say no more of symbols than that their products are equal, and each has the
+    value of one of the other product's, adds guards for these pairs: tokens [b, t] that are
+    labels' [b', t'] flattened, of which torch only knows that b*t == b'*t'."""
+    named = {d.node.expr: d for d in dims if d.node.expr.is_Symbol}
+    guarded = [sides for d in list(named.values())[:1] for sides in _equalities(d.node.shape_env)]
+    for sides in guarded:
+        if not all(x.is_Mul and all(f in named for f in x.args) for x in sides):
+            continue
+        ours, theirs = ([named[f] for f in side.args] for side in sides)
+        if Counter(map(hint, ours)) == Counter(map(hint, theirs)):
+            for one, other in zip(sorted(ours, key=hint), sorted(theirs, key=hint), strict=True):
+                must_equal(one, other)
 
 
 def hint(dim: Dim) -> int:

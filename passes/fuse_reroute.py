@@ -18,12 +18,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tilewright.ir import ops_math as m
 from tilewright.ir import ops_stream as s
 from tilewright.ir.core import Builder, Graph, Module, Op, Region, Value
 from tilewright.ir.dtypes import I32
 from tilewright.ir.ops_routing_stream import StreamSegmentCount, StreamSegmentRank
 from tilewright.ir.types import Axis, StreamType, TensorType
+from tilewright.passes.rewrite import sizes_in
 from tilewright.passes.to_tile.kernel_info import is_routing
 
 PARTS = 16  # of a loop over tokens: as many workers can take part
@@ -68,7 +68,7 @@ def share_counts(graph: Graph, parts: int = PARTS) -> SharedCounts | None:
         return None
     loop, crossing = _loop(graph, late, parts)
     after, inputs = _after(graph, late, crossing)
-    if any(n not in after.sizes for op in after.body.ops for n in _sizes_in(op)):
+    if not sizes_in(after.body.ops) <= {*after.sizes}:
         return None  # such as the number of tokens, which nothing it reads has
     results = [v in late for v in graph.results]
     return SharedCounts(
@@ -134,14 +134,6 @@ def _after(
     names = {n for x in types if isinstance(x, TensorType) for size in x.shape for n in size.names}
     sizes = tuple(n for n in graph.sizes if n in names)
     return Graph("stream", f"{graph.name}_counts", sizes, body), tuple(given)
-
-
-def _sizes_in(op: Op) -> set[str]:
-    types = [v.type for v in op.results]
-    found = [n for x in types if isinstance(x, TensorType) for n in x.shape]
-    found += [a.size for x in types if isinstance(x, StreamType) for a in x.axes]
-    found += [op.size] if isinstance(op, m.SizeValue) else []
-    return {name for size in found for name in size.names}
 
 
 def _feeding(graph: Graph, needed: set[Value]) -> list[Op]:

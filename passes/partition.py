@@ -15,6 +15,7 @@ from tilewright.ir.ops_remake import RemakeStream
 from tilewright.ir.types import Axis, StreamType, TensorType
 from tilewright.passes.channels import deep_inputs
 from tilewright.passes.reorder.along import LoopAnalysis
+from tilewright.passes.rewrite import sizes_in
 
 # made anew in every kernel that needs them
 _FREE = (s.Source, s.Gather, CachedStream, RemakeStream, s.Index, s.Repeat, m.Const, m.SizeValue)
@@ -90,7 +91,7 @@ class _Part:
                 results.append(self.spill(value))
         body = Region(tuple(self.params.values()), tuple(self.build_.ops), tuple(results))
         name = f"{self.graph.name}_{self.at}"
-        used = _sizes(body)
+        used = sizes_in(body.ops)
         return Graph("stream", name, tuple(n for n in self.graph.sizes if n in used), body)
 
     def _leaving(self) -> list[Value]:
@@ -140,15 +141,6 @@ class _Part:
         key = Value(type_, self.names[value])
         param = self.params.setdefault(value, key)
         return self.build_(s.Source, param, dims=dims, type=value.type, hint=value.hint)
-
-
-def _sizes(body: Region) -> set[str]:
-    """The names of sizes that occur in a kernel."""
-    types = [v.type for op in body.ops for v in (*op.operands, *op.results)]
-    found = [n for type_ in types if isinstance(type_, TensorType) for n in type_.shape]
-    found += [a.size for type_ in types if isinstance(type_, StreamType) for a in type_.axes]
-    found += [op.size for op in body.ops if isinstance(op, m.SizeValue)]
-    return {name for size in found for name in size.names}
 
 
 def _in_memory(value: Value) -> tuple[TensorType, tuple[tuple[str, ...], ...]]:

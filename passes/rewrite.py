@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from tilewright.ir.core import Builder, Graph, Module, Op, Region, Value
 from tilewright.ir.ops_math import Const
-from tilewright.ir.types import Type
+from tilewright.ir.sizes import Size
+from tilewright.ir.types import StreamType, TensorType, Type
 
 Rule = Callable[["Rewriter", Op], Sequence[Value] | Value | None]
 
@@ -82,6 +83,19 @@ def _are(some: Sequence[object], others: Sequence[object]) -> bool:
 def for_each_graph(module: Module, change: Callable[[Graph], Graph], level: str = "") -> Module:
     """Applies ``change`` to every graph (of one level)."""
     return Module(tuple(change(g) if not level or g.level == level else g for g in module.graphs))
+
+
+def sizes_in(ops: Iterable[Op]) -> set[str]:
+    """The names of sizes that occur in what operations take, give and ask for."""
+    found: set[Size] = set()
+    for op in ops:
+        for type_ in (v.type for v in (*op.operands, *op.results)):
+            if isinstance(type_, TensorType):
+                found.update(type_.shape)
+            elif isinstance(type_, StreamType):
+                found.update(a.size for a in type_.axes)
+        found.update(v for v in op.attrs.values() if isinstance(v, Size))
+    return {name for size in found for name in size.names}
 
 
 def rebuilt_body(

@@ -1,7 +1,9 @@
-"""A graph for known values of some size names: the names become numbers everywhere."""
+"""A graph for known values of some size names: the names become numbers (or other names)
+everywhere."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from tilewright.ir.core import Graph, Op, Value
@@ -21,8 +23,8 @@ from tilewright.passes.rewrite import rebuilt_body
 _TYPES = (TensorType, StreamType, BufferType, ScratchType, RegisterType, IndexType)
 
 
-def specialise(graph: Graph, values: dict[str, int]) -> Graph:
-    """The graph with size names replaced by numbers; itself if there are none."""
+def specialise(graph: Graph, values: Mapping[str, int | str]) -> Graph:
+    """The graph with size names replaced by numbers, or by names; itself if there are none."""
     if not values:
         return graph
     sizes: dict[str, Any] = dict(values)
@@ -32,7 +34,7 @@ def specialise(graph: Graph, values: dict[str, int]) -> Graph:
         return {k: _substituted(v, sizes) for k, v in op.attrs.items()}
 
     body = rebuilt_body(graph, mapping, attrs_of)
-    left = tuple(n for n in graph.sizes if n not in values)
+    left = tuple(n for n in (values.get(n, n) for n in graph.sizes) if isinstance(n, str))
     return Graph(graph.level, graph.name, left, body, graph.attrs)
 
 

@@ -17,6 +17,7 @@ from tilewright.ir.sizes import Size
 from tilewright.ir.types import TensorType, Type
 from tilewright.passes.axes import find_axes
 from tilewright.passes.canonicalise import drop_dead
+from tilewright.passes.specialise import specialise
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,10 @@ def split_sums(graph: Graph, name: Name) -> Split | None:
     depth = _depths(graph)
     deepest = max(depth.values(), default=0)
     last = [op for op in graph.body.ops if isinstance(op, t.Reduce) and depth[op.result] == deepest]
-    if not last or deepest < 2 or not _across(graph, last, depth):
+    if not last or deepest < 2:
+        return None
+    last = _across(graph, last, depth)
+    if not last:
         return None
     after: set[Value] = set()
     for op in graph.body.ops:
@@ -63,16 +67,31 @@ def split_sums(graph: Graph, name: Name) -> Split | None:
     return Split(first, second, positions, tuple(moved)) if second is not None else None
 
 
-def _across(graph: Graph, last: list[t.Reduce], depth: dict[Value, int]) -> bool:
-    """True if no reduction of inputs before them runs along the axes of the last reductions."""
+def _across(graph: Graph, last: list[t.Reduce], depth: dict[Value, int]) -> list[t.Reduce]:
+    """The last reductions, with those beside them along the same axes (of the labels that count);
+    none if a reduction of inputs before them runs along one of their axes."""
     axes = find_axes(graph)
-    gone: dict[bool, set[int]] = {True: set(), False: set()}
+    gone: dict[Op, frozenset[int]] = {}
     for op in graph.body.ops:
         if isinstance(op, t.Reduce | t.Contract) and depth[op.result]:
             dims = [axes.views[op, i].dims for i in range(len(op.operands))]
             flat = frozenset().union(*(axes.flat(d) for d in dims))
-            gone[op in last] |= flat - axes.flat(axes.dims[op.result])
-    return not gone[True] & gone[False]
+            gone[op] = flat - axes.flat(axes.dims[op.result])
+    across = frozenset().union(*(gone[op] for op in last))
+    before = _before(graph, last)
+    beside = [op for op in gone if isinstance(op, t.Reduce) and gone[op] <= across]
+    found = [op for op in beside if op in last or op.result not in before]
+    rows = frozenset().union(*(gone[op] for op in gone if op not in found))
+    return [] if across & rows else found
+
+
+def _before(graph: Graph, last: list[t.Reduce]) -> set[Value]:
+    """The values that ops read, at whatever distance."""
+    found = {v for op in last for v in op.operands}
+    for op in reversed(graph.body.ops):
+        if any(r in found for r in op.results):
+            found.update(op.operands)
+    return found
 
 
 def reading(
@@ -88,14 +107,33 @@ def reading(
         new = op.rebuilt([mapping.get(v, v) for v in op.operands])
         mapping.update(zip(op.results, new.results, strict=True))
         fresh.append(new)
-    known = _sizes([p.type for p in params.values()])
-    used = _sizes([r.type for op in fresh for r in op.results])
-    used |= {n for op in fresh for a in op.attrs.values() if isinstance(a, Size) for n in a.names}
-    if not used <= known:
+    read = _sizes([p.type for p in params.values()])
+    used = read | _sizes([r.type for op in fresh for r in op.results])
+    used |= {a for op in fresh for a in op.attrs.values() if isinstance(a, Size)}
+    known, wanted = ({n for size in sizes for n in size.names} for sizes in (read, used))
+    if not wanted <= known:
         return None
     sizes = tuple(n for n in graph.sizes if n in known)
     body = Region(tuple(params.values()), tuple(fresh), tuple(mapping[v] for v in results))
-    return Graph(graph.level, name, sizes, body)
+    return specialise(Graph(graph.level, name, sizes, body), _joined(sizes, used))
+
+
+def _joined(names: tuple[str, ...], sizes: set[Size]) -> dict[str, int | str]:
+    """Names that only occur multiplied with each other, as one name: rows of [b, t] tokens are b*t
+    there, and nothing that is read says what b and t are."""
+    joined: dict[str, int | str] = {}
+    for at, one in enumerate(names):
+        others = [n for n in names[at + 1 :] if _together(one, n, sizes)]
+        if others and one not in joined:
+            joined.update(dict.fromkeys(others, 1))
+            name = "_".join((one, *others))
+            joined[one] = name if name not in names else f"{name}_"
+    return joined
+
+
+def _together(one: str, other: str, sizes: set[Size]) -> bool:
+    monomials = (names for size in sizes for names, _ in size.terms)
+    return all(names.count(one) == names.count(other) for names in monomials)
 
 
 def result_names(module: Module) -> tuple[str, ...]:
@@ -111,8 +149,8 @@ def _takes(ops: list[Op], value: Value) -> bool:
     return any(value in op.operands for op in ops)
 
 
-def _sizes(types: list[Type]) -> set[str]:
-    return {n for x in types if isinstance(x, TensorType) for size in x.shape for n in size.names}
+def _sizes(types: list[Type]) -> set[Size]:
+    return {size for x in types if isinstance(x, TensorType) for size in x.shape}
 
 
 def _depths(graph: Graph) -> dict[Value, int]:

@@ -37,6 +37,8 @@ from tilewright.passes.routing_axes import OPS
 from tilewright.passes.routing_streams import RoutingStreams
 from tilewright.passes.split_sums import split_sums
 
+ONE = Size.of(1)
+
 
 class _Converter:
     """Builds the stream graph of one tensor graph."""
@@ -54,6 +56,23 @@ class _Converter:
         self.inner: Axis | None = None
         if self.order.streamed is not None:
             self.inner = self.axes.axis(self.order.streamed)
+        self.alone = self._row_alone()
+        if self.alone is not None:
+            self.parallel = (self.alone,)
+
+    def _row_alone(self) -> Axis | None:
+        """The loop of one turn that a row alone runs in, whose other dimensions are 1: what runs in
+        no loop has nothing to wait for, and rules make channels shallow between loops. None if
+        there are loops, or a result has no dimension of 1 that the loop may run along."""
+        results = [self.axes.views[None, at] for at in range(len(self.graph.results))]
+        units = all(_unit_dim(self._along(view)) is not None for view in results)
+        routes = any(isinstance(op, OPS) for op in self.graph.body.ops)
+        if self.parallel or self.inner is None or not units or routes:
+            return None
+        taken = set(self.axes.names.values())
+        return Axis(
+            next(n for n in map("row{}".format, range(len(taken) + 1)) if n not in taken), ONE
+        )
 
     def run(self) -> Graph:
         for op in self.graph.body.ops:
@@ -88,6 +107,10 @@ class _Converter:
         return tuple(
             tuple(self.axes.name(x) for x in d) for d in self.axes.resolved(view.root_dims)
         )
+
+    def _along(self, view: View) -> tuple[tuple[str, ...], ...]:
+        """The axes along each dimension of a view itself."""
+        return tuple(tuple(self.axes.name(x) for x in d) for d in self.axes.resolved(view.dims))
 
     def operand(self, op: Op | None, at: int) -> Value:
         """The stream of one use: made before, or a source, an index, a constant."""
@@ -249,9 +272,17 @@ class _Converter:
         counted = flat and flat.isdisjoint(self.order.parallel)  # over a loop: out of it now
         if not stream.type.loops and self.parallel and not counted:
             raise UnsupportedError("an output that is one constant")
-        dims = tuple(tuple(self.axes.name(x) for x in d) for d in self.axes.resolved(view.dims))
+        dims = self._along(view)
+        if self.alone is not None:
+            unit = _unit_dim(dims)
+            dims = tuple((self.alone.name,) if i == unit else d for i, d in enumerate(dims))
         name = result_name(self.graph, at, self.label)
         return self.build(s.Sink, stream, dims=dims, type=value.type, hint=name)
+
+
+def _unit_dim(dims: tuple[tuple[str, ...], ...]) -> int | None:
+    """The first dimension that no axis runs along: its size is 1."""
+    return next((i for i, dim in enumerate(dims) if not dim), None)
 
 
 CROSSING = "_rows"  # in the names of what the first of two graphs leaves to the second

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
@@ -13,8 +12,7 @@ import torch
 from tilewright.ir.core import Graph
 from tilewright.ir.errors import BackendMissingError
 from tilewright.ir.evaluate import evaluate_graph
-from tilewright.ir.printer import print_graph
-from tilewright.ir.sizes import Size, parse_size
+from tilewright.ir.sizes import parse_size
 from tilewright.ir.target import Target, named_target
 from tilewright.ir.types import BufferType, TensorType, Type
 from tilewright.passes.to_tile import kernel_to_tile
@@ -23,36 +21,18 @@ from tilewright.runtime.bundle.active import bundle_in_use, codes_for, refuse
 from tilewright.runtime.bundle.bundle import Bundle
 from tilewright.runtime.bundle.keys import stream_key, tile_key
 from tilewright.runtime.bundle.manifest import Code
-from tilewright.runtime.cache import Cache
+from tilewright.runtime.cpu_parts import InParts, SharedKernel, Sharing
 from tilewright.runtime.determinism import refuse_flushing
 from tilewright.runtime.family import Call, Variant
-from tilewright.runtime.fingerprint import cache_key
-from tilewright.runtime.graph_text import anonymous, table_text
 from tilewright.runtime.kernel import TORCH_DTYPES, Kernel
 from tilewright.runtime.locks import GENERATORS
-from tilewright.runtime.memory_limit import LIBRARY, compiling_bytes, require_memory
-from tilewright.runtime.native import NativeFunction, compile_llvm, load_object
+from tilewright.runtime.native import NativeFunction
+from tilewright.runtime.native_code import NativeParts, input_types, layout_class, native_code
 from tilewright.runtime.report import VariantReport
 from tilewright.runtime.targets import host_target
 from tilewright.runtime.tuned import BySize
 
-SYMBOL = "tilewright_kernel"
 BACKENDS = ("mlir", "numba", "interpreter")
-
-
-@dataclass(frozen=True)
-class NativeParts:
-    """What a compiled kernel needs besides its code."""
-
-    scratch_bytes: int
-    grid: tuple[tuple[Size, int], ...]
-    outputs: tuple[BufferType, ...]
-
-
-@cache
-def kernel_cache() -> Cache:
-    """The disk cache of this process."""
-    return Cache()
 
 
 def default_backend() -> str:
@@ -73,11 +53,6 @@ def kernel_target() -> Target:
     return named_target("scalar") if default_backend() == "numba" else host_target()
 
 
-def layout_class(rows: int) -> str:
-    """A row class in words."""
-    return f"up to {rows} rows" if rows else "any number of rows"
-
-
 def lower_variant(variant: Variant, target: Target) -> Graph:
     """The tile program of a variant."""
     return kernel_to_tile(
@@ -90,26 +65,27 @@ def make_mlir(variant: Variant, target: Target) -> tuple[Call, VariantReport]:
     bundled = _bundled(variant, target)
     if bundled is not None and variant.choice in ({}, bundled[2]):
         return bundled[:2]
-    options = f"rows {variant.rows}, units {variant.units}{table_text(variant.graph)}"
-    options += "".join(f", {field} {value}" for field, value in sorted(variant.choice.items()))
-    options += f", order {variant.order}" if variant.order else ""
-    key = cache_key(print_graph(anonymous(variant.graph)), "mlir", options, target.isa)
     try:
-        parts, native, cached = _native_parts(key, variant, target)
+        parts, native, cached = native_code(variant, target, lower_variant, variant.graph.results)
     except BackendMissingError:
         if bundled is not None:  # with another schedule than the one asked for: as right as that
             return bundled[:2]
         refuse_form(variant, target)
         raise
     report = _report(variant, target.name, "mlir", parts.scratch_bytes, cached)
-    return _kernel(variant, parts, native), report
+    sharing = Sharing.of(variant)
+    few = InParts(variant, sharing, target, make_mlir) if sharing is not None else None
+    return _kernel(variant, parts, native, few), report
 
 
-def _kernel(variant: Variant, parts: NativeParts, native: NativeFunction) -> Call:
-    """The call of a variant's code."""
-    return Kernel(
+def _kernel(
+    variant: Variant, parts: NativeParts, native: NativeFunction, few: InParts | None = None
+) -> Call:
+    """The call of a variant's code; ``few``: what does calls of few work items."""
+    made = Kernel if few is None else partial(SharedKernel, few)
+    return made(
         variant.graph.name,
-        [*_input_types(variant), *parts.outputs],
+        [*input_types(variant), *parts.outputs],
         variant.graph.sizes,
         parts.grid,
         len(parts.outputs),
@@ -161,89 +137,6 @@ def _from_bundle(bundle: Bundle, code: Code) -> tuple[NativeParts, NativeFunctio
     grid = tuple((parse_size(size), tile) for size, tile in code.grid)
     native = NativeFunction(bundle.address(code.symbol), bundle)
     return NativeParts(code.scratch_bytes, grid, outputs), native
-
-
-_loaded: dict[str, tuple[NativeParts, NativeFunction]] = {}
-
-
-def _native_parts(
-    key: str, variant: Variant, target: Target
-) -> tuple[NativeParts, NativeFunction, bool]:
-    """Code for a key: already in this process, from the disk cache, or compiled now."""
-    if key in _loaded:
-        return (*_loaded[key], True)
-    entry = kernel_cache().get(key)
-    kept = None if entry is None else _from_metadata(entry.metadata, variant)
-    if entry is None or kept is None:
-        parts, data = _compile_mlir(variant, target)
-        kernel_cache().put(key, _to_metadata(variant, target, parts), data)
-    else:
-        parts, data = kept, entry.payload
-    _loaded[key] = parts, load_object(data, SYMBOL)
-    return (*_loaded[key], kept is not None)
-
-
-def _compile_mlir(variant: Variant, target: Target) -> tuple[NativeParts, bytes]:
-    program = lower_variant(variant, target)
-    return native_parts(program), machine_code(program, target)
-
-
-def native_parts(program: Graph) -> NativeParts:
-    """What a tile program's code needs besides."""
-    with GENERATORS.lock:
-        from tilewright.backends.mlir.emit import scratch_bytes
-
-    outputs = (p.type for p in program.params[-int(program.attrs["outputs"]) :])
-    grid = tuple((Size.of(size), int(tile)) for size, tile in program.attrs["grid"])
-    typed = tuple(x for x in outputs if isinstance(x, BufferType))
-    return NativeParts(scratch_bytes(program), grid, typed)
-
-
-def machine_code(program: Graph, target: Target) -> bytes:
-    """A tile program through MLIR and LLVM."""
-    with GENERATORS.lock:
-        from tilewright.backends.mlir.build import loaded, to_llvm_ir
-        from tilewright.backends.mlir.emit import emit_module
-
-    text = emit_module(program, target, SYMBOL)
-    with GENERATORS.lock:
-        if not loaded():
-            require_memory(LIBRARY, "loading MLIR")
-        require_memory(compiling_bytes(text), f"compiling kernel {program.name}")
-        return compile_llvm(to_llvm_ir(text), target.cpu, target.features)
-
-
-def _input_types(variant: Variant) -> list[BufferType]:
-    out = []
-    for param, unit in zip(variant.graph.params, variant.units, strict=True):
-        assert isinstance(param.type, TensorType)
-        out.append(BufferType(param.type.shape, param.type.dtype, unit))
-    return out
-
-
-def _to_metadata(variant: Variant, target: Target, parts: NativeParts) -> dict[str, Any]:
-    return {
-        "kernel": variant.graph.name,
-        "target": target.name,
-        "layout_class": layout_class(variant.rows),
-        "scratch_bytes": parts.scratch_bytes,
-        "grid": [[str(size), tile] for size, tile in parts.grid],
-        "outputs": [[str(s) for s in out.shape] for out in parts.outputs],
-    }
-
-
-def _from_metadata(facts: dict[str, Any], variant: Variant) -> NativeParts | None:
-    """What was kept beside the code; None for what we did not write."""
-    try:
-        grid = tuple((parse_size(size), int(tile)) for size, tile in facts["grid"])
-        outputs = []
-        for value, shape in zip(variant.graph.results, facts["outputs"], strict=True):
-            assert isinstance(value.type, TensorType)
-            sizes = tuple(parse_size(s) for s in shape)
-            outputs.append(BufferType(sizes, value.type.dtype, len(sizes) - 1))
-        return NativeParts(int(facts["scratch_bytes"]), grid, tuple(outputs))
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return None
 
 
 def _report(

@@ -110,10 +110,11 @@ def frame_format(signature: Signature) -> str:
     return f"=q{pad}xq{pad}x{signature.arguments}q"
 
 
-def call_source(signature: Signature) -> str:
-    """The text of ``def call(*tensors)``; ``kernel.py`` names what it refers to."""
-    begin = [*_with_room(signature), *grid_text(signature), "if items:"]
-    begin += indented(_launch(signature), 4)
+def call_source(signature: Signature, otherwise: Sequence[str] = ()) -> str:
+    """The text of ``def call(*tensors)``; ``kernel.py`` names what it refers to. ``otherwise``:
+    statements that may return what is computed in another way, with ``items`` and ``workers``."""
+    begin = [*grid_text(signature), "workers = num_threads()", *otherwise]
+    begin += [*_with_room(signature), "if items:", *indented(_launch(signature), 4)]
     return call_text(signature, "is_cpu", begin)
 
 
@@ -286,7 +287,6 @@ def _launch(signature: Signature) -> Iterator[str]:
     pointers = [f"p{i}" for i in range(len(signature.params))]
     yield f"if not ({' and '.join(pointers) or 'True'}):"
     yield f"    check_memory({tuple_text([f't{i}' for i in range(len(pointers))])})"
-    yield "workers = num_threads()"
     yield "if workers > items:"
     yield "    workers = items"
     if signature.scratch_bytes:
@@ -337,19 +337,21 @@ def key_source(
 def sizes_function(graph: Graph) -> Callable[..., dict[str, int]]:
     """A function of tensors that gives the values of a graph's size names, as ``bind_sizes`` does,
     for tensors of which it is known that they fit."""
+    values = [f"{name!r}: {name_text(name)}" for name in graph.sizes]
+    text, names = sizes_text(graph)
+    lines = ["def sizes(*tensors):", *indented(text, 4), f"    return {{{', '.join(values)}}}"]
+    return defined("\n".join(lines), f"sizes of kernel {graph.name}", "sizes", names)
+
+
+def sizes_text(graph: Graph) -> tuple[list[str], dict[str, Any]]:
+    """Statements that give a graph's size names their values from ``tensors`` of which it is known
+    that they fit, and what they refer to."""
     signature = tensor_signature(graph)
     inputs, binding = signature.inputs, _bind(signature)
-    lines = [
-        "def sizes(*tensors):",
-        f"    {tuple_text([f't{i}' for i in range(len(inputs))])} = tensors",
-    ]
+    lines = [f"{tuple_text([f't{i}' for i in range(len(inputs))])} = tensors"]
     for i, type_ in enumerate(inputs):
-        lines.append(f"    {dimensions_text('n', i, type_)} = t{i}.shape")
-    lines += indented(binding.statements(), 4)
-    values = [f"{name!r}: {name_text(name)}" for name in graph.sizes]
-    lines.append(f"    return {{{', '.join(values)}}}")
-    names = {"solve": signature.solve}
-    return defined("\n".join(lines), f"sizes of kernel {graph.name}", "sizes", names)
+        lines.append(f"{dimensions_text('n', i, type_)} = t{i}.shape")
+    return [*lines, *binding.statements()], {"solve": signature.solve}
 
 
 def defined(text: str, what: str, wanted: str, names: dict[str, Any]) -> Callable[..., Any]:

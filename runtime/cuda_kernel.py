@@ -32,7 +32,6 @@ from tilewright.ir.target import Target
 from tilewright.passes.to_threads.lower import threads_program
 from tilewright.passes.to_threads.roles import roles_program
 from tilewright.passes.to_tile.whole_blocks.schedule import BlockSchedule, blocks_of_one_warp
-from tilewright.runtime.backends import kernel_cache
 from tilewright.runtime.calls import launched_call_source
 from tilewright.runtime.cuda.calls import ADDRESSES, element_bytes
 from tilewright.runtime.cuda.descriptions import Descriptions, Key
@@ -44,6 +43,7 @@ from tilewright.runtime.cuda.start import Layout, Start, starter
 from tilewright.runtime.family import Call, Variant
 from tilewright.runtime.fingerprint import cache_key
 from tilewright.runtime.gpu_kernel import GpuKernel, choosable, make_gpu
+from tilewright.runtime.native_code import kernel_cache
 from tilewright.runtime.report import MachineReport, VariantReport
 
 SYMBOL = "tilewright_kernel"

@@ -27,6 +27,7 @@ from tilewright.ir.types import StreamType, TensorType
 from tilewright.passes.canonicalise import drop_dead
 from tilewright.passes.specialise import specialise
 from tilewright.passes.to_tile.choices import Choice
+from tilewright.passes.to_tile.cost.defaults import few_row_classes
 from tilewright.passes.to_tile.kernel_info import KernelInfo, analyse, is_routing, is_row_kernel
 from tilewright.passes.to_tile.lowbit.info import has_packed_weights
 from tilewright.passes.to_tile.narrow import LONGEST
@@ -59,7 +60,7 @@ Key = tuple[tuple[int, ...], tuple[int, ...], int]  # units, static sizes, row c
 class Variant:
     """What to compile: a specialised stream graph, its row class and unit strides; ``choice``:
     fields of its schedule that are not to be the default's; ``order``: what its numbers may depend
-    on."""
+    on; ``shared``: whether threads may take parts of sums, as many as there are threads."""
 
     graph: Graph
     rows: int
@@ -67,6 +68,7 @@ class Variant:
     static_sizes: dict[str, int]
     choice: Choice = field(default_factory=dict)
     order: str = ANY  # of its sums (passes/to_tile/orders.py)
+    shared: bool = False
 
     @property
     def unit_dims(self) -> dict[str, int]:
@@ -265,7 +267,9 @@ class KernelFamily:
         """What to compile for calls with a key."""
         units, static, rows = key
         values = dict(zip(self.static_names, static, strict=True))
-        return Variant(specialise(self.graph, values), rows, units, values, order=self.level.order)
+        shared = not self.level.promises("threads")
+        graph = specialise(self.graph, values)
+        return Variant(graph, rows, units, values, order=self.level.order, shared=shared)
 
     def _chosen(self, variant: Variant) -> Call:
         """The form of a variant; where tuning has found schedules for some sizes, forms by size."""
@@ -310,7 +314,9 @@ def _classes(graph: Graph, target: Target, info: KernelInfo, level: Level) -> tu
     if target.gpu:
         packed = has_packed_weights(graph)
         return PRODUCT_ROW_CLASSES if packed else block_row_classes(info)
-    return () if is_row_kernel(graph) else row_classes(target)
+    if is_row_kernel(graph):
+        return ()
+    return row_classes(target) if has_packed_weights(graph) else few_row_classes(info, target)
 
 
 def _gathered(graph: Graph) -> tuple[int, ...]:

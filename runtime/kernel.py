@@ -49,6 +49,7 @@ FLOATS: dict[torch.dtype, DType] = {  # those that kernels compute with
 }
 ALIGNMENT = 64  # of scratch memory and of the counters: a cache line
 
+Tensors = tuple[torch.Tensor, ...]
 Frame = tuple[memoryview, int]  # an argument block and its address
 Scratch = tuple[int, int, torch.Tensor]  # aligned address, usable bytes, what owns them
 
@@ -81,7 +82,7 @@ class Kernel:
         self.signature = Signature(
             name, tuple(params), names, outputs, tuple(sizes), extents, rounded
         )
-        self.source = call_source(self.signature)
+        self.source = call_source(self.signature, self.otherwise())
         self._frames: list[Frame] = []
         self.call = self._compile()
 
@@ -91,6 +92,11 @@ class Kernel:
 
     def __repr__(self) -> str:
         return f"Kernel({self.name}: {', '.join(map(str, self.signature.params))})"
+
+    def otherwise(self) -> Sequence[str]:
+        """Statements of a call that may return what is computed in another way: they know the
+        ``kernel``, its ``tensors``, ``items`` of work and ``workers``."""
+        return ()
 
     def _compile(self) -> Callable[..., tuple[torch.Tensor, ...]]:
         """The Python function of ``calls.call_source`` with the names that it uses."""
@@ -103,6 +109,7 @@ class Kernel:
             "solve": self.signature.solve,
             "check_memory": self._check_memory,
             "num_threads": num_threads,
+            "kernel": self,
             "take_scratch": _take_scratch,
             "give_scratch": _free_scratch.append,
             "scratch": (0, 0),

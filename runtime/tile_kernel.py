@@ -11,14 +11,10 @@ from tilewright.ir.printer import print_graph
 from tilewright.ir.target import Target
 from tilewright.ir.types import BufferType
 from tilewright.runtime.backends import (
-    SYMBOL,
     bundled_tile,
     default_backend,
     interpreted,
-    kernel_cache,
     kernel_target,
-    machine_code,
-    native_parts,
 )
 from tilewright.runtime.bundle.active import refuse
 from tilewright.runtime.bundle.keys import tile_key
@@ -27,6 +23,7 @@ from tilewright.runtime.fingerprint import cache_key
 from tilewright.runtime.kernel import Kernel
 from tilewright.runtime.locks import GENERATORS
 from tilewright.runtime.native import NativeFunction, load_object
+from tilewright.runtime.native_code import SYMBOL, kernel_cache, machine_code, native_parts
 from tilewright.runtime.tracing.recorder import traced_tile
 
 

@@ -32,9 +32,13 @@ def results(case: Case, *given: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 def check(name: str, target: str, rows: int, length: int, seed: int = 0) -> None:
+    check_program(name, compiled(name, target), rows, length, seed)
+
+
+def check_program(name: str, program: Program, rows: int, length: int, seed: int = 0) -> None:
     """Within a few times the error of the same program in torch's f32, or of rounding the largest
     number once for every doubling of the row."""
-    case, program = PROGRAMS[name], compiled(name, target)
+    case = PROGRAMS[name]
     given = case.inputs(rows, length, seed)
     exact = results(case, *(x.double() if x.is_floating_point() else x for x in given))
     single = results(case, *given)

@@ -1,4 +1,4 @@
-"""Losses of rows of scores: cross_entropy, of each row or of all."""
+"""Losses of rows of scores: cross_entropy, of each row, their sum or mean."""
 
 from __future__ import annotations
 
@@ -34,11 +34,9 @@ def cross_entropy(  # noqa: PLR0913, PLR0917 (torch's own signature)
 ) -> Value:
     """log(sum(exp(x))) - x[target] for rows [rows, classes], 0 where the target is
     ``ignore_index``, on GPUs NaN where it is no class (torch raises an error there);
-    or the sum of all"""
+    or the sum of all, or the mean of those that count"""
     scores, labels = tensor_type(input), tensor_type(target)
     plain = weight is None and size_average is None and reduce is None and label_smoothing == 0.0
-    if reduction == "mean":
-        raise UnsupportedError('reduction="mean"; write "sum", and divide by the labels that count')
     if not plain or len(scores.shape) != 2 or not labels.dtype.is_int:
         raise UnsupportedError("other than rows of classes without weights and smoothing")
     look_up(e, target, scores.shape[1], passed_over=ignore_index)
@@ -58,6 +56,11 @@ def cross_entropy(  # noqa: PLR0913, PLR0917 (torch's own signature)
     ignored = e.compare(label, e.const(ignore_index, labels.dtype), "eq")
     loss = e.select(inside, loss, e.const(float("nan"), wide), wide)
     loss = e.select(ignored, e.const(0.0, wide), loss, wide)
-    if reduction == "sum":
-        return e.cast(e.reduce(loss, "sum", (0, 1), keep=False), e.dtype)
-    return e.cast(e.reshape(loss, e.shape), e.dtype)
+    if reduction == "none":
+        return e.cast(e.reshape(loss, e.shape), e.dtype)
+    total = e.reduce(loss, "sum", (0, 1), keep=False)
+    if reduction == "mean":
+        one, none = e.const(1.0, wide), e.const(0.0, wide)
+        counts = e.select(ignored, none, one, wide)
+        total = e.op(m.Div, total, e.reduce(counts, "sum", (0, 1), keep=False))
+    return e.cast(total, e.dtype)

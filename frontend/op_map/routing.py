@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch.fx import Node
 
+from tilewright.frontend import symbols
 from tilewright.frontend.op_map.emitter import ONE, Emitter, Shape, tensor_type
 from tilewright.frontend.op_map.pointwise import binary
 from tilewright.frontend.op_map.positions import ZERO, look_up, range_of
 from tilewright.frontend.op_map.promotion import Operand, as_value
-from tilewright.frontend.op_map.registry import INDEX, POSITIONS, Kind, handles
-from tilewright.frontend.symbols import make_static
+from tilewright.frontend.op_map.registry import INDEX, POSITIONS, Kind, axes_named, handles
+from tilewright.frontend.op_map.shape import is_tensor
 from tilewright.ir import ops_math as m
 from tilewright.ir import ops_routing as r
 from tilewright.ir import ops_tensor as t
@@ -40,7 +41,7 @@ def settle_numbers(node: Node) -> None:
     for argument in (*node.args, *node.kwargs.values()):
         value = argument.meta.get("example_value") if isinstance(argument, Node) else None
         if isinstance(value, torch.SymInt):
-            make_static(value)
+            symbols.make_static(value)
 
 
 def _moved(e: Emitter, x: Value, axis: int, to: int) -> Value:
@@ -142,7 +143,20 @@ def _look_up_along(e: Emitter, x: Value, dim: int, ids: Value) -> None:
     look_up(e, ids, tensor_type(x).shape[dim % _rank(x)])
 
 
-@handles("gather", Kind.ROUTING, [torch.gather], ["gather"])
+def _settle_rows(node: Node) -> None:
+    """Guards that an index has the rows of what it looks up, if it had in the captured call."""
+    operands = [n.meta["example_value"] for n in node.all_input_nodes if is_tensor(n)]
+    axis = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    if len(operands) != 2 or not isinstance(axis, int) or operands[0].dim() != operands[1].dim():
+        return
+    x, ids = ([*o.shape] for o in operands)
+    pairs = [pair for at, pair in enumerate(zip(x, ids, strict=True)) if at != axis % len(x)]
+    if all(symbols.hint(a) == symbols.hint(b) for a, b in pairs):
+        for a, b in pairs:
+            symbols.must_equal(a, b)
+
+
+@handles("gather", Kind.ROUTING, [torch.gather], ["gather"], _settle_rows, axes_named(1, None))
 def gather(e: Emitter, input: Value, dim: int, index: Value, *, sparse_grad: bool = False) -> Value:
     """tensor.take_along"""
     axis = dim % _rank(input)
@@ -151,7 +165,14 @@ def gather(e: Emitter, input: Value, dim: int, index: Value, *, sparse_grad: boo
     return e.op(r.TakeAlong, input, index, axis=axis)
 
 
-@handles("take_along_dim", Kind.ROUTING, [torch.take_along_dim], ["take_along_dim"])
+@handles(
+    "take_along_dim",
+    Kind.ROUTING,
+    [torch.take_along_dim],
+    ["take_along_dim"],
+    axes=axes_named(2, None),
+    settle=_settle_rows,
+)
 def take_along_dim(e: Emitter, input: Value, indices: Value, dim: int | None = None) -> Value:
     """tensor.take_along after both were widened to each other's other dimensions; positions count
     modulo the dimension"""

@@ -26,7 +26,7 @@ def settle_ratios(node: Node) -> None:
     """Guards ratios of sizes among the arguments: ``q.size(1) // k.size(1)`` of grouped heads."""
     for argument in node.all_input_nodes:
         for source in (argument, *argument.all_input_nodes):
-            if source.target is not operator.floordiv or _is_tensor(source):
+            if source.target is not operator.floordiv or is_tensor(source):
                 continue
             parts = [a.meta["example_value"] for a in source.args if isinstance(a, Node)]
             if len(parts) == 2:
@@ -44,7 +44,8 @@ def settle_ratios_above(node: Node) -> None:
             stack.extend(source.all_input_nodes)
 
 
-def _is_tensor(node: Node) -> bool:
+def is_tensor(node: Node) -> bool:
+    """Whether a node gives one tensor."""
     return isinstance(node.meta.get("example_value"), torch.Tensor)
 
 

@@ -7,6 +7,8 @@ from typing import Protocol
 
 from tilewright.ir.core import Value
 from tilewright.ir.ops_tile import BlockId
+from tilewright.ir.sizes import Size
+from tilewright.passes.to_tile.in_parts import parts_name
 from tilewright.passes.to_tile.intervals import Interval
 from tilewright.passes.to_tile.mask_range import Bound, MaskRange
 from tilewright.passes.to_tile.state import LoweringState
@@ -73,6 +75,19 @@ class BlockRange:
             b.maximum(full_first, start),
             b.minimum(full_last, end),
         )
+
+    def shared(self, span: Span) -> Span:
+        """What of a span this work item does where items take parts that are joined afterwards:
+        whole blocks, as many for each."""
+        b, (first, last, full_first, full_last) = self.build, span
+        part, block = self.state.part, self.schedule.inner_block
+        assert part is not None
+        blocks = b.div(b.add(b.sub(last, first), block - 1), block)
+        count = b.size(Size.of(parts_name(self.info.graph)))
+        each = b.mul(b.div(b.add(blocks, b.sub(count, 1)), count), block)
+        start = b.minimum(b.add(first, b.mul(part, each)), last)
+        end = b.minimum(b.add(start, each), last)
+        return start, end, b.maximum(full_first, start), b.minimum(full_last, end)
 
     def box(self) -> dict[str, Interval]:
         """The positions of the rows, and of the work item on the grid."""

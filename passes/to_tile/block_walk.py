@@ -47,6 +47,8 @@ class BlockWalk:
             span = window.part(span)
         first = b.mul(b.div(span[0], self.align), self.align)  # the masks hide what comes before
         span = (first, *span[1:]) if self.align > 1 else span
+        if self.state.shares:
+            span = window.shared(span)
         if self.mask.tests:
             self._tested(span, MaskTests(self.state, self.mask, window), bodies)
         else:

@@ -26,6 +26,7 @@ from tilewright.passes.to_tile.block import BlockLowering
 from tilewright.passes.to_tile.cached.info import cached_ops, cached_schedule
 from tilewright.passes.to_tile.choices import DEFAULT, Choice, with_choice
 from tilewright.passes.to_tile.cost.defaults import best_blocks
+from tilewright.passes.to_tile.in_parts import Partials, can_be_shared_out
 from tilewright.passes.to_tile.kernel_info import (
     KernelInfo,
     analyse,
@@ -117,10 +118,38 @@ def kernel_to_tile(
     if isinstance(schedule, PackedSchedule):
         plain, packed = cached_schedule(info, target, rows), with_choice(schedule, choice)
         return _finished(lambda: _Program(info, plain, units).run(target, packed))
-    chosen = with_choice(schedule, choice)
-    if not chosen.rows_on_lanes and chosen.lanes > 1 and reads_across(info, units):
-        chosen = columns_on_lanes(chosen) if info.splits else keys_on_lanes(chosen)
+    chosen = _as_read(info, with_choice(schedule, choice), units)
     return _finished(lambda: _Program(info, chosen, units).run(target))
+
+
+def kernel_to_share(graph: Graph) -> KernelInfo | None:
+    """A kernel whose positions work items can take parts of on a CPU, which a second kernel then
+    joins (in_parts.py); None for others."""
+    graph = prepared(graph)
+    if is_routing(graph) or has_packed_weights(graph) or is_row_kernel(graph):
+        return None
+    info = analyse(graph)
+    return info if can_be_shared_out(info) else None
+
+
+def first_of_parts(
+    graph: Graph, target: Target, rows: int, units: dict[str, int], choice: Choice = DEFAULT
+) -> Graph:
+    """The first of the two: it takes memory for partial results after its inputs. Raises
+    UnsupportedError for kernels without parts."""
+    info = kernel_to_share(graph)
+    schedule = default_schedule(info, target, rows) if info is not None else None
+    if info is None or not isinstance(schedule, Schedule):
+        raise UnsupportedError(f"{graph.name}: no parts of it can be joined")
+    chosen = _as_read(info, with_choice(schedule, choice), units)
+    return _finished(lambda: _Program(info, chosen, units, Partials.of(info)).run(target))
+
+
+def _as_read(info: KernelInfo, chosen: Schedule, units: dict[str, int]) -> Schedule:
+    """A schedule that suits what lies side by side in memory."""
+    if chosen.rows_on_lanes or chosen.lanes == 1 or not reads_across(info, units):
+        return chosen
+    return columns_on_lanes(chosen) if info.splits else keys_on_lanes(chosen)
 
 
 def _in_order(
@@ -254,17 +283,30 @@ def _finished(write: Callable[[], Graph]) -> Graph:
 class _Program:
     """Assembles the three parts."""
 
-    def __init__(self, info: KernelInfo, schedule: Schedule, units: dict[str, int]) -> None:
-        self.info, self.schedule = info, schedule
+    def __init__(
+        self,
+        info: KernelInfo,
+        schedule: Schedule,
+        units: dict[str, int],
+        partials: Partials | None = None,
+    ) -> None:
+        self.info, self.schedule, self.partials = info, schedule, partials
         given = kernel_parameters(info.graph, units)
         self.params, self.sinks = given.values, given.sinks
-        self.state = LoweringState(info, schedule, given.buffers)
+        if partials is not None:
+            inputs = given.values[: len(given.values) - len(given.sinks)]
+            self.params, self.sinks = (*inputs, *partials.buffers), ()
+        self.state = LoweringState(info, schedule, given.buffers, shares=partials is not None)
 
     def run(self, target: Target, packed_weights: PackedSchedule | None = None) -> Graph:
         rows = RowLowering(self.state)
         grid = [(axis.size, 1) for axis in self.info.grid]
         if self.info.splits:
             grid.append((self.info.inner.size, self.schedule.inner_part))
+        sizes, partials = self.info.graph.sizes, self.partials
+        if partials is not None:
+            grid.append((partials.count, 1))
+            sizes = (*sizes, *partials.count.names)
         grid.append((self.info.row_count, self.schedule.rows))
         if packed_weights is not None:
             packed = PackedKernel(self.state, target, packed_weights)
@@ -276,6 +318,8 @@ class _Program:
             block = BlockLowering(self.state, rows)
             rows.begin()
             block.run()
+            if partials is not None:
+                rows.leave(lambda row, at: partials.store(self.state, row, at))
             rows.finish([sink for sink in self.sinks if not self.info.per_position(sink)])
         body = Region(self.params, tuple(self.state.build.top.ops))
         attrs = {
@@ -283,7 +327,7 @@ class _Program:
             "outputs": len(self.sinks),
             "target": target.name,
         }
-        return Graph("tile", self.info.graph.name, self.info.graph.sizes, body, attrs)
+        return Graph("tile", self.info.graph.name, sizes, body, attrs)
 
 
 def to_tile(module: Module, target: Target, rows: int = 0) -> Module:

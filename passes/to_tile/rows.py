@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from tilewright.ir import ops_stream as s
@@ -37,7 +37,10 @@ class RowLowering:
 
         for dim, axis in enumerate(info.grid):
             self.state.grid_at[axis.name] = b(BlockId, dim=dim, hint=f"{axis.name}_at")
-        block = b(BlockId, dim=len(info.grid) + info.splits, hint="row_block")
+        if self.state.shares:
+            self.state.part = b(BlockId, dim=len(info.grid), hint="part")
+        before = len(info.grid) + (info.splits or self.state.shares)
+        block = b(BlockId, dim=before, hint="row_block")
         self.state.first_row = b.mul(block, self.schedule.rows)
         self.state.row_total = b.size(info.row_count)
         operands = self._row_operands()
@@ -302,14 +305,22 @@ class RowLowering:
         sinks = [x for x in sinks if not can_write_turned(self.state, x)]
         if not sinks:
             return
+        folds = needed_folds(self.state, [sink.x for sink in sinks])
+
+        def store(row: Value, at: dict[str, Value]) -> None:
+            self.folded = fold_all(self.state, self, folds, at, row)
+            for sink in sinks:
+                self.write(sink, row, at)
+
+        self.leave(store)
+
+    def leave(self, store: Callable[[Value, dict[str, Value]], None]) -> None:
+        """Writes what ``store(row, at)`` writes of each row."""
         b, state = self.build, self.state
         assert state.first_row is not None and state.row_total is not None
         count = b.minimum(b.sub(state.row_total, state.first_row), self.schedule.rows)
-        folds = needed_folds(state, [sink.x for sink in sinks])
         with self.each_row(count, clamp=False) as (row, at):
-            self.folded = fold_all(state, self, folds, at, row)
-            for sink in sinks:
-                self.write(sink, row, at)
+            store(row, at)
 
     def write(self, sink: s.Sink, row: Value, at: dict[str, Value]) -> None:
         """Writes one row's result, its element's axis on lanes."""

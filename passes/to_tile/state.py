@@ -47,6 +47,8 @@ class LoweringState:
     buffers: dict[Value, Value]
     build: TileBuilder = field(default_factory=TileBuilder)
     grid_at: dict[str, Value] = field(default_factory=dict)  # positions of grid axes
+    shares: bool = False  # whether items take parts of the inner axis that are joined afterwards
+    part: Value | None = None  # which one this does
     first_row: Value | None = None
     row_total: Value | None = None
     packed: dict[Value, Value] = field(default_factory=dict)  # row operands of contractions

@@ -18,7 +18,7 @@ from tilewright.ir.core import Graph, Value
 from tilewright.ir.printer import print_graph
 from tilewright.ir.target import Target
 from tilewright.ir.types import BufferType, TensorType
-from tilewright.runtime.backends import kernel_cache, lower_variant, native_parts
+from tilewright.runtime.backends import lower_variant
 from tilewright.runtime.bundle.keys import choice_key, stream_key, tile_key
 from tilewright.runtime.bundle.manifest import Buffer, Code
 from tilewright.runtime.family import Variant
@@ -26,6 +26,7 @@ from tilewright.runtime.fingerprint import cache_key
 from tilewright.runtime.json_fields import IDENTIFIER
 from tilewright.runtime.kernel import TORCH_DTYPES
 from tilewright.runtime.native import compile_llvm
+from tilewright.runtime.native_code import kernel_cache, native_parts
 from tilewright.runtime.report import VariantReport
 
 _SHOWN = 40  # characters of a kernel's name in its symbol

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tilewright.cli import app
-from tilewright.runtime.backends import kernel_cache
+from tilewright.runtime.native_code import kernel_cache
 from tilewright.runtime.settings import settings
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"

@@ -6,6 +6,8 @@ import contextlib
 import io
 import re
 import shlex
+import sys
+import types
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -23,8 +25,9 @@ from tilewright.ir.core import REGISTRY
 from tilewright.ir.dtypes import TABLE
 from tilewright.passes.canonicalise import FOLDS
 from tilewright.passes.decompose import PARTS
-from tilewright.runtime.backends import MAKERS, kernel_cache
+from tilewright.runtime.backends import MAKERS
 from tilewright.runtime.bundle.active import use_bundle
+from tilewright.runtime.native_code import kernel_cache
 from tilewright.runtime.settings import settings
 
 ROOT = Path(__file__).parent.parent.parent
@@ -141,10 +144,14 @@ def compare(page: str, step: Step, printed: str) -> None:
 
 
 @pytest.mark.parametrize("page", WITH_CODE)
-def test_the_code_on_the_page_runs(page: str, place: Path, update_golden: bool) -> None:
+def test_the_code_on_the_page_runs(
+    page: str, place: Path, update_golden: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for package in NEEDS.get(page, ()):
         pytest.importorskip(package)
-    names: dict[str, object] = {"__name__": "page"}
+    module = types.ModuleType("page")  # Dynamo looks up the globals of methods in it
+    monkeypatch.setitem(sys.modules, "page", module)
+    names = vars(module)
     new: list[tuple[Shown, str]] = []
     output.cache_clear()
     for at, step in enumerate(runnable(page)):

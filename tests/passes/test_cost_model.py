@@ -17,7 +17,7 @@ from tilewright.passes.pipeline import TO_KERNELS, run_passes
 from tilewright.passes.specialise import specialise
 from tilewright.passes.to_tile import kernel_to_tile
 from tilewright.passes.to_tile.cost.counts import NAMES, total
-from tilewright.passes.to_tile.cost.defaults import MARGIN, last_units
+from tilewright.passes.to_tile.cost.defaults import MARGIN, few_row_classes, last_units
 from tilewright.passes.to_tile.cost.machine import spilled, step_cycles
 from tilewright.passes.to_tile.cost.packed import PackedModel
 from tilewright.passes.to_tile.cost.walk import count_program
@@ -170,3 +170,12 @@ def test_unknown_sizes_inside_elements_leave_the_plain_schedule() -> None:
     assert default_schedule(kernel_info(graph), ZEN4, 0) == choose_schedule(ZEN4, 0)
     known = specialise(graph, {"D": 64})
     assert isinstance(default_schedule(kernel_info(known), ZEN4, 0), Schedule)
+
+
+@pytest.mark.parametrize("terms", [64, 512, 1024, 1040, 2048])
+def test_eight_rows_in_registers_lie_in_the_nearest_cache(terms: int) -> None:
+    """Rows that do not are one class with as many as there are lanes; fewer rows stay."""
+    text = cross_entropy_text().replace("x D x", f"x {terms} x").replace(", D>", ">")
+    classes = few_row_classes(kernel_info(stream(text)), ZEN4)
+    assert set(classes) == {1, 2, 4, 16, 0} | ({8} if terms * 8 * 4 <= ZEN4.l1_bytes else set())
+    assert set(few_row_classes(kernel_info(stream(text)), AVX2)) == {1, 2, 4, 8, 0}

@@ -76,3 +76,47 @@ def test_sigmoid() -> None:
 def test_other_levels_are_left_alone() -> None:
     stream = parse("stream f() { return }")
     assert decompose(stream) == stream
+
+
+PICKED = """graph f<N, M>(
+    %q: tensor<N x 4 x {dtype}>, %k: tensor<M x 4 x {dtype}>, %ids: tensor<N x {n} x i64>
+) {{
+%a = math.cast %q {{dtype = f32}}
+%b = math.cast %k {{dtype = f32}}
+%s = tensor.contract %a, %b {{equation = "{equation}"}}
+%x = math.cast %s {{dtype = {dtype}}}
+%o = tensor.take_along %x, %ids {{axis = {axis}}}
+return %o }}"""
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "f64"])
+@pytest.mark.parametrize("axis", [1, -1])
+def test_one_position_of_each_row_of_a_product_is_no_table(axis: int, dtype: str) -> None:
+    """Positions outside read the nearest element inside, and infinities stay where they are."""
+    text = PICKED.format(n=1, axis=axis, dtype=dtype, equation="nc,mc->nm")
+    if dtype == "f64":
+        text = text.replace("{dtype = f32}", "{dtype = f64}")
+    module = parse(text)
+    rng = np.random.default_rng(1)
+    q, k = rng.standard_normal((9, 4)), rng.standard_normal((5, 4))
+    k[2] = INF
+    ids = np.array([[0], [1], [2], [3], [4], [5], [-1], [9], [-7]])
+    (before,) = evaluate(module, q, k, ids)
+    (after,) = evaluate(decompose(module), q, k, ids)
+    np.testing.assert_array_equal(after, before)
+    assert "take_along" not in str(decompose(module))
+
+
+@pytest.mark.parametrize("case", ["two positions", "positions that a product chose", "an input"])
+def test_other_look_ups_stay(case: str) -> None:
+    text = PICKED.format(n=1, axis=1, dtype="f32", equation="nc,mc->nm")
+    if case == "two positions":
+        text = PICKED.format(n=2, axis=1, dtype="f32", equation="nc,mc->nm")
+    elif case == "an input":
+        text = text.replace("take_along %x", "take_along %q")
+    else:
+        chosen = "%v, %best = tensor.top_k %x {k = 1}\n%o"
+        text = text.replace(
+            "%o = tensor.take_along %x, %ids", f"{chosen} = tensor.take_along %x, %best"
+        )
+    assert "take_along" in str(decompose(parse(text)))

@@ -62,3 +62,24 @@ def test_what_has_no_row_stays_as_it_is() -> None:
         %y = math.mul %x, %r
         return %y }}"""
         assert is_routing(prepared(run_passes(parse(text), TO_KERNELS).main)) == routing
+
+
+ATTENTION = """
+graph attend<N, M>(%q: tensor<N x 8 x f32>, %k: tensor<M x 8 x f32>, %v: tensor<M x 8 x f32>) {
+  %s = tensor.contract %q, %k {equation = "nd,md->nm"}
+  %p = tensor.softmax %s {axis = 1}
+  %o = tensor.contract %p, %v {equation = "nm,me->ne"}
+  return %o
+}
+"""
+
+
+def test_a_query_alone_is_streamed() -> None:
+    """It runs in a loop of one turn: what waits for a maximum waits between loops."""
+    text = ATTENTION.replace("N x", "1 x").replace("<N, M>", "<M>")
+    (one,), (many,) = (run_passes(parse(x), TO_KERNELS).graphs for x in (text, ATTENTION))
+    assert [op.name for op in one.body.ops] == [op.name for op in many.body.ops]
+    rng = np.random.default_rng(3)
+    q, k, v = (rng.standard_normal((n, 8)) for n in (1, 9, 9))
+    found = [evaluate_graph(x, q, k, v, precision="f64")[0] for x in (one, many)]
+    np.testing.assert_array_equal(*found)

@@ -27,10 +27,30 @@ SPLIT = {
     "the other way round": f"graph f<N, M>({QK}) {{\n{SCORES}{lse()}{MEAN}return %o, %lse, %top }}",
     "weighted by an input": f"graph f<N, M>({QK}, %r: tensor<N x 1 x f32>) {{\n{SCORES}{lse()}"
     '%w = math.mul %lse, %r\n%o = tensor.reduce %w {kind = "sum", axis = 0}\nreturn %o }',
+    "mean of those that count": f"graph f<N, M>({QK}, %r: tensor<N x 1 x f32>) {{\n{SCORES}{lse()}"
+    '%w = math.mul %lse, %r\n%top_ = tensor.reduce %w {kind = "sum", axis = 0}\n'
+    '%below = tensor.reduce %r {kind = "sum", axis = 0}\n%o = math.div %top_, %below\nreturn %o }',
+    "mean of rows of two axes": "graph f<A, N, M>(%q: tensor<A x N x 16 x f32>,"
+    " %k: tensor<M x 16 x f32>, %r: tensor<(A*N) x f32>) {\n"
+    '%s = tensor.contract %q, %k {equation = "anc,mc->anm"}\n'
+    "%rows = tensor.reshape %s {shape = [size(A*N), size(M)]}\n"
+    '%sum = tensor.reduce %rows {kind = "max", axis = 1}\n%w = math.mul %sum, %r\n'
+    '%all = tensor.reduce %w {kind = "sum", axis = 0}\n'
+    '%count = tensor.reduce %r {kind = "sum", axis = 0}\n%o = math.div %all, %count\nreturn %o }',
     "sum of sums": "graph f<N, M>(%x: tensor<N x M x f32>) {\n"
     '%a = tensor.reduce %x {kind = "sum", axis = 1}\n'
     '%o = tensor.reduce %a {kind = "sum", axis = 0}\nreturn %o }',
 }
+
+
+def sizes(rows: int, length: int) -> dict[str, int]:
+    return {"N": rows, "M": length, "A": 3}
+
+
+def drawn(text: str, rows: int, length: int) -> Drawn:
+    module = parse(text)
+    known = {n: v for n, v in sizes(rows, length).items() if n in module.main.sizes}
+    return Drawn(module, tuple(inputs(text, rows, length)), known)
 
 
 def inputs(text: str, rows: int, length: int) -> list[np.ndarray]:
@@ -38,15 +58,14 @@ def inputs(text: str, rows: int, length: int) -> list[np.ndarray]:
     shapes = []
     for param in parse(text).main.params:
         assert isinstance(param.type, TensorType)
-        shapes.append([s.evaluate({"N": rows, "M": length}) for s in param.type.shape])
+        shapes.append([s.evaluate(sizes(rows, length)) for s in param.type.shape])
     return [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
 
 
 @pytest.mark.parametrize("name", SPLIT)
 def test_two_graphs_mean_the_same(name: str) -> None:
     text = SPLIT[name]
-    given = inputs(text, 5, 7)
-    program = Drawn(parse(text), tuple(given), {"N": 5, "M": 7})
+    program = drawn(text, 5, 7)
     stream = streamed(program.module)
     assert len(stream.graphs) == 2
     for module in (stream, parse(str(stream))):  # wired by names, in print too
@@ -61,9 +80,8 @@ def test_two_kernels(name: str) -> None:
     assert len(program.steps) == 2 and program.supported
     for rows, length in ((1, 1), (30, 300)):
         given = inputs(SPLIT[name], rows, length)
-        drawn = Drawn(parse(SPLIT[name]), tuple(given), {"N": rows, "M": length})
         found = program(*(torch.from_numpy(x) for x in given))
-        for got, want in zip(found, drawn.run(), strict=True):
+        for got, want in zip(found, drawn(SPLIT[name], rows, length).run(), strict=True):
             np.testing.assert_allclose(got.numpy(), want, rtol=2e-5, atol=2e-5)
 
 

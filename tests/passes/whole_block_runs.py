@@ -15,9 +15,9 @@ from tilewright.ir.evaluate import evaluate_graph
 from tilewright.ir.parser import parse
 from tilewright.ir.target import named_target
 from tilewright.passes.pipeline import TO_KERNELS, run_passes
+from tilewright.passes.to_tile.in_parts import PARTS
 from tilewright.passes.to_tile.lower import gpu_program, gpu_programs_in_parts
 from tilewright.passes.to_tile.tables import tables_of, with_tables
-from tilewright.passes.to_tile.whole_blocks.parts import PARTS
 from tilewright.passes.to_tile.whole_blocks.schedule import BlockSchedule
 from tilewright.runtime.tables import block_extremes
 

@@ -19,7 +19,7 @@ from tests import bundle_programs as programs
 from tests.bundle_programs import numbers
 from tilewright.ir.errors import BackendMissingError, BundleError, NotInBundleError
 from tilewright.ir.parser import parse
-from tilewright.runtime import backends, native
+from tilewright.runtime import backends, native, native_code
 from tilewright.runtime.bundle import active
 from tilewright.runtime.bundle.active import bundle_in_use, use_bundle
 from tilewright.runtime.bundle.bundle import Bundle
@@ -62,10 +62,10 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*_: Any) -> Any:
         raise BackendMissingError("not installed")
 
-    monkeypatch.setattr(backends, "machine_code", missing)
+    monkeypatch.setattr(native_code, "machine_code", missing)
     monkeypatch.setattr(native, "_llvm", missing)
-    monkeypatch.setattr(backends, "kernel_cache", lambda: backends.Cache(limit=0))
-    monkeypatch.setattr(backends, "_loaded", {})
+    monkeypatch.setattr(native_code, "kernel_cache", lambda: native_code.Cache(limit=0))
+    monkeypatch.setattr(native_code, "_loaded", {})
 
 
 def test_programs_take_its_kernels(path: Path, no_compiler: None) -> None:
@@ -167,7 +167,7 @@ def test_the_environment_names_a_bundle(path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_choices_by_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A form that tuning found two schedules for: each size class gets its own code."""
-    monkeypatch.setattr(backends, "kernel_cache", lambda: backends.Cache(limit=0))
+    monkeypatch.setattr(native_code, "kernel_cache", lambda: native_code.Cache(limit=0))
     exporter = Exporter(host_target(), "test")
     program = exporter._program(parse(HEAD.text()))
     family = program.steps[0].family

@@ -23,7 +23,7 @@ from tilewright.ir.parser import parse
 from tilewright.ir.target import named_target
 from tilewright.passes.pipeline import TO_KERNELS, run_passes
 from tilewright.passes.to_tile import kernel_to_tile
-from tilewright.runtime import backends, native
+from tilewright.runtime import backends, native, native_code
 from tilewright.runtime.bundle import link as link_module
 from tilewright.runtime.cache import Cache
 
@@ -131,10 +131,10 @@ def interrupt(monkeypatch: pytest.MonkeyPatch) -> Interrupt:
     ("place", "name"),
     [
         (backends, "lower_variant"),
-        (backends, "native_parts"),
-        (backends, "machine_code"),
-        (backends, "load_object"),
-        (backends, "compile_llvm"),
+        (native_code, "native_parts"),
+        (native_code, "machine_code"),
+        (native_code, "load_object"),
+        (native_code, "compile_llvm"),
         (native, "_check_form"),
         (Cache, "get"),
         (Cache, "put"),
@@ -146,7 +146,7 @@ def test_the_call_after_an_interrupted_one_works(
     place: Any, name: str, interrupt: Interrupt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = Cache(tmp_path)
-    monkeypatch.setattr(backends, "kernel_cache", lambda: cache)
+    monkeypatch.setattr(native_code, "kernel_cache", lambda: cache)
     rows = Rows()
     interrupt(place, name)
     with pytest.raises(KeyboardInterrupt):
@@ -184,7 +184,7 @@ def test_a_thread_that_waited_for_an_interrupted_one_compiles_itself(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rows, inside, found = Rows(), threading.Event(), []
-    real = backends.machine_code
+    real = native_code.machine_code
 
     def first_fails(*arguments: Any) -> bytes:
         if not inside.is_set():
@@ -193,8 +193,8 @@ def test_a_thread_that_waited_for_an_interrupted_one_compiles_itself(
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(backends, "machine_code", first_fails)
-    monkeypatch.setattr(backends, "kernel_cache", lambda: Cache(limit=0))
+    monkeypatch.setattr(native_code, "machine_code", first_fails)
+    monkeypatch.setattr(native_code, "kernel_cache", lambda: Cache(limit=0))
 
     def wait() -> None:
         inside.wait()
@@ -212,7 +212,7 @@ def test_a_signals_handler_may_call_the_kernel_that_is_being_compiled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """In the same thread, which holds all the locks."""
-    rows, real = Rows(), backends.machine_code
+    rows, real = Rows(), native_code.machine_code
     handled: list[bool] = []
 
     def signalled(*arguments: Any) -> bytes:
@@ -221,8 +221,8 @@ def test_a_signals_handler_may_call_the_kernel_that_is_being_compiled(
             handled[0] = rows.wrong()
         return real(*arguments)
 
-    monkeypatch.setattr(backends, "machine_code", signalled)
-    monkeypatch.setattr(backends, "kernel_cache", lambda: Cache(limit=0))
+    monkeypatch.setattr(native_code, "machine_code", signalled)
+    monkeypatch.setattr(native_code, "kernel_cache", lambda: Cache(limit=0))
     found: list[bool] = []
     thread = threading.Thread(target=lambda: found.append(rows.wrong()), daemon=True)
     thread.start()

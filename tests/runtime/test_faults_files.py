@@ -25,8 +25,8 @@ from tests.runtime.faults import (
 )
 from tilewright.ir.errors import TuningError
 from tilewright.runtime import tuned
-from tilewright.runtime.backends import kernel_cache
 from tilewright.runtime.cache import Cache, CacheWarning
+from tilewright.runtime.native_code import kernel_cache
 from tilewright.runtime.settings import settings
 from tilewright.runtime.tracing.parts import Part
 from tilewright.runtime.tracing.recorder import Recorder, TraceWarning, now

@@ -16,7 +16,7 @@ import tilewright
 from tests.attention_programs import Attention
 from tests.runtime.faults import FORKS, Rows, in_child
 from tilewright.ir.errors import MemoryLimitError, TilewrightError
-from tilewright.runtime import backends, kernel, memory_limit
+from tilewright.runtime import kernel, memory_limit, native_code
 from tilewright.runtime.cache import Cache
 
 LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -64,7 +64,7 @@ def test_compiling_is_refused_where_llvm_would_end_the_process(limit: int, name:
 
     def work() -> None:
         rows = Rows()
-        backends.kernel_cache = lambda: Cache(limit=0)  # type: ignore[assignment]
+        native_code.kernel_cache = lambda: Cache(limit=0)  # type: ignore[assignment]
         with pytest.raises(MemoryLimitError) as refused:
             rows.wrong()
         text = str(refused.value)

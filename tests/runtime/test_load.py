@@ -18,8 +18,8 @@ import torch
 from tests.runtime.faults import Rows
 from tilewright.bench import soak, soak_load
 from tilewright.bench.soak_cases import Case
-from tilewright.runtime import backends, threads
 from tilewright.runtime import family as family_module
+from tilewright.runtime import native_code, threads
 from tilewright.runtime.cache import Cache
 from tilewright.runtime.lowbit import linear as linear_module
 from tilewright.runtime.quantized.tensor import QuantizedTensor
@@ -77,15 +77,15 @@ def meanwhile(work: Callable[[], object]) -> Iterator[None]:
 def compiled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the kernels that are compiled, each slowly enough for others to come by."""
     names: list[str] = []
-    real = backends.machine_code
+    real = native_code.machine_code
 
     def counted(program: Any, target: Any) -> bytes:
         names.append(program.name)
         time.sleep(0.05)
         return real(program, target)
 
-    monkeypatch.setattr(backends, "machine_code", counted)
-    monkeypatch.setattr(backends, "kernel_cache", lambda: Cache(limit=0))
+    monkeypatch.setattr(native_code, "machine_code", counted)
+    monkeypatch.setattr(native_code, "kernel_cache", lambda: Cache(limit=0))
     return names
 
 
@@ -233,7 +233,7 @@ def test_a_short_soak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TILEWRIGHT_CACHE_DIR", str(tmp_path))
     settings.cache_clear()
     small = Cache(tmp_path, 20_000)
-    monkeypatch.setattr(backends, "kernel_cache", lambda: small)
+    monkeypatch.setattr(native_code, "kernel_cache", lambda: small)
     monkeypatch.setattr(soak_load, "LIFE", (5, 50))
     old, late = [Rows() for _ in range(4)], [Rows() for _ in range(4)]
     cases = [exact(rows, size) for rows in old for size in (1, 50)]

@@ -280,7 +280,7 @@ def _keep(document: Document) -> None:
 def _new_caches() -> Iterator[None]:
     """Empty folders of compiled kernels, ours and Inductor's, so that compiling is measured; with
     them no schedules that this user has tuned."""
-    from tilewright.runtime.backends import kernel_cache
+    from tilewright.runtime.native_code import kernel_cache
     from tilewright.runtime.settings import settings
 
     names = ("TILEWRIGHT_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")

@@ -13,6 +13,7 @@ from tilewright.passes.channels import Channel, find_channels
 from tilewright.passes.choose_layout import choose_layout
 from tilewright.passes.pipeline import kernel_passes, run_passes
 from tilewright.passes.reorder import MOST_ROUNDS, RULES
+from tilewright.passes.to_tile.cost.defaults import few_row_classes
 from tilewright.passes.to_tile.kernel_info import KernelInfo, analyse, is_row_kernel
 from tilewright.passes.to_tile.lowbit.choose import unpack_slots
 from tilewright.passes.to_tile.lowbit.info import has_packed_weights, packed_products
@@ -183,7 +184,8 @@ def _layouts(graph: Graph, target: Target) -> tuple[LayoutFacts, ...]:
     if is_row_kernel(graph):
         return (LayoutFacts(0, row_schedule(target)),)
     info = kernel_info(graph)
-    found = ((rows, default_schedule(info, target, rows)) for rows in row_classes(target))
+    classes = few_row_classes(info, target)
+    found = ((rows, default_schedule(info, target, rows)) for rows in classes)
     return tuple(LayoutFacts(rows, y) for rows, y in found if isinstance(y, Schedule))
 
 

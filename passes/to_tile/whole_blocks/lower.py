@@ -14,6 +14,7 @@ from tilewright.ir import ops_tile as t
 from tilewright.ir.core import Graph, Region, Value
 from tilewright.ir.errors import UnsupportedError
 from tilewright.ir.target import Target
+from tilewright.passes.to_tile.in_parts import can_be_shared_out
 from tilewright.passes.to_tile.kernel_info import KernelInfo, is_row_kernel
 from tilewright.passes.to_tile.lowbit.info import has_packed_weights
 from tilewright.passes.to_tile.mask_range import MaskRange, find_mask_range
@@ -24,7 +25,6 @@ from tilewright.passes.to_tile.whole_blocks.frame import FrameMemory, Place
 from tilewright.passes.to_tile.whole_blocks.parts import (
     MergeProgram,
     Partials,
-    can_be_shared_out,
 )
 from tilewright.passes.to_tile.whole_blocks.schedule import BlockSchedule, padded
 from tilewright.passes.to_tile.whole_blocks.spans import Spans

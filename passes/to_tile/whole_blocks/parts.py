@@ -26,32 +26,15 @@ from tilewright.ir.dtypes import F32
 from tilewright.ir.ops_stream import IDENTITY
 from tilewright.ir.sizes import Size
 from tilewright.ir.types import BufferType
-from tilewright.passes.to_tile.kernel_info import KernelInfo, is_row_kernel
+from tilewright.passes.to_tile.in_parts import Statistic, parts_name, statistics_of
+from tilewright.passes.to_tile.kernel_info import KernelInfo
 from tilewright.passes.to_tile.parameters import Parameters
 from tilewright.passes.to_tile.state import LoweringState
 from tilewright.passes.to_tile.whole_blocks.frame import Frame, FrameMemory, Place
 from tilewright.passes.to_tile.whole_blocks.schedule import BlockSchedule, padded
 from tilewright.passes.to_tile.whole_blocks.values import Scope, Values
 
-PARTS = "parts"  # the name of their number, unless a size is called so
 AT_ONCE = 16  # parts that are read together
-
-Statistic = s.Scan | s.Reduce
-
-
-def statistics_of(info: KernelInfo) -> list[Statistic]:
-    """What is carried from block to block."""
-    return [op for op in info.graph.body.ops if isinstance(op, s.Scan | s.Reduce)]
-
-
-def can_be_shared_out(info: KernelInfo) -> bool:
-    """True if parts of the inner axis can be put together: running extremes, sums and extremes,
-    and no result that comes once per position."""
-    if is_row_kernel(info.graph) or info.splits or not info.inner.name:
-        return False
-    sinks = (op for op in info.graph.body.ops if isinstance(op, s.Sink))
-    scans = (op for op in statistics_of(info) if isinstance(op, s.Scan))
-    return not any(info.per_position(op) for op in sinks) and all(op.kind != "sum" for op in scans)
 
 
 @dataclass(frozen=True)
@@ -65,10 +48,7 @@ class Partials:
     @classmethod
     def of(cls, info: KernelInfo) -> Partials:
         """Those of a kernel with these rows."""
-        name = PARTS
-        while name in info.graph.sizes:
-            name += "_"
-        count, buffers = Size.of(name), []
+        count, buffers = Size.of(parts_name(info.graph)), []
         for op in statistics_of(info):
             element = tuple(a.size for a in info.element(op.results[0]))
             shape = (count, *(a.size for a in info.grid), info.row_count, *element)
