@@ -27,6 +27,7 @@ from tilewright.frontend.region_call import RegionCall
 from tilewright.frontend.regions import Region, find_regions
 from tilewright.frontend.replace import Rewriter
 from tilewright.frontend.report import GraphReport, LeftRow, RegionReport, Report
+from tilewright.frontend.row_slices import slice_rows_first
 from tilewright.frontend.strictness import is_bookkeeping, offences, refuse
 from tilewright.frontend.symbols import settle_equal_products
 from tilewright.frontend.translate import fake_of, operand_nodes
@@ -77,6 +78,7 @@ class Capture:
         _call_directly(gm)
         drop_conversions(gm)
         drop_unused(gm)
+        slice_rows_first(gm)
         settle_equal_products(_symbolic_sizes(gm))
         analysis = Analysis(gm.graph)
         captured = CapturedGraph()

@@ -163,3 +163,34 @@ def test_gradients_are_torchs() -> None:
     head(hidden, labels).backward()
     assert got is not None and head.head.weight.grad is not None
     torch.testing.assert_close(got, head.head.weight.grad)
+
+
+def shifted(logits: Tensor, labels: Tensor) -> Tensor:
+    rows, next_ = logits[..., :-1, :].contiguous(), labels[..., 1:].contiguous()
+    return F.cross_entropy(rows.view(-1, rows.shape[-1]), next_.view(-1))
+
+
+def written(logits: Tensor, labels: Tensor) -> Tensor:
+    rows = logits[:, 1:]
+    rows[:, 0] = 0.5  # in the slice's memory alone
+    return rows.logsumexp(-1)
+
+
+def read_twice(logits: Tensor, labels: Tensor) -> Tensor:
+    return logits[:, :-2].logsumexp(-1) + logits.max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("loss", "fused"), [(shifted, 1), (written, 0), (read_twice, 0)])
+def test_losses_of_some_rows(loss: Loss, fused: int, dtype: torch.dtype) -> None:
+    """What the loss leaves out the head does not compute."""
+    head = Head(loss, False, dtype)
+    compiled = tilewright.compile(head)
+    for shape in ((2, 9), (3, 40)):
+        hidden, labels = drawn(*shape, dtype=dtype)
+        with torch.no_grad():
+            got, want = compiled(hidden, labels), head(hidden, labels)
+        torch.testing.assert_close(got, want, rtol=0.02, atol=0.02)
+    left = left_ops(compiled.explain())
+    assert "linear" not in left if fused or dtype == torch.float32 else "linear" in left
+    assert ("cross_entropy" in left or "logsumexp" in left) != bool(fused)
