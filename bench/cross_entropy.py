@@ -1,5 +1,5 @@
-"""The figures of the cross-entropy of a product over a large vocabulary, as a command:
-``python -m tilewright.bench.cross_entropy``."""
+"""The figures of the cross-entropy of a product over a large vocabulary, and of a model's head and
+its mean loss, as a command: ``python -m tilewright.bench.cross_entropy``."""
 
 from __future__ import annotations
 
@@ -24,13 +24,14 @@ Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True)
 class Workload:
-    """Rows of hidden numbers times a vocabulary's weights, all f32, one label a row."""
+    """Rows of hidden numbers times a vocabulary's weights, one label a row; ``dtype`` of both."""
 
     name: str
     rows: int
     hidden: int
     vocabulary: int
     goal: Goal = NO_GOAL
+    dtype: torch.dtype = torch.float32
 
     @property
     def work(self) -> float:
@@ -54,6 +55,16 @@ WORKLOADS = (
     Workload("x 1x1024, vocabulary 32,768", 1, 1024, 32768),
 )
 
+HEADS = tuple(
+    Workload(f"head and mean loss, {tokens} {name}", rows, hidden, words, NO_GOAL, dtype)
+    for name, dtype in (("in f32", torch.float32), ("in bf16", torch.bfloat16))
+    for tokens, rows, hidden, words in (
+        ("4,096 tokens x1024, vocabulary 50,000", 4096, 1024, 50_000),
+        ("16 tokens x2048, vocabulary 20,000", 16, 2048, 20_000),
+        ("1 token x2048, vocabulary 20,000", 1, 2048, 20_000),
+    )
+)
+
 
 @app.command()
 def cross_entropy(
@@ -72,9 +83,13 @@ def cross_entropy(
 def run(effort: Effort, *, quick: bool = False) -> Record:
     """All comparisons, and the memory of the first. ``quick`` holds nothing to its goals."""
     date, here, effort = begin(effort, quick)
-    chosen = [w.smaller() for w in WORKLOADS] if quick else list(WORKLOADS)
+    chosen, heads = (
+        [w.smaller() for w in found] if quick else list(found) for found in (WORKLOADS, HEADS)
+    )
     rows = tuple(compare(workload, effort) for workload in chosen)
-    record = Record("cross_entropy", date, here, rows, (scratch_memory(chosen[0]),))
+    rows += tuple(compare_head(workload, effort) for workload in heads)
+    memory = scratch_memory(chosen[0]), head_memory(heads[0])
+    record = Record("cross_entropy", date, here, rows, memory)
     return record.without_goals() if quick else record
 
 
@@ -107,6 +122,52 @@ def compare(workload: Workload, effort: Effort) -> Comparison:
     )
 
 
+class Head(torch.nn.Module):
+    """The last layer of a language model, and the mean loss of its logits in f32."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.head = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+        self.head.weight = torch.nn.Parameter(weight, requires_grad=False)
+
+    def forward(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(self.head(hidden).float(), labels)
+
+
+def compare_head(workload: Workload, effort: Effort) -> Comparison:
+    """A head and its loss as torch runs them, and under ``tilewright.compile``."""
+    x, weight, labels = make_inputs(workload)
+    head = Head(weight)
+    compiled = tilewright.compile(head)
+    with torch.no_grad():
+        exact = torch_losses(x.double(), weight.double(), labels).mean()
+        errors = [float(abs(f(x, labels) - exact)) for f in (compiled, head)]
+        times = interleaved(lambda: compiled(x, labels), lambda: head(x, labels), effort)
+    return Comparison(
+        workload.name,
+        "torch nn.Linear and F.cross_entropy",
+        *times,
+        goal=workload.goal,
+        work=workload.work,
+        unit="GFLOP/s",
+        our_error=errors[0],
+        their_error=errors[1],
+    )
+
+
+def head_memory(workload: Workload) -> Quantity:
+    """MB that the process grows by at the peak of a head's loss (on Linux only), and by torch's."""
+    x, weight, labels = make_inputs(workload)
+    head = Head(weight)
+    compiled = tilewright.compile(head)
+    with torch.no_grad():
+        compiled(x[:64], labels[:64])  # compiled and loaded before the measurement
+        ours, theirs = growth(lambda: compiled(x, labels)), growth(lambda: head(x, labels))
+    details = {"torch_bytes": None if theirs is None else theirs.peak}
+    value = 0.0 if ours is None else ours.peak / 1e6
+    return Quantity(f"memory, {workload.name}", value, "MB", NO_GOAL, details)
+
+
 def torch_losses(x: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """One loss a row."""
     return F.cross_entropy(x @ weight.T, labels, reduction="none")
@@ -118,7 +179,7 @@ def make_inputs(workload: Workload) -> Tensors:
     x = torch.randn(workload.rows, workload.hidden, generator=generator)
     weight = torch.randn(workload.vocabulary, workload.hidden, generator=generator)
     labels = torch.randint(0, workload.vocabulary, (workload.rows,), generator=generator)
-    return x, weight * workload.hidden**-0.5, labels
+    return x.to(workload.dtype), (weight * workload.hidden**-0.5).to(workload.dtype), labels
 
 
 def scratch_memory(workload: Workload) -> Quantity:

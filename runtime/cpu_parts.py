@@ -25,6 +25,7 @@ from tilewright.ir.types import BufferType
 from tilewright.passes.to_tile.in_parts import Partials, merging_graph, parts_name
 from tilewright.passes.to_tile.kernel_info import KernelInfo, analyse
 from tilewright.passes.to_tile.lower import first_of_parts, kernel_to_share
+from tilewright.passes.to_tile.mask_range import find_mask_range
 from tilewright.runtime.calls import (
     defined,
     indented,
@@ -125,14 +126,26 @@ class InParts:
             return self._made
 
     def _pair(self) -> Pair | str:
+        name = self.variant.graph.name
         try:
             info = kernel_to_share(self.variant.graph)
             if info is None:
                 return "no parts of it can be joined"
-            return Pair(self.variant, info, self.target, self.make)
+            if _leaves_little(info):
+                return "masks may leave a few of the positions only"
+            pair = Pair(self.variant, info, self.target, self.make)
         except (UnsupportedError, BackendMissingError, BindError) as error:
-            KERNELS.debug("%s is not computed in parts: %s", self.variant.graph.name, error)
+            KERNELS.debug("%s is not computed in parts: %s", name, error)
             return str(error)
+        KERNELS.info("%s, calls of few work items as two kernels", name)
+        return pair
+
+
+def _leaves_little(info: KernelInfo) -> bool:
+    """Whether masks know where what is seen begins (a window, documents): it may be so short that
+    one thread is quicker, and only the kernel itself finds out."""
+    mask = find_mask_range(info)
+    return bool(mask.tests) or not all(bound.upper for bound in mask.bounds)
 
 
 class Pair:
