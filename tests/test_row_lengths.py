@@ -15,6 +15,7 @@ from tests.fused_text import const, reduce, softmax
 from tilewright.ir.parser import parse
 from tilewright.runtime.family import KernelFamily
 from tilewright.runtime.program import Program
+from tilewright.runtime.threads import set_num_threads
 
 Reference = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 EPS = 2.0**-24
@@ -99,3 +100,17 @@ def test_a_vector_has_no_rows() -> None:
     x = torch.randn(1000)
     torch.testing.assert_close(program(x)[0], F.softmax(x, -1))
     assert len(program.steps) > 1
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_every_row_is_computed_once_however_many_are_claimed(threads: int) -> None:
+    """Work items of 8 rows, of which one or several are claimed at once."""
+    program, w = compiled("norm", "host", "N"), torch.linspace(-1, 1, 5)
+    set_num_threads(threads)
+    try:
+        for items in (1, 127, 128, 129, 255, 256, 257, 1000):
+            for rows in (8 * items, 8 * items - 3):
+                x = torch.randn(rows, 5)
+                torch.testing.assert_close(program(x, w)[0], CASES["norm"][1](x, w))
+    finally:
+        set_num_threads(None)

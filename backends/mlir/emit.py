@@ -85,10 +85,14 @@ class _Program(ControlFlow):
         )
 
     def _work(self, counter: str, total: str) -> None:
-        """The loop over work items, which workers claim from a counter."""
-        text = self.text
-        one = text.i64(1)
-        first = text.op(f"llvm.atomicrmw add {counter}, {one} monotonic : !llvm.ptr, i64")
+        """The loop over work items, which workers claim from a counter: one by one, or so many at
+        once that there are about as many ``claims`` as a program of cheap items asks for."""
+        text, claims = self.text, self.graph.attrs.get("claims")
+        step = text.i64(1)
+        if claims is not None:
+            parts = text.op(f"arith.divsi {total}, {text.i64(int(claims))} : i64")
+            step = text.op(f"arith.maxsi {parts}, {step} : i64")
+        first = text.op(f"llvm.atomicrmw add {counter}, {step} monotonic : !llvm.ptr, i64")
         text.line(f"%end = scf.while (%item = {first}) : (i64) -> i64 {{")
         with text.region():
             more = text.op(f"arith.cmpi slt, %item, {total} : i64")
@@ -96,11 +100,28 @@ class _Program(ControlFlow):
         text.line("} do {")
         text.line("^bb0(%here: i64):")
         with text.region():
-            self._items("%here")
-            self._region(self.graph.body)
-            following = text.op(f"llvm.atomicrmw add {counter}, {one} monotonic : !llvm.ptr, i64")
+            if claims is None:
+                self._item("%here")
+            else:
+                self._items(step, total)
+            following = text.op(f"llvm.atomicrmw add {counter}, {step} monotonic : !llvm.ptr, i64")
             text.line(f"scf.yield {following} : i64")
         text.line("}")
+
+    def _items(self, step: str, total: str) -> None:
+        """Those of one claim."""
+        text = self.text
+        past = text.op(f"arith.addi %here, {step} : i64")
+        end = text.op(f"arith.minsi {past}, {total} : i64")
+        text.line(f"scf.for %one = %here to {end} step {text.i64(1)} : i64 {{")
+        with text.region():
+            self._item("%one")
+        text.line("}")
+
+    def _item(self, number: str) -> None:
+        """A work item: its place on the grid, and what it computes there."""
+        self._place(number)
+        self._region(self.graph.body)
 
     # ---- arguments
 
@@ -136,7 +157,7 @@ class _Program(ControlFlow):
         self.values[param] = MemoryRef(pointer, strides, type_.dtype)
         return at + 1 + len(type_.shape)
 
-    def _items(self, item: str) -> None:
+    def _place(self, item: str) -> None:
         """Positions on the grid, the last dimension fastest."""
         self.blocks = []
         for extent in reversed(self.extents):

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tilewright.ir import ops_stream as s
-from tilewright.ir.core import Graph, Module, Region
+from tilewright.ir.core import Attr, Graph, Module, Region
 from tilewright.ir.errors import UnsupportedError, VerifyError
 from tilewright.ir.sizes import Size
 from tilewright.ir.target import Target
@@ -47,6 +47,7 @@ from tilewright.passes.to_tile.routing.program import routing_program
 from tilewright.passes.to_tile.row_kernel import any_length, lower_row_kernel
 from tilewright.passes.to_tile.rows import RowLowering
 from tilewright.passes.to_tile.schedule import (
+    ROW_CLAIMS,
     Schedule,
     columns_on_lanes,
     farther_ahead,
@@ -322,11 +323,13 @@ class _Program:
                 rows.leave(lambda row, at: partials.store(self.state, row, at))
             rows.finish([sink for sink in self.sinks if not self.info.per_position(sink)])
         body = Region(self.params, tuple(self.state.build.top.ops))
-        attrs = {
+        attrs: dict[str, Attr] = {
             "grid": tuple((size, tile) for size, tile in grid),
             "outputs": len(self.sinks),
             "target": target.name,
         }
+        if is_row_kernel(self.info.graph):
+            attrs["claims"] = ROW_CLAIMS
         return Graph("tile", self.info.graph.name, sizes, body, attrs)
 
 
