@@ -95,11 +95,23 @@ def row_cores(analysis: Analysis, taken: set[Node]) -> Iterator[set[Node]]:
             yield core
 
 
+_SEVERAL_PASSES = (
+    "cosine_similarity",
+    "cross_entropy",
+    "logsumexp",
+    "std",
+    "var",
+)  # of torch's own
+
+
 def _gains_alone(analysis: Analysis, node: Node) -> bool:
     """Whether torch's own operation is slower than a kernel: rms_norm, which is several; others
     where rows are so many that a call costs nothing beside them."""
     entry = analysis.entry(node)
-    return is_large(node) or (entry is not None and entry.name == "rms_norm")
+    if entry is None:
+        return False
+    passes = entry.name in _SEVERAL_PASSES and is_large(operand_nodes(node)[0])
+    return passes or is_large(node) or entry.name == "rms_norm"
 
 
 def _reduces_rows(analysis: Analysis, node: Node) -> bool:
@@ -109,7 +121,9 @@ def _reduces_rows(analysis: Analysis, node: Node) -> bool:
     source, result = fake_of(operand_nodes(node)[0]), fake_of(node)
     if not isinstance(result, torch.Tensor) or not _in_floats(analysis, node):
         return False  # positions of a maximum, and integers, whose sums kernels of rows have not
-    return bool(source.shape) and len(result.shape) == len(source.shape)
+    entry = analysis.entry(node)
+    loss = entry is not None and entry.name == "cross_entropy"  # or the mean of all rows'
+    return loss or len(source.shape) - len(result.shape) in range(min(2, len(source.shape)))
 
 
 def _in_floats(analysis: Analysis, node: Node) -> bool:
@@ -134,20 +148,70 @@ def _before(analysis: Analysis, node: Node, taken: set[Node]) -> set[Node]:
 
 
 def _after(analysis: Analysis, core: set[Node], taken: set[Node], width: Dim) -> set[Node]:
-    """Work on results of the core, the rows of ``width`` that it reads, and weights: pointwise, or
-    along the rows."""
+    """The core with work on its results, pointwise or along the rows, and with what else that reads
+    and nothing else does: ``log_softmax(a) - log_softmax(b)``. Other tensors are inputs, if they do
+    not depend on the core themselves."""
     core = set(core)
-    rows = {o for n in core for o in operand_nodes(n)}
+    behind = {n for n in core if _reduces_rows(analysis, n) and _drops_rows(n)}
     for node in analysis.nodes:
-        along = analysis.kind(node) is Kind.POINTWISE or _reduces_rows(analysis, node)
-        if node in taken or node in core or not along:
+        if node in core or not any(n in core or n in behind for n in node.all_input_nodes):
             continue
+        reduces = _reduces_rows(analysis, node)
+        ends = reduces and _drops_rows(node)  # what follows has no rows
+        along = reduces or analysis.kind(node) is Kind.POINTWISE
         operands = operand_nodes(node)
-        follows = any(o in core for o in operands)
-        known = all(o in core or o in rows or is_weight(o) or _along(o, width) for o in operands)
-        if follows and known and fake_of(node).shape[-1] in (1, width):
-            core.add(node)
+        others = [o for o in operands if o not in core]
+        follows = len(others) < len(operands) and not behind.intersection(node.all_input_nodes)
+        known = all(_belongs(o, node, width) for o in others)
+        if along and follows and known and node not in taken and (ends or _is_row(node, width)):
+            core |= {node}.union(
+                *(_with_its_own(analysis, o, {node}, taken, width) for o in others)
+            )
+        else:
+            behind.add(node)
+        if ends:
+            behind.add(node)
     return core
+
+
+def _drops_rows(node: Node) -> bool:
+    """Whether a reduction's result has a dimension less."""
+    return bool(fake_of(node).dim() < fake_of(operand_nodes(node)[0]).dim())
+
+
+def _is_row(node: Node, width: Dim) -> bool:
+    """Whether a tensor has rows of a width, or one number for each."""
+    fake = fake_of(node)
+    return isinstance(fake, torch.Tensor) and fake.dim() > 0 and fake.shape[-1] in (1, width)
+
+
+def _belongs(operand: Node, node: Node, width: Dim) -> bool:
+    """Whether an operand is a weight, or has rows or columns of those that a node works on."""
+    return is_weight(operand) or _along(operand, width) or _is_row(operand, width)
+
+
+def _with_its_own(
+    analysis: Analysis, node: Node, users: set[Node], taken: set[Node], width: Dim
+) -> set[Node]:
+    """A node on rows that only ``users`` need, with those that only it needs; none if it is not."""
+    reduces = _reduces_rows(analysis, node) and not _drops_rows(node)
+    whole = (
+        (reduces or analysis.kind(node) is Kind.POINTWISE)
+        and _is_row(node, width)
+        and not is_weight(node)
+        and node not in taken
+    )
+    if not whole or not set(node.users) <= users or not _has_rows_of(node, users):
+        return set()
+    found = {node}
+    for operand in operand_nodes(node):
+        found |= _with_its_own(analysis, operand, users | found, taken, width)
+    return found
+
+
+def _has_rows_of(node: Node, users: set[Node]) -> bool:
+    """Whether a tensor has as many rows as what is made of it: it is computed for each of them."""
+    return all(fake_of(u).shape[:-1] == fake_of(node).shape[:-1] for u in users)
 
 
 def _along(node: Node, width: Dim) -> bool:

@@ -93,8 +93,7 @@ def test_products_with_given_matrices(rows: int) -> None:
     agrees(lambda x, u, b: F.gelu(F.linear(x, u, b), approximate="tanh"), x, u, b)
     agrees(lambda x, u, g: F.silu(x @ g.T) * (x @ u.T), x, u, g)
     agrees(lambda x, u: F.rms_norm(x, (48,), eps=1e-6) @ u.T, x, u, kernels=2)
-    if rows > 1:  # scores of a single row have no stream form: torch computes them
-        agrees(lambda x, u, at: F.cross_entropy(x @ u.T, at, reduction="none"), x, u, labels)
+    agrees(lambda x, u, at: F.cross_entropy(x @ u.T, at, reduction="none"), x, u, labels)
 
 
 def test_a_form_that_cannot_be_made_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,3 +161,65 @@ def test_log_sum_exp_of_products_with_infinities(columns: int) -> None:
     want = (a.double() @ b.double().T + bias).logsumexp(-1)
     torch.testing.assert_close(compiled(a, b, bias).double(), want, rtol=1e-5, atol=1e-5)
     assert [region.status for region in compiled.explain().regions] == ["kernel"]
+
+
+def divergence(x: Tensor, w: Tensor, y: Tensor) -> Tensor:
+    a, b = x.log_softmax(-1), (y * w).log_softmax(-1)
+    return (a.exp() * (a - b)).sum(-1)
+
+
+def entropy(x: Tensor, w: Tensor, y: Tensor) -> Tensor:
+    return (x.softmax(-1) * x.log_softmax(-1)).sum(-1, keepdim=True)
+
+
+def residual_after_norm(x: Tensor, w: Tensor, y: Tensor) -> Tensor:
+    return y + F.rms_norm(x, (x.shape[-1],), w) * y.amax(-1, keepdim=True)
+
+
+def modulated(x: Tensor, w: Tensor, y: Tensor) -> Tensor:
+    return F.layer_norm(x, (x.shape[-1],)) * (1 + y[:1]) + y[:1]
+
+
+def two_ends(x: Tensor, w: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    z = x * w
+    return z.logsumexp(-1), z.var(-1)
+
+
+def way_out_and_back(x: Tensor, w: Tensor, y: Tensor) -> Tensor:
+    z = F.layer_norm(x, (x.shape[-1],))
+    return z * z.cumsum(-1) + y.softmax(-1)  # the sums so far are torch's, and need z
+
+
+ALONG = {
+    f.__name__: (f, 1) for f in (divergence, entropy, residual_after_norm, modulated, two_ends)
+}
+ALONG["way_out_and_back"] = way_out_and_back, 2
+
+
+@pytest.mark.parametrize("name", ALONG)
+@pytest.mark.parametrize("shape", [(1, 70), (33, 100), (3, 17, 96), (64, 64)], ids=str)
+def test_all_that_runs_along_rows(name: str, shape: tuple[int, ...]) -> None:
+    """One kernel reads what is given once; before, every softmax was one."""
+    function, kernels = ALONG[name]
+    random = torch.Generator().manual_seed(len(shape))
+    x, y = (torch.randn(shape, generator=random) for _ in range(2))
+    agrees(function, x, torch.rand(shape[-1], generator=random), y, kernels=kernels)
+
+
+def test_a_reduced_dimension_is_not_another_ones_columns() -> None:
+    """As many rows as columns: what a row's sum is taken from is every row's."""
+
+    def function(x: Tensor) -> Tensor:
+        p = x.softmax(-1)
+        return p - p.amax(-1) * x.logsumexp(-1)
+
+    agrees(function, torch.randn(64, 64), kernels=2)
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_losses_of_given_logits(reduction: str) -> None:
+    labels = torch.arange(40) * 7 % 300
+    labels[5] = -100
+    x = torch.randn(40, 300)
+    agrees(lambda x, at: F.cross_entropy(x, at, reduction=reduction), x, labels)
+    agrees(lambda x: x.logsumexp(-1), x)
