@@ -10,7 +10,7 @@ import torch
 from torch.fx import Graph, Node
 
 from tilewright.frontend.op_map.registry import Entry, Kind, axes_named, lookup
-from tilewright.frontend.symbols import same
+from tilewright.frontend.symbols import depends_on_data, same
 from tilewright.frontend.translate import fake_of, operand_nodes, probe
 
 
@@ -162,10 +162,18 @@ class Analysis:
         entry = lookup(node)
         if entry is None:
             return "not in the op map"
+        if _depends_on_data(node):
+            return "a size that depends on data"
         known = entry.kind is Kind.ROUTING or _takes_values_only(node)
         if isinstance(fake_of(node), tuple) and not known:
             return f"{entry.name}: positions of the maximum; only its values are known"
         return probe(node)
+
+
+def _depends_on_data(node: Node) -> bool:
+    fakes = [fake_of(n) for n in (node, *operand_nodes(node))]
+    tensors = [x for f in fakes for x in (f if isinstance(f, tuple) else (f,))]
+    return any(depends_on_data(x.shape) for x in tensors if isinstance(x, torch.Tensor))
 
 
 def _takes_values_only(node: Node) -> bool:

@@ -31,7 +31,7 @@ def pointwise_cores(
     path leads out of them and back in."""
     group: dict[Node, set[Node]] = {}
     for node in analysis.nodes:
-        if node in used or not is_large(node) or analysis.kind(node) is not Kind.POINTWISE:
+        if node in used or analysis.kind(node) is not Kind.POINTWISE or not is_large(node):
             continue
         members = {node}
         for operand in operand_nodes(node):

@@ -9,7 +9,7 @@ and is cheaper to redo than to read is absorbed (``absorb.py``).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,14 +46,48 @@ class Region:
 def find_regions(analysis: Analysis) -> list[Region]:
     """All regions of a graph, in order, each convex and safe to move to its anchor."""
     hazards = Hazards(analysis.nodes)
-    cores = [c for c in map(frozenset, _cores(analysis)) if c]
+    cores: list[frozenset[Node]] = []
+    for core in map(frozenset, _cores(analysis)):
+        if core and not _turns_back(analysis, core, cores):
+            cores.append(core)
     everything = frozenset().union(*cores)
     regions = [_complete(analysis, hazards, c, everything - c) for c in cores]
     used = set(everything).union(*(region.nodes for region in regions))
-    for core in pointwise_cores(analysis, used, lambda c: not _detours(analysis, c)):
-        regions.append(_complete(analysis, hazards, frozenset(core), frozenset(used)))
-        used |= core
+    for core in map(
+        frozenset, pointwise_cores(analysis, used, lambda c: not _detours(analysis, c))
+    ):
+        if not _turns_back(analysis, core, cores):
+            cores.append(core)
+            regions.append(_complete(analysis, hazards, core, frozenset(used)))
+            used |= core
     return sorted(regions, key=lambda r: analysis.position[r.anchor])
+
+
+def _turns_back(
+    analysis: Analysis, core: frozenset[Node], others: Sequence[frozenset[Node]]
+) -> bool:
+    """Whether a way out of a core comes back to it if other cores are computed as a whole, too:
+    each of two may need what the other one makes."""
+    at = analysis.position
+    spans = {c: (min(map(at.__getitem__, c)), max(map(at.__getitem__, c))) for c in (core, *others)}
+    near, before = {core}, 0  # cores that lie between each other's nodes
+    while len(near) > before:
+        before = len(near)
+        low, high = min(spans[c][0] for c in near), max(spans[c][1] for c in near)
+        near |= {c for c in others if spans[c][0] < high and low < spans[c][1]}
+    whole = {node: c for c in near - {core} for node in c}
+    reached: set[Node] = set()
+    stack = [u for n in core for u in n.users if u not in core]
+    while stack:
+        node = stack.pop()
+        if node in core:
+            return True
+        made = analysis.generated(node) and analysis.usable(node)  # taken along: see _tainted
+        if node not in reached and at[node] <= high and not made:
+            together = whole.get(node, frozenset({node}))
+            reached |= together
+            stack.extend(u for n in together for u in n.users if u not in together)
+    return False
 
 
 def _cores(analysis: Analysis) -> Iterator[set[Node]]:

@@ -93,6 +93,11 @@ def hint(dim: Dim) -> int:
     return dim if isinstance(dim, int) else int(dim.node.hint)
 
 
+def depends_on_data(shape: Iterable[Dim]) -> bool:
+    """Whether a dimension is known only once its tensor is made (``bincount``)."""
+    return any(not isinstance(d, int) and d.node.hint is None for d in shape)
+
+
 def same(a: Dim, b: Dim) -> bool:
     """Whether two dimensions are known to be equal without a new guard."""
     return bool(expression(a) == expression(b))

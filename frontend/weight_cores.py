@@ -7,7 +7,7 @@ dimension takes the pointwise work on the rows it reads and on the rows that com
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch.fx import Node
@@ -89,7 +89,7 @@ def row_cores(analysis: Analysis, taken: set[Node]) -> Iterator[set[Node]]:
         if node in taken or not _reduces_rows(analysis, node):
             continue
         core = {node} | _before(analysis, node, taken)
-        core = _after(analysis, core, taken, fake_of(operand_nodes(node)[0]).shape[-1])
+        core = _after(analysis, core, taken, fake_of(operand_nodes(node)[0]).shape)
         if len(core) > 1 or _gains_alone(analysis, node):
             taken |= core
             yield core
@@ -147,11 +147,13 @@ def _before(analysis: Analysis, node: Node, taken: set[Node]) -> set[Node]:
     return found
 
 
-def _after(analysis: Analysis, core: set[Node], taken: set[Node], width: Dim) -> set[Node]:
-    """The core with work on its results, pointwise or along the rows, and with what else that reads
-    and nothing else does: ``log_softmax(a) - log_softmax(b)``. Other tensors are inputs, if they do
-    not depend on the core themselves."""
-    core = set(core)
+def _after(
+    analysis: Analysis, core: set[Node], taken: set[Node], shape: Sequence[Dim]
+) -> set[Node]:
+    """The core, on rows of this shape, with work on its results, pointwise or along the rows, and
+    with what else that reads and nothing else does: ``log_softmax(a) - log_softmax(b)``. Other
+    tensors are inputs, if they do not depend on the core themselves."""
+    core, rows, width = set(core), shape[:-1], shape[-1]
     behind = {n for n in core if _reduces_rows(analysis, n) and _drops_rows(n)}
     for node in analysis.nodes:
         if node in core or not any(n in core or n in behind for n in node.all_input_nodes):
@@ -163,7 +165,8 @@ def _after(analysis: Analysis, core: set[Node], taken: set[Node], width: Dim) ->
         others = [o for o in operands if o not in core]
         follows = len(others) < len(operands) and not behind.intersection(node.all_input_nodes)
         known = all(_belongs(o, node, width) for o in others)
-        if along and follows and known and node not in taken and (ends or _is_row(node, width)):
+        along = along and follows and known and node not in taken
+        if along and _of_rows(node, rows, width, ends):
             core |= {node}.union(
                 *(_with_its_own(analysis, o, {node}, taken, width) for o in others)
             )
@@ -183,6 +186,13 @@ def _is_row(node: Node, width: Dim) -> bool:
     """Whether a tensor has rows of a width, or one number for each."""
     fake = fake_of(node)
     return isinstance(fake, torch.Tensor) and fake.dim() > 0 and fake.shape[-1] in (1, width)
+
+
+def _of_rows(node: Node, rows: Sequence[Dim], width: Dim, ends: bool) -> bool:
+    """Whether a node makes something of each of these rows: a row, or a number (``ends``: without
+    a dimension)."""
+    shape = fake_of(node).shape
+    return (ends or _is_row(node, width)) and (shape if ends else shape[:-1]) == rows
 
 
 def _belongs(operand: Node, node: Node, width: Dim) -> bool:

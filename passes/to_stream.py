@@ -314,7 +314,7 @@ def stream_graphs(graph: Graph, held: bool = False) -> tuple[Graph, ...]:
         if inner is not None:
             return _without_inner(graph, inner, held)
         whole = tensor_to_stream(graph, held=held)
-        if not _folds_across_rows(whole):
+        if not _folds_across_rows(whole) and not _row_after_row(whole):
             return (whole,)
     except UnsupportedError as error:
         problem = error
@@ -351,6 +351,15 @@ def _without_reductions(graph: Graph, held: bool) -> tuple[Graph, ...]:
     if not parts:
         raise UnsupportedError("no reduction of inputs to make beforehand")
     return tuple(replace(tensor_to_stream(p, held=held), attrs=p.attrs) for p in parts)
+
+
+def _row_after_row(graph: Graph) -> bool:
+    """True if rows are reduced one by one within the only loop, over all of them: one work item,
+    where the rows could be shared out before they are summed up."""
+    types = [v.type for op in graph.body.ops for v in op.results]
+    loops = max((len(x.loops) for x in types if isinstance(x, StreamType)), default=0)
+    kinds = {type(op) for op in graph.body.ops}
+    return loops == 1 and {s.Fold, s.Reduce} <= kinds
 
 
 def _folds_across_rows(graph: Graph) -> bool:

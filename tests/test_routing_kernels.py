@@ -16,6 +16,7 @@ from torch import Tensor
 
 from tests.routing_inputs import TOKENS, check, compiled, scores, whole
 from tests.routing_programs import SORTED, groups
+from tilewright.ir.evaluate import evaluate
 from tilewright.ir.parser import parse
 from tilewright.runtime.program import Program
 from tilewright.runtime.threads import set_num_threads
@@ -324,3 +325,20 @@ def test_other_back_ends(backend: str) -> None:
         check(text, *routed(np.random.default_rng(tokens), tokens, 7, 6), backend=backend)
     check(SORTED, ids_of(np.random.default_rng(0), (9, 3), 9), torch.arange(9), backend=backend)
     check(PIECES, *pieces(np.random.default_rng(0), 5), backend=backend)
+
+
+def test_elements_whose_axes_lie_in_two_orders() -> None:
+    """b is [i], a [j, i]: their difference came as [i, j], and its vectors were read as [j, i]."""
+    text = """graph f(%b: tensor<8 x f32>, %a: tensor<5 x 8 x f32>) {
+      %m = tensor.reduce %b {kind = "sum", axis = 0, keep = true}
+      %e = math.sub %b, %m
+      %d = math.sub %e, %a
+      %x = math.add %a, %d
+      %y = math.mul %x, %x
+      %r = tensor.reduce %y {kind = "sum", axis = 1}
+      return %r, %e
+    }"""
+    module = parse(text)
+    b, a = torch.randn(8), torch.randn(5, 8)
+    for got, want in zip(Program(module)(b, a), evaluate(module, b, a), strict=True):
+        np.testing.assert_allclose(got.numpy(), want, rtol=1e-4)

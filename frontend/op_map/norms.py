@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch.fx import Node
 
-from tilewright.frontend.op_map.emitter import Emitter, arithmetic_dtype, tensor_type
+from tilewright.frontend.op_map.emitter import ONE, Emitter, arithmetic_dtype, tensor_type
 from tilewright.frontend.op_map.reductions import Axes, axes_of
 from tilewright.frontend.op_map.registry import Kind, axes_named, handles
 from tilewright.ir import ops_math as m
@@ -136,8 +136,12 @@ def _stored(e: Emitter, x: Value) -> Value:
 def cosine_similarity(e: Emitter, x1: Value, x2: Value, dim: int = 1, eps: float = 1e-8) -> Value:
     """x1 . x2 / (max(norm(x1), eps) * max(norm(x2), eps))"""
     wide = arithmetic_dtype(e.dtype)
+    both = [tensor_type(x).shape for x in (x1, x2)]
+    rank = max(map(len, both))
+    padded = ((*(ONE,) * (rank - len(x)), *x) for x in both)
+    shape = [a if b == ONE else b for a, b in zip(*padded, strict=True)]
     unit = []
-    for x in (e.cast(x1, wide), e.cast(x2, wide)):
+    for x in (e.broadcast(e.cast(y, wide), shape) for y in (x1, x2)):
         length = _length(e, x, 2, dim, keep=True)
         unit.append(e.op(m.Div, x, e.op(m.Max, length, e.const(eps, wide))))
     return e.cast(e.reduce(e.op(m.Mul, *unit), "sum", (dim,), False), e.dtype)

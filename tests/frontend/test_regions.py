@@ -367,3 +367,16 @@ def test_an_effect_of_what_nothing_uses_stays() -> None:
     torch.testing.assert_close(ours, theirs)
     for a, b in zip(tensors, copies, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_regions_that_need_each_other_are_not_both_kernels() -> None:
+    """Each is convex alone: v * w needs what the second makes, that needs v reversed."""
+
+    def function(h: Tensor) -> tuple[Tensor, ...]:
+        v = torch.sigmoid(h)
+        w = torch.where(h > 0, h, 0.1 * h)
+        turned = v.flip(-1) - w
+        return turned, v * w, w + turned
+
+    report = compiled_report(function, torch.randn(600, 500))
+    assert len(report.regions) == 1 and left_ops(report) >= {"flip", "mul"}

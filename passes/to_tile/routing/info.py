@@ -67,8 +67,21 @@ class RoutingInfo:
         return min((op.parts for op in ops), default=1)
 
 
+def check_orders(graph: Graph) -> None:
+    """Raises UnsupportedError where an operand's element has its axes in another order than the
+    result's: a vector of places of one is no vector of the other."""
+    for op in graph.body.ops:
+        result = op.results[0].type
+        for value in op.operands if "pointwise" in op.traits else ():
+            if isinstance(value.type, StreamType) and isinstance(result, StreamType):
+                ours = [a.name for a in value.type.element]
+                if ours != [a.name for a in result.element if a.name in ours]:
+                    raise UnsupportedError("elements whose axes lie in two orders", op.loc)
+
+
 def routing_info(graph: Graph) -> RoutingInfo:
     """Raises UnsupportedError for a form that no schedule covers."""
+    check_orders(graph)
     types = [v.type for op in graph.body.ops for v in op.results]
     streams = [x for x in types if isinstance(x, StreamType)]
     terms = {op.axis for op in graph.body.ops if isinstance(op, s.Reduce)}
