@@ -178,3 +178,22 @@ def test_large_tensors_of_other_strides_and_broadcasts() -> None:
     narrow = compile(lambda a, b: (a * b).sigmoid() + b)
     a, b = rows(*LARGE).bfloat16(), rows(*LARGE).bfloat16()
     torch.testing.assert_close(narrow(a, b), (a * b).sigmoid() + b, rtol=2**-7, atol=2**-7)
+
+
+def test_cosines_of_tensors_of_other_shapes() -> None:
+    """A number of each row stands for a row of it."""
+
+    def function(x: Tensor) -> Tensor:
+        return F.cosine_similarity(x.exp().sum(-1, keepdim=True), x, dim=-1)
+
+    report = compiled_report(function, rows(9, 40))
+    assert len(report.regions) == 1 and "cosine_similarity" not in left_ops(report)
+
+
+def test_sizes_that_depend_on_data_stay_with_torch() -> None:
+    def function(ids: Tensor) -> Tensor:
+        return (torch.bincount(ids)[None] * 2.0 + 1).exp()
+
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        report = compiled_report(function, torch.arange(40) % 7)
+    assert not report.regions and "exp" in left_ops(report)
