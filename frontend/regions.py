@@ -9,7 +9,7 @@ and is cheaper to redo than to read is absorbed (``absorb.py``).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -46,10 +46,10 @@ class Region:
 def find_regions(analysis: Analysis) -> list[Region]:
     """All regions of a graph, in order, each convex and safe to move to its anchor."""
     hazards = Hazards(analysis.nodes)
-    cores: list[frozenset[Node]] = []
+    cores: Spans = {}
     for core in map(frozenset, _cores(analysis)):
         if core and not _turns_back(analysis, core, cores):
-            cores.append(core)
+            cores[core] = _span(analysis, core)
     everything = frozenset().union(*cores)
     regions = [_complete(analysis, hazards, c, everything - c) for c in cores]
     used = set(everything).union(*(region.nodes for region in regions))
@@ -57,19 +57,25 @@ def find_regions(analysis: Analysis) -> list[Region]:
         frozenset, pointwise_cores(analysis, used, lambda c: not _detours(analysis, c))
     ):
         if not _turns_back(analysis, core, cores):
-            cores.append(core)
+            cores[core] = _span(analysis, core)
             regions.append(_complete(analysis, hazards, core, frozenset(used)))
             used |= core
     return sorted(regions, key=lambda r: analysis.position[r.anchor])
 
 
-def _turns_back(
-    analysis: Analysis, core: frozenset[Node], others: Sequence[frozenset[Node]]
-) -> bool:
+Spans = dict[frozenset[Node], tuple[int, int]]  # where the first and the last of a core are
+
+
+def _span(analysis: Analysis, core: frozenset[Node]) -> tuple[int, int]:
+    places = [analysis.position[n] for n in core]
+    return min(places), max(places)
+
+
+def _turns_back(analysis: Analysis, core: frozenset[Node], others: Spans) -> bool:
     """Whether a way out of a core comes back to it if other cores are computed as a whole, too:
     each of two may need what the other one makes."""
     at = analysis.position
-    spans = {c: (min(map(at.__getitem__, c)), max(map(at.__getitem__, c))) for c in (core, *others)}
+    spans = {**others, core: _span(analysis, core)}
     near, before = {core}, 0  # cores that lie between each other's nodes
     while len(near) > before:
         before = len(near)
