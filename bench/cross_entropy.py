@@ -14,7 +14,7 @@ from tilewright.bench.command import AsJson, Quick, Save, Seconds, begin, delive
 from tilewright.bench.method.memory import growth
 from tilewright.bench.programs import cross_entropy_text
 from tilewright.bench.records import Comparison, Goal, Quantity, Record
-from tilewright.bench.timing import Effort, interleaved
+from tilewright.bench.timing import Effort, Timing, interleaved
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 SCRATCH_GOAL = Goal(8.0, 1.0)  # MB; the logits of the first workload alone are 67
@@ -110,9 +110,15 @@ def compare(workload: Workload, effort: Effort) -> Comparison:
             return F.cross_entropy(x @ weight.T, labels)
 
         times = interleaved(ours, theirs, effort)
+    return _compared(workload, "torch F.cross_entropy", times, errors)
+
+
+def _compared(
+    workload: Workload, peer: str, times: tuple[Timing, Timing], errors: list[float]
+) -> Comparison:
     return Comparison(
         workload.name,
-        "torch F.cross_entropy",
+        peer,
         *times,
         goal=workload.goal,
         work=workload.work,
@@ -143,16 +149,7 @@ def compare_head(workload: Workload, effort: Effort) -> Comparison:
         exact = torch_losses(x.double(), weight.double(), labels).mean()
         errors = [float(abs(f(x, labels) - exact)) for f in (compiled, head)]
         times = interleaved(lambda: compiled(x, labels), lambda: head(x, labels), effort)
-    return Comparison(
-        workload.name,
-        "torch nn.Linear and F.cross_entropy",
-        *times,
-        goal=workload.goal,
-        work=workload.work,
-        unit="GFLOP/s",
-        our_error=errors[0],
-        their_error=errors[1],
-    )
+    return _compared(workload, "torch nn.Linear and F.cross_entropy", times, errors)
 
 
 def head_memory(workload: Workload) -> Quantity:
