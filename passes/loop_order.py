@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from tilewright.ir import ops_tensor as t
 from tilewright.ir.core import Op, Value
 from tilewright.ir.ops_remake import Remake
+from tilewright.ir.ops_stream import Dims
+from tilewright.ir.sizes import Size
+from tilewright.ir.types import Axis
 from tilewright.passes.axes import AxisMap
 from tilewright.passes.routing_axes import chosen_from, elements, walked
 
@@ -145,3 +148,16 @@ def reduced_axes(axes: AxisMap, op: Op) -> frozenset[int]:
     if not isinstance(op, t.Contract | t.Reduce):
         return frozenset()
     return _operand_axes(axes, op) - axes.flat(axes.dims[op.result])
+
+
+def row_alone(taken: set[str]) -> Axis:
+    """A loop of one turn, for what runs in none, with a name that is not ``taken``."""
+    names = map("row{}".format, range(len(taken) + 1))
+    return Axis(next(n for n in names if n not in taken), Size.of(1))
+
+
+def along_unit(dims: Dims, axis: Axis) -> Dims:
+    """The axis along the first dimension that none runs along: the size of that is 1. The same
+    if there is no such dimension."""
+    at = dims.index(()) if () in dims else len(dims)
+    return (*dims[:at], (axis.name,), *dims[at + 1 :]) if at < len(dims) else dims

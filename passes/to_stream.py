@@ -32,12 +32,10 @@ from tilewright.passes.inner_products import (
     made_again,
     reductions_of_inputs,
 )
-from tilewright.passes.loop_order import choose_order, reduced_axes
+from tilewright.passes.loop_order import along_unit, choose_order, reduced_axes, row_alone
 from tilewright.passes.routing_axes import OPS
 from tilewright.passes.routing_streams import RoutingStreams
 from tilewright.passes.split_sums import split_sums
-
-ONE = Size.of(1)
 
 
 class _Converter:
@@ -65,14 +63,11 @@ class _Converter:
         no loop has nothing to wait for, and rules make channels shallow between loops. None if
         there are loops, or a result has no dimension of 1 that the loop may run along."""
         results = [self.axes.views[None, at] for at in range(len(self.graph.results))]
-        units = all(_unit_dim(self._along(view)) is not None for view in results)
+        units = all(() in self._along(view) for view in results)
         routes = any(isinstance(op, OPS) for op in self.graph.body.ops)
         if self.parallel or self.inner is None or not units or routes:
             return None
-        taken = set(self.axes.names.values())
-        return Axis(
-            next(n for n in map("row{}".format, range(len(taken) + 1)) if n not in taken), ONE
-        )
+        return row_alone(set(self.axes.names.values()))
 
     def run(self) -> Graph:
         for op in self.graph.body.ops:
@@ -274,15 +269,9 @@ class _Converter:
             raise UnsupportedError("an output that is one constant")
         dims = self._along(view)
         if self.alone is not None:
-            unit = _unit_dim(dims)
-            dims = tuple((self.alone.name,) if i == unit else d for i, d in enumerate(dims))
+            dims = along_unit(dims, self.alone)
         name = result_name(self.graph, at, self.label)
         return self.build(s.Sink, stream, dims=dims, type=value.type, hint=name)
-
-
-def _unit_dim(dims: tuple[tuple[str, ...], ...]) -> int | None:
-    """The first dimension that no axis runs along: its size is 1."""
-    return next((i for i, dim in enumerate(dims) if not dim), None)
 
 
 CROSSING = "_rows"  # in the names of what the first of two graphs leaves to the second

@@ -152,14 +152,15 @@ class Pair:
     """Two kernels, the first of which leaves something in memory for the second."""
 
     def __init__(self, variant: Variant, info: KernelInfo, target: Target, make: Maker) -> None:
-        types = [x for v in Partials.of(info).buffers if isinstance(x := v.type, BufferType)]
-        self.first = _first(variant, types, target)
+        partials = Partials.of(info)
+        types = [x for v in partials.buffers if isinstance(x := v.type, BufferType)]
+        self.first = _first(variant, partials, types, target)
         merging = merging_graph(info)
         given = [p.hint for p in info.graph.params]
         self.read = [given.index(p.hint) for p in merging.params[len(types) :]]
         last = [len(x.shape) - 1 for x in types]
         units = (*last, *(variant.units[at] for at in self.read))
-        self.second, _ = make(Variant(merging, 1, units, {}, shared=False), target)
+        self.second, _ = make(Variant(merging, 1, units, {}), target)
         self.between = _between(variant, types, parts_name(info.graph))
 
     def __call__(self, tensors: Tensors, parts: int) -> Tensors:
@@ -172,21 +173,18 @@ class Pair:
 Maker = Callable[[Variant, Target], tuple[Call, object]]
 
 
-def _first(variant: Variant, partials: list[BufferType], target: Target) -> Kernel:
+def _first(variant: Variant, partials: Partials, types: list[BufferType], target: Target) -> Kernel:
     """The first kernel: it writes into the last of its inputs."""
     parts, native, _ = native_code(variant, target, _lower_first, (), "first of parts, ")
-    graph = variant.graph
-    names = [p.hint for p in graph.params]
-    count = [str(n) for x in partials[:1] for n in x.shape[0].names]
     return Kernel(
-        graph.name,
-        [*input_types(variant), *partials],
-        (*graph.sizes, *count),
+        variant.graph.name,
+        [*input_types(variant), *types],
+        (*variant.graph.sizes, *partials.count.names),
         parts.grid,
         0,
         parts.scratch_bytes,
         native,
-        [*names, *(f"part{at}" for at in range(len(partials)))],
+        [v.hint for v in (*variant.graph.params, *partials.buffers)],
     )
 
 

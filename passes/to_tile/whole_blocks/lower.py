@@ -22,10 +22,7 @@ from tilewright.passes.to_tile.parameters import kernel_parameters
 from tilewright.passes.to_tile.state import LoweringState
 from tilewright.passes.to_tile.whole_blocks.block import BlockBuilder
 from tilewright.passes.to_tile.whole_blocks.frame import FrameMemory, Place
-from tilewright.passes.to_tile.whole_blocks.parts import (
-    MergeProgram,
-    Partials,
-)
+from tilewright.passes.to_tile.whole_blocks.parts import MergeProgram, Partials
 from tilewright.passes.to_tile.whole_blocks.schedule import BlockSchedule, padded
 from tilewright.passes.to_tile.whole_blocks.spans import Spans
 from tilewright.passes.to_tile.whole_blocks.values import Scope, Values
